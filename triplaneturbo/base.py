@@ -1,0 +1,132 @@
+"""What every registered component shares: a typed configuration, checked when the component is built."""
+
+import types
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar, get_type_hints
+
+import torch.nn as nn
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
+from triplaneturbo.schedule import Schedule
+
+
+def option(default: Any) -> Any:
+    """A dataclass field with a mutable default or a schedule literal: `weight: Schedule = option([0, 1.0, 0.1, 100])`."""
+    return field(default_factory=lambda: default)
+
+
+def parse_config(cls: type, given: Any, owner: str) -> Any:
+    """Build the dataclass `cls` from a mapping, converting schedules and nested dataclasses.
+
+    Args:
+        cls: a dataclass.
+        given: an instance of `cls`, a mapping, or None (all defaults).
+        owner: the dotted place in the YAML file, for messages.
+
+    Raises:
+        UnknownNameError: a key that `cls` does not have, with the nearest ones it has.
+        ConfigError: a value of the wrong type or out of range (`__post_init__` of `cls`).
+    """
+    if isinstance(given, cls):
+        return given
+    if isinstance(given, (DictConfig, ListConfig)):
+        given = OmegaConf.to_container(given, resolve=True)
+    given = {} if given is None else given
+    if not isinstance(given, dict):
+        raise ConfigError(f"{owner} must be a mapping of options, not {given!r}")
+    hints = get_type_hints(cls)
+    allowed = {f.name for f in fields(cls) if f.init}
+    values = {}
+    for key, value in given.items():
+        if key in getattr(cls, "REFUSED", {}):
+            raise ConfigError(f"{owner}.{key} is not supported: {cls.REFUSED[key]}")
+        if key not in allowed:
+            raise UnknownNameError(f"{owner} has no option {key!r}; {nearest(str(key), allowed)}")
+        values[key] = _convert(hints[key], value, f"{owner}.{key}")
+    try:
+        config = cls(**values)
+    except TypeError as error:  # a required option is missing: dataclasses name it
+        raise ConfigError(f"{owner}: {error}") from error
+    for f in fields(cls):
+        if hints[f.name] is Schedule and not isinstance(getattr(config, f.name), Schedule):
+            object.__setattr__(config, f.name, Schedule.parse(getattr(config, f.name)))
+    return config
+
+
+def _convert(hint: Any, value: Any, place: str) -> Any:
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return value
+    if hint is Schedule:
+        return Schedule.parse(value)
+    if is_dataclass(hint):
+        return parse_config(hint, value, place)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(hint, value, place)
+    if origin is typing.Literal:
+        if value not in typing.get_args(hint):
+            allowed = ", ".join(map(repr, typing.get_args(hint)))
+            raise ConfigError(f"{place} is {value!r}; allowed: {allowed}")
+        return value
+    if origin in (tuple, list):
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{place} must be a list, not {value!r}")
+        return origin(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML reads 1e-15 as a string
+        return _to_float(value, place)
+    kind = origin or hint
+    if isinstance(kind, type) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        raise ConfigError(f"{place} must be of type {kind.__name__}, not {value!r}")
+    return value
+
+
+def _convert_union(hint: Any, value: Any, place: str) -> Any:
+    choices = typing.get_args(hint)
+    if value is None and type(None) in choices:
+        return None
+    reasons = []
+    for choice in (c for c in choices if c is not type(None)):
+        try:
+            return _convert(choice, value, place)
+        except ConfigError as error:
+            reasons.append(str(error))
+    raise ConfigError("; or ".join(reasons))
+
+
+def _to_float(text: str, place: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(f"{place} must be a number, not {text!r}") from error
+
+
+class Component:
+    """A registered class with a nested `Config` dataclass. Subclasses put their set-up into `configure`.
+
+    Options that the original has and that make no sense here are named in `Config.REFUSED` with the reason and
+    the alternative; giving one is an error that says so.
+    """
+
+    @dataclass(kw_only=True)
+    class Config:
+        """Options; one line of meaning under each field."""
+
+        REFUSED: ClassVar[dict[str, str]] = {}
+
+    cfg: Any
+
+    def __init__(self, cfg: Any = None, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        self.cfg = parse_config(self.Config, cfg, type(self).__name__)
+        self.configure(*args, **kwargs)
+
+    def configure(self, *args: Any, **kwargs: Any) -> None:
+        """Set-up after `self.cfg` is known; receives what the constructor was given beyond the configuration."""
+
+
+class Module(Component, nn.Module):
+    """A component with parameters or buffers."""

@@ -1,0 +1,173 @@
+"""What passes between the rooms.
+
+Letters in shapes: B prompts, V views a prompt, C channels, H W image size, N points, R rays, S samples a ray,
+L text tokens. View tensors are prompt-major: view v of prompt b is row b * V + v.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class _Movable:
+    """Dataclasses of tensors that move between devices as one."""
+
+    def to(self, device: torch.device | str) -> Any:
+        changes = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, (Tensor, _Movable)):
+                changes[f.name] = value.to(device)
+            elif isinstance(value, tuple) and value and isinstance(value[0], _Movable):
+                changes[f.name] = tuple(v.to(device) for v in value)
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Cameras(_Movable):
+    """Views of B prompts, V each (rows M = B * V, prompt-major). World: right-handed, z up, azimuth 0 on +x.
+
+    c2w: OpenGL camera-to-world, columns right, up, backward, position.
+    fovy: vertical field of view, radians.
+    distance: of the camera from the origin; distance_relative: the same times tan(fovy / 2).
+    elevation_deg, azimuth_deg: of the camera position.
+    n_view: V.
+    """
+
+    c2w: Float[Tensor, "M 4 4"]
+    fovy: Float[Tensor, " M"]
+    distance: Float[Tensor, " M"]
+    distance_relative: Float[Tensor, " M"]
+    elevation_deg: Float[Tensor, " M"]
+    azimuth_deg: Float[Tensor, " M"]
+    n_view: int
+
+    @property
+    def positions(self) -> Float[Tensor, "M 3"]:
+        return self.c2w[:, :3, 3]
+
+    @property
+    def w2c_rotation(self) -> Float[Tensor, "M 3 3"]:
+        return self.c2w[:, :3, :3].transpose(1, 2)
+
+    def __len__(self) -> int:
+        return self.c2w.shape[0]
+
+    def select(self, rows: Int[Tensor, " K"] | slice, n_view: int) -> "Cameras":
+        """The cameras of `rows`, as `n_view` views a prompt."""
+        picked = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "n_view"}
+        return Cameras(**picked, n_view=n_view)
+
+
+@dataclass(frozen=True)
+class TextStates(_Movable):
+    """What a CLIP text model says about B prompts.
+
+    tokens: last hidden states. pooled: the end-of-text state.
+    negative: last hidden states of the negative prompt, empty: of the empty prompt (one row each, broadcast over B).
+    """
+
+    tokens: Float[Tensor, "B L C"]
+    pooled: Float[Tensor, "B C"]
+    negative: Float[Tensor, "1 L C"]
+    empty: Float[Tensor, "1 L C"]
+
+
+@dataclass(frozen=True)
+class Batch(_Movable):
+    """One micro-batch.
+
+    prompts: captions. samples: their global sample indices (keys of all random draws). step: micro-batch counter.
+    cameras: one fresh set a PRD part. image_size, ray_size: (height, width) of the rasteriser and volume renderer.
+    condition: text of the generator. guidance: text of RichDreamer (first encoder) and of MVDream and Stable
+    Diffusion (second encoder). Text fields are None until the data module has encoded the prompts.
+    latent_shape: of the noise of one prompt, (planes, channels, height, width).
+    """
+
+    prompts: tuple[str, ...]
+    samples: tuple[int, ...]
+    step: int
+    cameras: tuple[Cameras, ...]
+    image_size: tuple[int, int]
+    ray_size: tuple[int, int]
+    latent_shape: tuple[int, int, int, int]
+    condition: TextStates | None = None
+    guidance: tuple[TextStates, TextStates] | None = None
+
+
+@dataclass(frozen=True)
+class FieldSample:
+    """The field at B * N points. sdf: negative inside. features: colours before their activation.
+    sdf_grad: d sdf / d point. normal: its unit vector. Parts that were not asked for are None."""
+
+    sdf: Float[Tensor, "B N 1"]
+    features: Float[Tensor, "B N F"] | None = None
+    sdf_grad: Float[Tensor, "B N 3"] | None = None
+    normal: Float[Tensor, "B N 3"] | None = None
+
+
+@dataclass
+class Mesh:
+    """A triangle mesh in world units. Empty meshes (0 vertices) are legal values; exporting one is an error.
+
+    vertices: V x 3. faces: F x 3, counter-clockwise seen from outside. colors: per vertex in [0, 1].
+    """
+
+    vertices: Float[Tensor, "V 3"]
+    faces: Int[Tensor, "F 3"]
+    colors: Float[Tensor, "V 3"] | None = None
+
+
+@dataclass(frozen=True)
+class Views:
+    """Rendered pictures, rows prompt-major, [M, H, W, .], all differentiable.
+
+    rgb: [0, 1], composited on the background. normal: camera space as colours (n + 1) / 2, x flipped, on
+    (.5, .5, 1), as RichDreamer was trained on. disparity: (far - d) / (far - near) in [0, 1], 0 on the background.
+    opacity: [0, 1]. depth: distance along the ray, weighted by opacity. extras: what regularisers need, by name
+    (sdf_grad [K, 3], sdf, normal_world, meshes, ...); a renderer gives what it has.
+    """
+
+    rgb: Float[Tensor, "M H W 3"]
+    normal: Float[Tensor, "M H W 3"]
+    disparity: Float[Tensor, "M H W 1"]
+    opacity: Float[Tensor, "M H W 1"]
+    depth: Float[Tensor, "M H W 1"]
+    normal_white: Float[Tensor, "M H W 3"] | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScoreGradient:
+    """d loss / d pixel for each kind of picture a teacher looks at (None: no teacher looked), and what to log.
+
+    logs: detached scalars by name; reading one synchronises with the device, so do it rarely.
+    """
+
+    rgb: Float[Tensor, "M H W 3"] | None
+    normal: Float[Tensor, "M H W 3"] | None
+    disparity: Float[Tensor, "M H W 1"] | None
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+    def surrogate(self, views: Views) -> Float[Tensor, ""]:
+        """A scalar whose gradient with respect to the pictures of `views` is this score gradient."""
+        total = views.rgb.new_zeros(())
+        for name in ("rgb", "normal", "disparity"):
+            gradient = getattr(self, name)
+            if gradient is not None:
+                total = total + (getattr(views, name) * gradient).sum()
+        return total
+
+
+__all__ = [
+    "Batch",
+    "Cameras",
+    "FieldSample",
+    "Mesh",
+    "ScoreGradient",
+    "TextStates",
+    "Views",
+]
