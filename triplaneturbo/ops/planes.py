@@ -7,14 +7,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Lookups handled at a time: bounds the temporaries (one gathered corner) and keeps them in cache on a CPU.
-_CHUNK = 1 << 17
+_CHUNK = 1 << 15
 # Rows and columns of zeros around each plane, so that every corner of a clamped cell exists.
 _BORDER = 2
 
 
-def sample_planes(
-    planes: Float[Tensor, "B P C H W"], coords: Float[Tensor, "B P N 2"]
-) -> Float[Tensor, "B P N C"]:
+def sample_planes(planes: Float[Tensor, "B P C H W"], coords: Float[Tensor, "B P N 2"]) -> Float[Tensor, "B P N C"]:
     """Bilinear lookup, zero outside, pixel centres at ((2j+1)/W - 1, (2i+1)/H - 1).
 
     `coords` are (u, v) = (column, row) in [-1, 1]. The same as `F.grid_sample(align_corners=False)`;
@@ -52,21 +50,23 @@ class _SampleWithJacobian(torch.autograd.Function):
         table = _texel_table(planes)
         origin = _plane_origin(planes, coords)
         points = coords.reshape(-1, 2)
-        rows = planes.new_empty(len(points), 3, channels)
+        value = planes.new_zeros(len(points), channels)
+        jacobian = planes.new_zeros(len(points), 2, channels)
         for part in _chunks(len(points)):
             cells, weights = _stencil(points[part], origin[part], height, width)
-            out = rows[part].zero_()
+            targets = (value[part], jacobian[part, 0], jacobian[part, 1])
             for cell, weight in zip(cells, weights, strict=True):
-                out.addcmul_(table[cell].unsqueeze(1), weight.unsqueeze(-1))
+                texels = table.index_select(0, cell)
+                for target, factor in zip(targets, weight, strict=True):
+                    target.addcmul_(texels, factor.unsqueeze(1))
         ctx.save_for_backward(planes, coords)
-        rows = rows.view(batch, count, -1, 3, channels)
-        return rows[..., 0, :].contiguous(), rows[..., 1:, :].contiguous()
+        return value.view(batch, count, -1, channels), jacobian.view(batch, count, -1, 2, channels)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_value, grad_jacobian):
         planes, coords = ctx.saved_tensors
-        batch, count, channels, height, width = planes.shape
+        _, _, channels, height, width = planes.shape
         wants_planes, wants_coords = ctx.needs_input_grad
         table = _texel_table(planes)
         origin = _plane_origin(planes, coords)
@@ -77,19 +77,17 @@ class _SampleWithJacobian(torch.autograd.Function):
         grad_points = torch.zeros_like(points) if wants_coords else None
         for part in _chunks(len(points)):
             cells, weights = _stencil(points[part], origin[part], height, width)
-            grads = torch.cat([grad_value[part].unsqueeze(1), grad_jacobian[part]], 1)
+            grads = (grad_value[part], grad_jacobian[part, 0], grad_jacobian[part, 1])
             if wants_planes:
                 for cell, weight in zip(cells, weights, strict=True):
-                    contribution = torch.einsum("nr,nrc->nc", weight, grads)
-                    grad_table.scatter_add_(0, cell.unsqueeze(1).expand_as(contribution), contribution)
+                    texel_grad = sum(w.unsqueeze(1) * g for w, g in zip(weight, grads, strict=True))
+                    grad_table.index_add_(0, cell, texel_grad)
             if wants_coords:
                 grad_points[part] = _coordinate_gradient(table, cells, weights, grads, height, width)
-        grad_planes = None
-        if wants_planes:
-            padded = grad_table.view(batch, count, height + 2 * _BORDER, width + 2 * _BORDER, channels)
-            inner = padded[:, :, _BORDER : _BORDER + height, _BORDER : _BORDER + width]
-            grad_planes = inner.permute(0, 1, 4, 2, 3).contiguous()
-        return grad_planes, grad_points.view_as(coords) if wants_coords else None
+        return (
+            _texels_to_planes(grad_table, planes.shape) if wants_planes else None,
+            grad_points.view_as(coords) if wants_coords else None,
+        )
 
 
 def _chunks(total: int) -> list[slice]:
@@ -99,6 +97,14 @@ def _chunks(total: int) -> list[slice]:
 def _texel_table(planes: Tensor) -> Tensor:
     """Zero-bordered texels, channels last: [B*P*(H+4)*(W+4), C]."""
     return F.pad(planes, [_BORDER] * 4).permute(0, 1, 3, 4, 2).reshape(-1, planes.shape[2])
+
+
+def _texels_to_planes(table: Tensor, shape: torch.Size) -> Tensor:
+    """Inverse of `_texel_table`."""
+    batch, count, channels, height, width = shape
+    padded = table.view(batch, count, height + 2 * _BORDER, width + 2 * _BORDER, channels)
+    inner = padded[:, :, _BORDER : _BORDER + height, _BORDER : _BORDER + width]
+    return inner.permute(0, 1, 4, 2, 3).contiguous()
 
 
 def _plane_origin(planes: Tensor, coords: Tensor) -> Tensor:
@@ -111,8 +117,8 @@ def _plane_origin(planes: Tensor, coords: Tensor) -> Tensor:
 
 def _stencil(
     points: Tensor, origin: Tensor, height: int, width: int
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Table rows [n] of the four corners and their weights [n, 3] in (value, d/du, d/dv)."""
+) -> tuple[tuple[Tensor, ...], tuple[tuple[Tensor, ...], ...]]:
+    """Table rows [n] of the four corners, and per corner its weights [n] in value, d/du and d/dv."""
     column = ((points[:, 0] + 1) * width - 1) / 2
     row = ((points[:, 1] + 1) * height - 1) / 2
     left, top = column.floor(), row.floor()
@@ -123,10 +129,10 @@ def _stencil(
     first = origin + (top + _BORDER) * stride + left + _BORDER
     du, dv = width / 2, height / 2
     weights = (
-        torch.stack([(1 - x) * (1 - y), du * (y - 1), dv * (x - 1)], -1),
-        torch.stack([x * (1 - y), du * (1 - y), -dv * x], -1),
-        torch.stack([(1 - x) * y, -du * y, dv * (1 - x)], -1),
-        torch.stack([x * y, du * y, dv * x], -1),
+        ((1 - x) * (1 - y), du * (y - 1), dv * (x - 1)),
+        (x * (1 - y), du * (1 - y), -dv * x),
+        ((1 - x) * y, -du * y, dv * (1 - x)),
+        (x * y, du * y, dv * x),
     )
     return (first, first + 1, first + stride, first + stride + 1), weights
 
@@ -134,17 +140,19 @@ def _stencil(
 def _coordinate_gradient(
     table: Tensor,
     cells: tuple[Tensor, ...],
-    weights: tuple[Tensor, ...],
-    grads: Tensor,
+    weights: tuple[tuple[Tensor, ...], ...],
+    grads: tuple[Tensor, ...],
     height: int,
     width: int,
 ) -> Tensor:
     """Gradient [n, 2] with respect to (u, v) of <grads, (value, d/du, d/dv)>."""
-    along_value = grads.new_zeros(len(grads), 2)
-    cross = grads.new_zeros(len(grads), 2)
-    for sign, cell, weight in zip((1, -1, -1, 1), cells, weights, strict=True):
-        products = torch.einsum("nrc,nc->nr", grads, table[cell])
-        along_value += weight[:, 1:] * products[:, :1]
-        cross += sign * products[:, 1:]
-    # The u gradient sees the change of d/dv and the v gradient that of d/du.
-    return along_value + cross.flip(1) * (height * width / 4)
+    grad_value, grad_du, grad_dv = grads
+    result = grad_value.new_zeros(len(grad_value), 2)
+    # The u gradient sees the cross derivative through d/dv, the v gradient through d/du.
+    for sign, cell, (_, weight_du, weight_dv) in zip((1, -1, -1, 1), cells, weights, strict=True):
+        texels = table.index_select(0, cell)
+        along_value = (grad_value * texels).sum(1)
+        cross = sign * height * width / 4
+        result[:, 0] += weight_du * along_value + cross * (grad_dv * texels).sum(1)
+        result[:, 1] += weight_dv * along_value + cross * (grad_du * texels).sum(1)
+    return result
