@@ -13,7 +13,7 @@ from triplaneturbo.schedule import Schedule
 
 
 def option(default: Any) -> Any:
-    """A dataclass field with a mutable default or a schedule literal: `weight: Schedule = option([0, 1.0, 0.1, 100])`."""
+    """A dataclass field with a mutable default or a schedule: `weight: Schedule = option([0, 1.0, 0.1, 100])`."""
     return field(default_factory=lambda: default)
 
 

@@ -51,7 +51,7 @@ def orbit_cameras(
         c2w=look_at_origin(direction * absolute[:, None]),
         fovy=fovy,
         distance=absolute,
-        distance_relative=distance if relative else distance * scale,
+        distance_relative=distance,
         elevation_deg=elevation_deg,
         azimuth_deg=azimuth_deg,
         n_view=n_view,

@@ -32,7 +32,8 @@ class Cameras(_Movable):
 
     c2w: OpenGL camera-to-world, columns right, up, backward, position.
     fovy: vertical field of view, radians.
-    distance: of the camera from the origin; distance_relative: the same times tan(fovy / 2).
+    distance: of the camera from the origin.
+    distance_relative: the distance as it was configured: times tan(fovy / 2) if relative, else the same.
     elevation_deg, azimuth_deg: of the camera position.
     n_view: V.
     """

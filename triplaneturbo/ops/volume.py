@@ -1,0 +1,56 @@
+"""Opacity of SDF samples along rays, and front-to-back compositing."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Keeps the NeuS ratio finite far inside the surface, where both sigmoids vanish.
+_NEUS_EPSILON = 1e-5
+# Largest sharpness at which the VolSDF density is evaluated.
+_VOLSDF_MAX_SHARPNESS = 80.0
+# Transmittance of one sample never falls below this, so its logarithm is finite.
+_MIN_TRANSMITTANCE = 1e-10
+
+
+def neus_alpha(
+    sdf: Float[Tensor, "*S"],
+    cosine: Float[Tensor, "*S"] | float,
+    intervals: Float[Tensor, "*S"] | float,
+    inv_std: Float[Tensor, ""] | float,
+) -> Float[Tensor, "*S"]:
+    """Discrete opacity of an SDF sample (NeuS, Wang et al. 2021, eq. 13), in [0, 1].
+
+    The SDF at the two ends of the interval is extrapolated linearly from its centre, f -+ c dt/2, where
+    c = -relu(-cosine) is the slope along the ray (`cosine`: ray direction times normal; samples that face away
+    have slope 0). With the logistic CDF S(s f), alpha = clip((S(prev) - S(next) + e) / (S(prev) + e), 0, 1).
+    Differentiable in all tensor arguments.
+    """
+    slope = torch.as_tensor(cosine, dtype=sdf.dtype, device=sdf.device).clamp_max(0)
+    half_step = slope * intervals / 2
+    previous = torch.sigmoid((sdf - half_step) * inv_std)
+    following = torch.sigmoid((sdf + half_step) * inv_std)
+    return ((previous - following + _NEUS_EPSILON) / (previous + _NEUS_EPSILON)).clamp(0, 1)
+
+
+def volsdf_density(sdf: Float[Tensor, "*S"], inv_std: Float[Tensor, ""] | float) -> Float[Tensor, "*S"]:
+    """Laplace-CDF density s (1/2 + 1/2 sign(f) expm1(-|f| s)) (VolSDF, Yariv et al. 2021), s at most 80."""
+    sharpness = torch.as_tensor(inv_std, dtype=sdf.dtype, device=sdf.device).clamp(0, _VOLSDF_MAX_SHARPNESS)
+    return sharpness * (0.5 + 0.5 * sdf.sign() * torch.expm1(-sdf.abs() * sharpness))
+
+
+def volsdf_alpha(
+    sdf: Float[Tensor, "*S"], intervals: Float[Tensor, "*S"], inv_std: Float[Tensor, ""] | float
+) -> Float[Tensor, "*S"]:
+    """First-order opacity density * dt of a VolSDF sample, no gradient to `intervals`; may exceed 1."""
+    return intervals.detach().abs() * volsdf_density(sdf, inv_std)
+
+
+def compositing_weights(alpha: Float[Tensor, "*R S"]) -> tuple[Float[Tensor, "*R S"], Float[Tensor, "*R"]]:
+    """Weights w_i = alpha_i prod_{j<i} (1 - alpha_j) along the last axis, and opacity sum_i w_i.
+
+    The product is a sum of logarithms: unlike that of `cumprod`, its backward never waits for the device.
+    """
+    log_pass = (1 - alpha).clamp_min(_MIN_TRANSMITTANCE).log()
+    before = torch.cat([torch.zeros_like(log_pass[..., :1]), log_pass[..., :-1]], -1)
+    weights = alpha * before.cumsum(-1).exp()
+    return weights, weights.sum(-1)
