@@ -13,7 +13,7 @@ def importance_sample(
     cdf: Float[Tensor, "R E"],
     n: int,
     jitter: Float[Tensor, "R"] | None = None,
-) -> Float[Tensor, "R n+1"]:
+) -> Float[Tensor, "R {n}+1"]:
     """Edges of `n` new intervals of equal probability per ray, ascending and within the given edges.
 
     The CDF is linear between the given edges. n centres sit at probabilities c_0 + (i + jitter)(c_E - c_0)/n,

@@ -3,13 +3,14 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Keeps the NeuS ratio finite far inside the surface, where both sigmoids vanish.
 _NEUS_EPSILON = 1e-5
 # Largest sharpness at which the VolSDF density is evaluated.
 _VOLSDF_MAX_SHARPNESS = 80.0
-# Transmittance of one sample never falls below this, so its logarithm is finite.
-_MIN_TRANSMITTANCE = 1e-10
+# Factors of a product nearer to zero than this are divided out as if they were this large.
+_MIN_FACTOR = 1e-10
 
 
 def neus_alpha(
@@ -48,9 +49,25 @@ def volsdf_alpha(
 def compositing_weights(alpha: Float[Tensor, "*R S"]) -> tuple[Float[Tensor, "*R S"], Float[Tensor, "*R"]]:
     """Weights w_i = alpha_i prod_{j<i} (1 - alpha_j) along the last axis, and opacity sum_i w_i.
 
-    The product is a sum of logarithms: unlike that of `cumprod`, its backward never waits for the device.
+    Differentiable once. A sample with alpha of exactly 1 gets no gradient from what it hides.
     """
-    log_pass = (1 - alpha).clamp_min(_MIN_TRANSMITTANCE).log()
-    before = torch.cat([torch.zeros_like(log_pass[..., :1]), log_pass[..., :-1]], -1)
-    weights = alpha * before.cumsum(-1).exp()
+    weights = alpha * _ExclusiveProduct.apply(1 - alpha)
     return weights, weights.sum(-1)
+
+
+class _ExclusiveProduct(torch.autograd.Function):
+    """Products of all earlier factors; unlike that of `cumprod`, its backward never waits for the device."""
+
+    @staticmethod
+    def forward(ctx, factors):
+        products = torch.cat([torch.ones_like(factors[..., :1]), factors[..., :-1]], -1).cumprod(-1)
+        ctx.save_for_backward(factors, products)
+        return products
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        factors, products = ctx.saved_tensors
+        terms = grad * products
+        later = terms.flip(-1).cumsum(-1).flip(-1) - terms
+        return later / torch.where(factors.abs() < _MIN_FACTOR, _MIN_FACTOR, factors)
