@@ -2,6 +2,7 @@
 
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, get_type_hints
 
@@ -9,6 +10,7 @@ import torch.nn as nn
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
+from triplaneturbo.registry import find
 from triplaneturbo.schedule import Schedule
 
 
@@ -130,3 +132,18 @@ class Component:
 
 class Module(Component, nn.Module):
     """A component with parameters or buffers."""
+
+
+def build(name: str, options: Mapping[str, Any] | None, *, handed_down: Mapping[str, Any], **siblings: Any) -> Any:
+    """Construct the class registered as `name`.
+
+    Args:
+        options: its configuration.
+        handed_down: options given once for all components (`compat`, `seed`); a component receives those that it has
+            and that its own options do not set.
+        siblings: further arguments of the constructor, such as the geometry a renderer draws.
+    """
+    cls = find(name)
+    has = {f.name for f in fields(cls.Config)} if issubclass(cls, Component) else set()
+    inherited = {key: value for key, value in handed_down.items() if key in has}
+    return cls({**inherited, **(options or {})}, **siblings)

@@ -1,0 +1,52 @@
+"""Train, check or export: `python launch.py --config configs/shapeworld/prd.yaml --train data.batch_size=8`."""
+
+import argparse
+import os
+import sys
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the flags; everything else on the command line is a configuration override `key.key=value`."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, epilog="key=value overrides the config")
+    parser.add_argument("--config", action="append", required=True, metavar="YAML", help="repeatable; later files win")
+    mode = parser.add_mutually_exclusive_group(required=True)
+    for name in ("train", "validate", "test", "export"):
+        mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name)
+    parser.add_argument("--gpu", help="devices, such as 0,1; ignored when CUDA_VISIBLE_DEVICES is set")
+    parser.add_argument("--prompt", action="append", default=[], help="repeatable; in place of a prompt library")
+    parser.add_argument("--out", metavar="DIR", help="export to DIR/<prompt>/model.glb")
+    parser.add_argument("--verbose", action="store_true", help="debug messages, and tracebacks of user errors")
+    parser.add_argument("--typecheck", action="store_true", help="check the shapes of all annotated tensors")
+    flags, overrides = parser.parse_known_args(arguments)
+    if flags.out and flags.mode != "export":
+        parser.error("--out goes with --export")
+
+    if flags.gpu is not None:  # before torch is imported
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", flags.gpu)
+    if flags.typecheck:
+        from jaxtyping import install_import_hook
+
+        install_import_hook(["triplaneturbo", "custom"], "beartype.beartype")
+    from triplaneturbo.errors import ConfigError, WeightsError
+    from triplaneturbo.launcher import Launch, launch
+
+    request = Launch(
+        mode=flags.mode,
+        configs=flags.config,
+        overrides=overrides,
+        prompts=flags.prompt,
+        out=flags.out,
+        verbose=flags.verbose,
+    )
+    try:
+        launch(request)
+    except (ConfigError, WeightsError) as error:
+        if flags.verbose:
+            raise
+        print(f"launch.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

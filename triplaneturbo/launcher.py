@@ -1,0 +1,202 @@
+"""From a configuration to a running trainer: build the data module and the system, then fit, check or export."""
+
+import dataclasses
+import inspect
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from triplaneturbo.base import build
+from triplaneturbo.config import ExperimentConfig, load_config, to_yaml
+from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
+from triplaneturbo.extensions import import_extensions
+from triplaneturbo.systems.callbacks import Progress, RunCard
+from triplaneturbo.systems.checkpoint import AtomicCheckpointIO, Checkpointer, resolve_resume
+from triplaneturbo.systems.losslog import LossLog
+
+log = logging.getLogger(__name__)
+
+CUSTOM_FOLDER = Path(__file__).resolve().parents[1] / "custom"
+# What the launcher decides itself.
+_OWN_TRAINER_OPTIONS = ("logger", "callbacks", "plugins", "enable_checkpointing", "inference_mode", "default_root_dir")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One call of launch.py.
+
+    configs: YAML files. overrides: key=value texts. prompts: in place of a prompt library. out: where an export goes,
+    a folder a prompt.
+    """
+
+    mode: Literal["train", "validate", "test", "export"]
+    configs: Sequence[str]
+    overrides: Sequence[str] = ()
+    prompts: Sequence[str] = ()
+    out: str | None = None
+    verbose: bool = False
+
+
+def launch(request: Launch) -> None:
+    """Run `request`.
+
+    Raises:
+        ConfigError: configuration, extension, or command line cannot be used.
+    """
+    _set_up_logging(request.verbose)
+    import_extensions(CUSTOM_FOLDER)
+    experiment, checkpoint = read_experiment(request)
+    pl.seed_everything(experiment.seed, workers=True, verbose=False)
+    handed_down = experiment.handed_down
+    datamodule = build(experiment.data_type, experiment.data, handed_down=handed_down)
+    system = build(experiment.system_type, experiment.system, handed_down=handed_down)
+    if hasattr(system, "set_folders"):
+        system.set_folders(save=experiment.trial_dir / "save", export=Path(request.out) if request.out else None)
+    training = request.mode == "train"
+    if training:
+        _keep_configuration(experiment, request)
+    trainer = pl.Trainer(
+        **trainer_options(experiment),
+        logger=_loggers(experiment) if training else False,
+        callbacks=_callbacks(experiment) if training else [],
+        plugins=[AtomicCheckpointIO()],
+    )
+    _run(request.mode, trainer, system, datamodule, checkpoint)
+
+
+def read_experiment(request: Launch) -> tuple[ExperimentConfig, Path | None]:
+    """The configuration of `request` with its trial named, and the checkpoint to start from.
+
+    `resume=auto` continues in the folder of the checkpoint it finds; any other run of a single process gets a folder
+    of its own by the time of its launch.
+    """
+    overrides = list(request.overrides)
+    values: dict[str, Any] = {}
+    if request.prompts:
+        values["data"] = {"prompts": list(request.prompts)}
+        overrides = ["data.prompt_library=prompts", *overrides]
+    experiment = load_config(request.configs, overrides, n_gpus=1, **values)
+    processes = count_processes(trainer_options(experiment))
+    experiment = load_config(request.configs, overrides, n_gpus=processes, **values)
+    checkpoint = resolve_resume(experiment.resume, experiment.exp_dir, experiment.tag)
+    if experiment.resume == "auto" and checkpoint:
+        timestamp = checkpoint.parent.parent.name.removeprefix(experiment.tag)
+    elif experiment.use_timestamp and experiment.timestamp is None and processes == 1:
+        timestamp = time.strftime("@%Y%m%d-%H%M%S")
+    else:
+        timestamp = experiment.timestamp
+    if experiment.resume == "auto":
+        log.info("resume=auto: %s", checkpoint or f"nothing saved yet in {experiment.exp_dir}, starting at step 0")
+    return dataclasses.replace(experiment, timestamp=timestamp), checkpoint
+
+
+def trainer_options(experiment: ExperimentConfig) -> dict[str, Any]:
+    """Arguments of the Lightning trainer: those of the configuration, completed for this machine.
+
+    All visible GPUs, or the CPU if there is none. `strategy: ddp` on a single device needs no process group.
+
+    Raises:
+        UnknownNameError: an option the trainer does not have.
+        ConfigError: an option the launcher decides itself.
+    """
+    options = dict(experiment.trainer)
+    allowed = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
+    for key in options:
+        if key in _OWN_TRAINER_OPTIONS:
+            raise ConfigError(f"trainer.{key} is decided by the launcher; remove it")
+        if key not in allowed:
+            raise UnknownNameError(f"trainer has no option {key!r}; {nearest(key, allowed)}")
+    options.setdefault("accelerator", "gpu" if torch.cuda.is_available() else "cpu")
+    options.setdefault("devices", 1 if options["accelerator"] == "cpu" else -1)
+    if str(options.get("strategy", "auto")).startswith("ddp") and count_processes(options) == 1:
+        options["strategy"] = "auto"
+    # Batches are counted from the start of training, whatever the size of the prompt library.
+    options.setdefault("check_val_every_n_epoch", None if "val_check_interval" in options else 1)
+    if options.get("max_steps", -1) < 0 and "max_epochs" not in options and "max_time" in options:
+        options["max_epochs"] = -1
+    return options | {
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "inference_mode": False,  # normals are gradients
+        "use_distributed_sampler": False,
+    }
+
+
+def count_processes(options: Mapping[str, Any]) -> int:
+    """How many processes the trainer will run in, all nodes together."""
+    devices = options["devices"]
+    if isinstance(devices, (list, tuple)):
+        devices = len(devices)
+    if int(devices) == -1:
+        devices = torch.cuda.device_count()
+    return int(devices) * options.get("num_nodes", 1)
+
+
+def _run(
+    mode: str,
+    trainer: pl.Trainer,
+    system: pl.LightningModule,
+    datamodule: pl.LightningDataModule,
+    checkpoint: Path | None,
+) -> None:
+    start = {"datamodule": datamodule, "ckpt_path": checkpoint and str(checkpoint), "weights_only": True}
+    if mode == "train":
+        trainer.fit(system, **start)
+        if is_overridden("test_step", system, pl.LightningModule) and trainer.limit_test_batches != 0:
+            trainer.test(system, datamodule=datamodule, verbose=False)
+    elif mode == "validate":
+        trainer.validate(system, verbose=False, **start)
+    elif mode == "test":
+        trainer.test(system, verbose=False, **start)
+    else:
+        trainer.predict(system, return_predictions=False, **start)
+
+
+def _callbacks(experiment: ExperimentConfig) -> list[pl.Callback]:
+    folder = experiment.trial_dir
+    shown = [Progress()] if experiment.trainer.get("enable_progress_bar", True) else []
+    return [RunCard(folder), *shown, Checkpointer(folder / "ckpts", experiment.checkpoint)]
+
+
+def _loggers(experiment: ExperimentConfig) -> list[Logger]:
+    folder = experiment.trial_dir
+    loggers: list[Logger] = [TensorBoardLogger(folder, name="tb_logs", version=""), LossLog(folder / "losses.jsonl")]
+    wandb = experiment.system.get("loggers", {}).get("wandb", {})
+    if wandb.get("enable"):
+        from pytorch_lightning.loggers import WandbLogger
+
+        name = wandb.get("name") or f"{experiment.name}-{experiment.trial_name}"
+        loggers.append(WandbLogger(project=wandb.get("project", "triplaneturbo"), name=name, save_dir=folder))
+    return loggers
+
+
+@rank_zero_only
+def _keep_configuration(experiment: ExperimentConfig, request: Launch) -> None:
+    """Write what was asked for beside the results: the raw files, the resolved configuration, the command."""
+    folder = experiment.trial_dir / "configs"
+    folder.mkdir(parents=True, exist_ok=True)
+    raw = "\n".join(Path(path).read_text(encoding="utf-8") for path in request.configs)
+    (folder / "raw.yaml").write_text(raw, encoding="utf-8")
+    (folder / "parsed.yaml").write_text(to_yaml(experiment), encoding="utf-8")
+    (experiment.trial_dir / "cmd.txt").write_text(shlex.join(sys.argv) + "\n", encoding="utf-8")
+
+
+def _set_up_logging(verbose: bool) -> None:
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    for name in ("triplaneturbo", "custom"):
+        logging.getLogger(name).setLevel(level if rank_zero_only.rank == 0 else logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.WARNING)

@@ -1,0 +1,174 @@
+"""Checkpoints that survive a kill: written aside, flushed to the disk, renamed; then the old ones are removed."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+
+from triplaneturbo.config import CheckpointConfig
+from triplaneturbo.errors import ConfigError, WeightsError
+
+LAST = "last.ckpt"
+_UNFINISHED = ".unfinished"
+_NUMBERED = re.compile(r"epoch=\d+-step=(\d+)\.ckpt")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's reading and writing of checkpoints, made safe: a name that exists is a complete file.
+
+    Files hold tensors and plain values only and are read with `weights_only=True`.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write to `path`.unfinished, fsync, rename to `path`, fsync the folder."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(path.name + _UNFINISHED)
+        with open(unfinished, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+        _sync_folder(path.parent)
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: Any = None) -> dict[str, Any]:
+        """Read `path` without executing anything stored in it."""
+        return read_checkpoint(path, map_location)
+
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint file.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError as error:
+        raise WeightsError(f"there is no checkpoint {path}") from error
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for a damaged file
+        raise WeightsError(f"the checkpoint {path} cannot be read: {error}") from error
+
+
+class Checkpointer(pl.Callback):
+    """Saves the training state every n optimizer steps and at the end of training.
+
+    Args:
+        folder: where the files go, as `epoch=E-step=S.ckpt` and `last.ckpt`.
+    """
+
+    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
+        self.folder = folder
+        self.config = config
+        self._saved_step = -1
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remove what a killed run left unfinished."""
+        self._saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            for path in self.folder.glob(f"*{_UNFINISHED}"):
+                path.unlink()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Save when the batch completed the n-th optimizer step since the last multiple of n."""
+        if trainer.global_step % self.config.every_n_train_steps == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the final state."""
+        self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        keeps_numbered = self.config.save_top_k != 0
+        if trainer.global_step == self._saved_step or not (keeps_numbered or self.config.save_last):
+            return
+        name = f"epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt" if keeps_numbered else LAST
+        trainer.save_checkpoint(self.folder / name, weights_only=False)
+        self._saved_step = trainer.global_step
+        if trainer.is_global_zero and keeps_numbered:
+            if self.config.save_last:
+                _link(self.folder / name, self.folder / LAST)
+            self._prune()
+
+    def _prune(self) -> None:
+        if self.config.save_top_k > 0:
+            for path in numbered_checkpoints(self.folder)[: -self.config.save_top_k]:
+                path.unlink()
+
+
+def numbered_checkpoints(folder: Path) -> list[Path]:
+    """The complete `epoch=E-step=S.ckpt` files of `folder`, by increasing step."""
+    matches = {path: _NUMBERED.fullmatch(path.name) for path in folder.glob("*.ckpt")}
+    return sorted((p for p, match in matches.items() if match), key=lambda p: int(matches[p].group(1)))
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a trial's `ckpts` folder, or None."""
+    numbered = numbered_checkpoints(folder)
+    if numbered:
+        return numbered[-1]
+    last = folder / LAST
+    return last if last.exists() else None
+
+
+def resolve_resume(resume: str | None, exp_dir: Path, tag: str) -> Path | None:
+    """The file that the option `resume` stands for.
+
+    Args:
+        resume: a path; a path in which one component ends in LAST, for the alphabetically last folder or file with
+            that beginning; or `auto`, for the newest complete checkpoint of the trials of `tag` in `exp_dir`.
+
+    Returns:
+        The path; None if `resume` is None, or `auto` and nothing has been saved yet.
+
+    Raises:
+        ConfigError: the path does not exist.
+    """
+    if resume is None:
+        return None
+    if resume == "auto":
+        trials = [exp_dir / tag, *exp_dir.glob(f"{_glob_escape(tag)}@*")]
+        found = [path for path in (newest_checkpoint(trial / "ckpts") for trial in trials) if path]
+        return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    path = _resolve_last(Path(resume))
+    if not path.is_file():
+        raise ConfigError(f"resume={resume}: there is no checkpoint {path}; give a file or `auto`")
+    return path
+
+
+def _resolve_last(path: Path) -> Path:
+    resolved = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        if part.endswith("LAST"):
+            candidates = sorted(resolved.glob(_glob_escape(part.removesuffix("LAST")) + "*"))
+            if not candidates:
+                raise ConfigError(f"{path}: nothing in {resolved} begins with {part.removesuffix('LAST')!r}")
+            resolved = candidates[-1]
+        else:
+            resolved = resolved / part
+    return resolved
+
+
+def _glob_escape(text: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+def _link(target: Path, name: Path) -> None:
+    """Make `name` a second name of the file `target`, replacing what it named before in one step."""
+    temporary = name.with_name(name.name + _UNFINISHED)
+    temporary.unlink(missing_ok=True)
+    os.link(target, temporary)
+    os.replace(temporary, name)
+    _sync_folder(name.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
