@@ -1,0 +1,286 @@
+"""Low-rank adapters on stock diffusers networks: one per plane, or one shared by all planes.
+
+Six planes of a prompt are rows 6b + p of the batch. An adapted layer computes `base(x) + up(down(x))`; a plane-wise
+one has six (down, up) pairs, stored stacked, and row n uses pair n mod 6. Adapters take the place of the layer they
+adapt, which becomes their `base`, so that no library patching and no processor class per kind is needed.
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from jaxtyping import Float
+from torch import Tensor
+
+from triplaneturbo.errors import ConfigError
+
+N_PLANES = 6
+_CONVS = ("conv1", "conv2", "conv_shortcut")
+_SAMPLERS = ("downsamplers", "upsamplers")
+
+
+@dataclass(frozen=True)
+class TrainingType:
+    """What of the diffusion network is trained: everything (`full`), or adapters of these ranks."""
+
+    full: bool = False
+    self_rank: int = 0
+    cross_rank: int = 0
+    locon_rank: int = 0
+    with_bias: bool = False
+
+
+def parse_training_type(text: str) -> TrainingType:
+    """Read `self_lora_rank_16-cross_lora_rank_16-locon_rank_16[-with_bias]` or `full`; a part left out has rank 0.
+
+    Raises:
+        ConfigError: the text has another form.
+    """
+    if text == "full":
+        return TrainingType(full=True)
+    ranks: dict[str, int] = {}
+    parts = text.split("-")
+    with_bias = parts[-1] == "with_bias"
+    for part in parts[:-1] if with_bias else parts:
+        match = re.fullmatch(r"(self_lora|cross_lora|locon)_rank_([1-9]\d*)", part)
+        if match is None or match[1] in ranks:
+            raise ConfigError(
+                f"training_type is {text!r}; write 'full' or the adapters' ranks, for example "
+                "'self_lora_rank_16-cross_lora_rank_16-locon_rank_16', with '-with_bias' at the end for biases"
+            )
+        ranks[match[1]] = int(match[2])
+    return TrainingType(
+        self_rank=ranks.get("self_lora", 0),
+        cross_rank=ranks.get("cross_lora", 0),
+        locon_rank=ranks.get("locon", 0),
+        with_bias=with_bias,
+    )
+
+
+class Adapter(nn.Module):
+    """A frozen `base` layer with trained low-rank factors: `down` drawn from N(0, 1/rank^2), `up` zero.
+
+    down, up (and `bias`, if asked for) have a leading axis of 6 if `planes`.
+    """
+
+    def __init__(self, base: nn.Module, down: tuple[int, ...], up: tuple[int, ...], planes: bool, with_bias: bool):
+        super().__init__()
+        stack = (N_PLANES,) if planes else ()
+        self.base = base
+        self.down = nn.Parameter(torch.randn(*stack, *down) / down[0])
+        self.up = nn.Parameter(torch.zeros(*stack, *up))
+        self.bias = nn.Parameter(torch.zeros(*stack, up[0])) if with_bias else None
+
+    def factors(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """down, up, bias in the type the network runs in; the trained masters stay float32."""
+        bias = None if self.bias is None else self.bias.to(like.dtype)
+        return self.down.to(like.dtype), self.up.to(like.dtype), bias
+
+
+class LoraLinear(Adapter):
+    """y = W x + b + U D x (+ c), the same for all planes."""
+
+    def __init__(self, base: nn.Linear, rank: int, with_bias: bool = False):
+        super().__init__(base, (rank, base.in_features), (base.out_features, rank), False, with_bias)
+
+    def forward(self, x: Float[Tensor, "N S I"]) -> Float[Tensor, "N S O"]:
+        down, up, bias = self.factors(x)
+        return self.base(x) + F.linear(F.linear(x, down), up, bias)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The plain layer that computes the same."""
+        return _folded(self.base, self.up @ self.down, self.bias)
+
+
+class PlaneLoraLinear(Adapter):
+    """y = W x + b + U_p D_p x (+ c_p) for rows of plane p.
+
+    on_output: the adapter reads the base layer's output instead of its input, y = (I + U_p D_p)(W x + b) (+ c_p):
+    the published weights were trained so for the output projection of attention.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, with_bias: bool = False, on_output: bool = False):
+        read = base.out_features if on_output else base.in_features
+        super().__init__(base, (rank, read), (base.out_features, rank), True, with_bias)
+        self.on_output = on_output
+
+    def forward(self, x: Float[Tensor, "N S I"]) -> Float[Tensor, "N S O"]:
+        y = self.base(x)
+        down, up, bias = self.factors(y)
+        read = (y if self.on_output else x).unflatten(0, (-1, N_PLANES))
+        change = read @ down.mT @ up.mT
+        if bias is not None:
+            change = change + bias.unsqueeze(1)
+        return y + change.flatten(0, 1)
+
+    @torch.no_grad()
+    def merged(self) -> "PlaneLinear":
+        """One full matrix a plane: six times the memory of the base layer, one product instead of three."""
+        product = self.up @ self.down
+        weight, bias = self.base.weight.to(product.dtype), self.base.bias
+        bias = weight.new_zeros(weight.shape[0]) if bias is None else bias.to(product.dtype)
+        if self.on_output:
+            weight, bias = weight + product @ weight, bias + product @ bias
+        else:
+            weight, bias = weight + product, bias.expand(N_PLANES, -1)
+        return PlaneLinear(weight, bias if self.bias is None else bias + self.bias, self.base.weight.dtype)
+
+
+class PlaneLinear(nn.Module):
+    """y = W_p x + b_p for rows of plane p, not trained."""
+
+    def __init__(self, weight: Float[Tensor, "6 O I"], bias: Float[Tensor, "6 O"], dtype: torch.dtype):
+        super().__init__()
+        self.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
+        self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+
+    def forward(self, x: Float[Tensor, "N S I"]) -> Float[Tensor, "N S O"]:
+        planes = x.unflatten(0, (-1, N_PLANES))
+        return (planes @ self.weight.mT + self.bias.unsqueeze(1)).flatten(0, 1)
+
+
+class LoraConv(Adapter):
+    """y = conv(x) + U * (D * x) with D of the convolution's size, stride and padding, U 1x1; shared by all planes."""
+
+    def __init__(self, base: nn.Conv2d, rank: int, with_bias: bool = False):
+        down, up = (rank, base.in_channels, *base.kernel_size), (base.out_channels, rank, 1, 1)
+        super().__init__(base, down, up, False, with_bias)
+
+    def forward(self, x: Float[Tensor, "N I H W"]) -> Float[Tensor, "N O h w"]:
+        down, up, bias = self.factors(x)
+        narrow = F.conv2d(x, down, stride=self.base.stride, padding=self.base.padding)
+        return self.base(x) + F.conv2d(narrow, up, bias)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Conv2d:
+        """The plain layer that computes the same."""
+        return _folded(self.base, torch.einsum("or,rikl->oikl", self.up[..., 0, 0], self.down), self.bias)
+
+
+class PlaneLoraConv(Adapter):
+    """y = conv(x) + U_p * (D_p * x) (+ c_p) for rows of plane p, all six as one grouped convolution."""
+
+    def __init__(self, base: nn.Conv2d, rank: int, with_bias: bool = False):
+        down, up = (rank, base.in_channels, *base.kernel_size), (base.out_channels, rank, 1, 1)
+        super().__init__(base, down, up, True, with_bias)
+
+    def forward(self, x: Float[Tensor, "N I H W"]) -> Float[Tensor, "N O h w"]:
+        down, up, bias = self.factors(x)
+        planes = x.unflatten(0, (-1, N_PLANES)).flatten(1, 2)
+        narrow = F.conv2d(
+            planes, down.flatten(0, 1), stride=self.base.stride, padding=self.base.padding, groups=N_PLANES
+        )
+        change = F.conv2d(narrow, up.flatten(0, 1), None if bias is None else bias.flatten(), groups=N_PLANES)
+        return self.base(x) + change.unflatten(1, (N_PLANES, -1)).flatten(0, 1)
+
+
+def _folded(base: nn.Module, change: Tensor, bias: Tensor | None) -> nn.Module:
+    """`base` with `change` added to its weight and `bias` to its bias; sums in float32, stored in its own type."""
+    base.weight.copy_(base.weight.float() + change.float())
+    if bias is not None and base.bias is None:
+        base.bias = nn.Parameter(torch.zeros_like(bias, dtype=base.weight.dtype), requires_grad=False)
+    if bias is not None:
+        base.bias.copy_(base.bias.float() + bias.float())
+    return base
+
+
+class CrossPlaneAttention(AttnProcessor2_0):
+    """Self-attention in which every token of a plane sees the tokens of all six planes of its prompt."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Float[Tensor, "N S C"] | Float[Tensor, "N C H W"],
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        residual, shape = hidden_states, hidden_states.shape
+        if len(shape) == 4:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        tokens = hidden_states.shape[1]
+
+        def heads(x: Tensor) -> Tensor:
+            return x.reshape(-1, N_PLANES * tokens, attn.heads, x.shape[-1] // attn.heads).transpose(1, 2)
+
+        mixed = F.scaled_dot_product_attention(
+            heads(attn.to_q(hidden_states)),
+            heads(attn.to_k(hidden_states)),
+            heads(attn.to_v(hidden_states)),
+            scale=attn.scale,
+        )
+        mixed = mixed.transpose(1, 2).reshape(shape[0], tokens, -1)
+        output = attn.to_out[1](attn.to_out[0](mixed))
+        if len(shape) == 4:
+            output = output.transpose(1, 2).reshape(shape)
+        if attn.residual_connection:
+            output = output + residual
+        return output / attn.rescale_output_factor
+
+
+def adapt_attention(attention: Attention, kind: str, rank: int, with_bias: bool, cross_plane: bool) -> None:
+    """Put adapters on the four projections of `attention`, and let planes see each other if `cross_plane`.
+
+    kind: hexa_v1 (one adapter a plane), vanilla or basic (one for all planes), none.
+    """
+    if cross_plane:
+        attention.set_processor(CrossPlaneAttention())
+    if kind == "none" or rank == 0:
+        return
+    for name in ("to_q", "to_k", "to_v"):
+        base = getattr(attention, name)
+        adapter = PlaneLoraLinear if kind == "hexa_v1" else LoraLinear
+        setattr(attention, name, adapter(base, rank, with_bias))
+    base = attention.to_out[0]
+    if kind == "hexa_v1":
+        attention.to_out[0] = PlaneLoraLinear(base, rank, with_bias, on_output=True)
+    else:
+        attention.to_out[0] = LoraLinear(base, rank, with_bias)
+
+
+def adapt_unet(unet: nn.Module, ranks: TrainingType, self_kind: str, cross_kind: str, locon_kind: str) -> None:
+    """Adapters on all attention layers, ResNet and resampling convolutions of a `UNet2DConditionModel`, in place.
+
+    Planes see each other in self-attention for the kinds hexa_v1 and vanilla.
+    """
+    for name, module in list(unet.named_modules()):
+        if name.endswith(".attn1"):
+            adapt_attention(module, self_kind, ranks.self_rank, ranks.with_bias, self_kind in ("hexa_v1", "vanilla"))
+        elif name.endswith(".attn2"):
+            adapt_attention(module, cross_kind, ranks.cross_rank, ranks.with_bias, False)
+    _adapt_convolutions(unet, locon_kind, ranks)
+
+
+def adapt_decoder(decoder: nn.Module, ranks: TrainingType, attention_kind: str) -> None:
+    """The same for a VAE decoder, in place: its convolution adapters are always shared by the planes."""
+    for attention in decoder.mid_block.attentions:
+        cross_plane = attention_kind in ("hexa_v1", "vanilla")
+        adapt_attention(attention, attention_kind, ranks.self_rank, ranks.with_bias, cross_plane)
+    _adapt_convolutions(decoder, "vanilla_v1", ranks)
+
+
+def _adapt_convolutions(network: nn.Module, kind: str, ranks: TrainingType) -> None:
+    if ranks.locon_rank == 0:
+        return
+    adapter = PlaneLoraConv if kind == "hexa_v1" else LoraConv
+    for name, module in list(network.named_modules()):
+        sampler = any(part in name.split(".") for part in _SAMPLERS) and name.endswith(".conv")
+        if isinstance(module, nn.Conv2d) and (sampler or name.rsplit(".", 1)[-1] in _CONVS):
+            network.set_submodule(name, adapter(module, ranks.locon_rank, ranks.with_bias))
+
+
+def merge_adapters(network: nn.Module) -> None:
+    """Fold adapters into the weights of their layers, in place and for good: for inference.
+
+    Shared adapters vanish into the layer, plane-wise linear ones become one matrix a plane. Plane-wise convolutions
+    stay: six full kernels would cost more than they save.
+    """
+    for name, module in list(network.named_modules()):
+        if isinstance(module, (LoraLinear, PlaneLoraLinear, LoraConv)):
+            network.set_submodule(name, module.merged())

@@ -1,0 +1,111 @@
+"""Names of the original's adapter state, where layers are numbered, and names of ours, where they are paths.
+
+The original numbers its adapted layers: attention of the U-Net (down, up, middle), attention of the decoder,
+convolutions of the U-Net, convolutions of the decoder (up, middle), last convolution. Its plane-wise adapters are
+six tensors each, ours are one with a leading axis of six.
+"""
+
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from triplaneturbo.errors import WeightsError
+
+_GENERATOR = "space_generator."
+_ORIGINAL = "space_generator.peft_layers.layers."
+# Stacked plane p of ours, as the original calls it.
+_PLANES = ("xy_geo", "xz_geo", "yz_geo", "xy_tex", "xz_tex", "yz_tex")
+_ATTENTION = re.compile(r"(?P<layer>.+)\.(?P<part>to_q|to_k|to_v|to_out\.0)\.(?P<factor>down|up|bias)")
+_CONVOLUTION = re.compile(r"(?P<layer>.+\.conv\w*)\.(?P<factor>down|up|bias)")
+_HEAD = "decoder.conv_out"
+
+
+def to_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The original's names and shapes for a state dict of the geometry."""
+    numbers = {layer: i for i, layer in enumerate(_layers(state))}
+    result = {}
+    for name, value in state.items():
+        for original, part in _original_parts(name, value, numbers):
+            result[original] = part
+    return result
+
+
+def from_original(state: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The geometry's names and shapes for a state dict of the original.
+
+    like: the state dict of a geometry of the same configuration; only names and shapes matter.
+
+    Raises:
+        WeightsError: tensors are missing, left over or of another shape.
+    """
+    numbers = {layer: i for i, layer in enumerate(_layers(like))}
+    left = dict(state)
+    result = {}
+    for name, value in like.items():
+        wanted = list(_original_parts(name, value, numbers))
+        missing = [original for original, _ in wanted if original not in left]
+        if missing:
+            raise WeightsError(f"the checkpoint has no {missing[0]} ({name} here): another configuration?")
+        parts = [left.pop(original) for original, _ in wanted]
+        for (original, shaped), part in zip(wanted, parts, strict=True):
+            if part.shape != shaped.shape:
+                raise WeightsError(f"{original} has shape {list(part.shape)}, this model needs {list(shaped.shape)}")
+        stacked = len(parts) > 1
+        result[name] = torch.stack([p.reshape(value.shape[1:]) for p in parts]) if stacked else parts[0].view_as(value)
+    if left:
+        raise WeightsError(f"the checkpoint has {len(left)} tensors this model has no place for, first {min(left)}")
+    return result
+
+
+def _layers(names: Iterable[str]) -> list[str]:
+    """Adapted layers in the original's order."""
+    paths = [name.removeprefix(_GENERATOR) for name in names if name.startswith(_GENERATOR)]
+    layers = {match["layer"] for path in paths if (match := _match(path))}
+    if any(path.startswith(_HEAD) for path in paths):
+        layers.add(_HEAD)
+    return sorted(layers, key=_rank)
+
+
+def _rank(layer: str) -> tuple:
+    """Sorting key: network part, then down, up, middle, then numbers in the path, ResNets before resampling."""
+    if layer == _HEAD:
+        return (4,)
+    convolution = "conv" in layer.rsplit(".", 1)[-1]
+    network = 2 * convolution + layer.startswith("decoder")
+    block = next(i for i, kind in enumerate(("down_blocks", "up_blocks", "mid_block")) if kind in layer)
+    numbers = [int(n) for n in re.findall(r"\.(\d+)(?=\.|$)", layer)]
+    if block == 2:
+        numbers.insert(0, 0)
+    return network, block, numbers[0], "samplers" in layer, numbers[1:], layer.rsplit(".", 1)[-1]
+
+
+def _match(path: str) -> re.Match | None:
+    return _ATTENTION.fullmatch(path) or _CONVOLUTION.fullmatch(path)
+
+
+def _original_parts(name: str, value: Tensor, numbers: dict[str, int]) -> Iterable[tuple[str, Tensor]]:
+    """(original name, tensor in its shape) of each tensor that `name` stands for."""
+    path = name.removeprefix(_GENERATOR)
+    if path.startswith(_HEAD):
+        return [(f"{_ORIGINAL}{numbers[_HEAD]}{path.removeprefix(_HEAD)}", value)]
+    match = _match(path) if path != name else None
+    if match is None:
+        return [(name, value)]
+    start = f"{_ORIGINAL}{numbers[match['layer']]}."
+    factor = match["factor"]
+    if "part" in match.groupdict():
+        part = match["part"].removesuffix(".0")
+        if factor == "bias":
+            value = value.unflatten(-1, (1, 1, -1))
+        tail = "bias" if factor == "bias" else f"{factor}.weight"
+        if value.dim() == 3:
+            stems = [f"{part}_{p[:2]}_lora_{p[3:]}" for p in _PLANES]
+            return [(f"{start}{stem}.{tail}", v) for stem, v in zip(stems, value, strict=True)]
+        return [(f"{start}{part}_lora.{tail}", value)]
+    factor, tail = ("up", "bias") if factor == "bias" else (factor, "weight")
+    stacked = value.dim() == (2 if tail == "bias" else 5)
+    if stacked:
+        return [(f"{start}{factor}_{p}.{tail}", v) for p, v in zip(_PLANES, value, strict=True)]
+    return [(f"{start}{factor}.{tail}", value)]

@@ -1,0 +1,62 @@
+"""Colours straight from the field: no light, no shading."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from triplaneturbo.base import Module
+from triplaneturbo.errors import ConfigError
+from triplaneturbo.geometry.field import Mlp, MlpConfig
+from triplaneturbo.registry import register
+
+
+@register("no-material")
+class NoMaterial(Module):
+    """Activates features as albedo."""
+
+    @dataclass(kw_only=True)
+    class Config:
+        REFUSED: ClassVar[dict[str, str]] = {
+            "weights": "load a checkpoint into the whole system with system.weights",
+        }
+
+        n_output_dims: int = 3
+        """Colour channels."""
+        color_activation: Literal["sigmoid", "sigmoid-mipnerf"] = "sigmoid"
+        """sigmoid-mipnerf reaches from -0.001 to 1.001, so that pure black and white are within reach."""
+        requires_normal: bool = False
+        """Whether renderers compute normals; colours do not depend on them."""
+        input_feature_dims: int | None = None
+        """Features a further network reads; needs mlp_network_config. None: features are colours already."""
+        mlp_network_config: MlpConfig | None = None
+        """That network."""
+
+        def __post_init__(self) -> None:
+            if (self.input_feature_dims is None) != (self.mlp_network_config is None):
+                raise ConfigError("material.input_feature_dims and material.mlp_network_config need each other")
+
+    def configure(self) -> None:
+        network = self.cfg.mlp_network_config
+        if network is not None:
+            shape = network.n_neurons, network.n_hidden_layers
+            self.network = Mlp(self.cfg.input_feature_dims, self.cfg.n_output_dims, *shape)
+
+    def forward(self, features: Float[Tensor, "*N F"]) -> Float[Tensor, "*N D"]:
+        """sigmoid(f), or 1.002 sigmoid(f) - 0.001, of the features or of what the network makes of them.
+
+        Raises:
+            ValueError: the features do not have the number of channels that the options say.
+        """
+        if self.cfg.mlp_network_config is not None:
+            features = self.network(features)
+        if features.shape[-1] != self.cfg.n_output_dims:
+            raise ValueError(
+                f"material.n_output_dims is {self.cfg.n_output_dims}, but the features have {features.shape[-1]} "
+                "channels; set it to geometry.n_feature_dims"
+            )
+        colours = features.sigmoid()
+        if self.cfg.color_activation == "sigmoid-mipnerf":
+            return colours * 1.002 - 0.001
+        return colours

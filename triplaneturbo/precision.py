@@ -1,0 +1,46 @@
+"""The one place that decides in which floating-point type the large networks run.
+
+Fields, renderers and losses are float32 always; only the diffusion networks are large enough for a shorter type to
+matter.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+from triplaneturbo.errors import ConfigError
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_dtype(name: str, device: torch.device | str) -> torch.dtype:
+    """The type a network runs in on `device`; "auto" is bfloat16 on CUDA and float32 elsewhere.
+
+    Raises:
+        ConfigError: `name` is none of "auto", "float32", "bfloat16", "float16".
+    """
+    if name == "auto":
+        return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    if name not in _DTYPES:
+        raise ConfigError(f"network_dtype is {name!r}; allowed: 'auto', " + ", ".join(map(repr, _DTYPES)))
+    return _DTYPES[name]
+
+
+def autocast(device: torch.device | str, dtype: torch.dtype) -> AbstractContextManager:
+    """A context in which matrix products and convolutions run in `dtype`; does nothing for float32."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=dtype)
+
+
+def cast_frozen(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Store the parameters of `module` that are not trained as `dtype`; trained ones stay as they are.
+
+    Casting once saves the cast that autocast repeats in every forward pass, and half the memory.
+    """
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
