@@ -1,6 +1,6 @@
 """The geometry component: text and noise to planes, planes and points to signed distance, colour and normals."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from triplaneturbo.base import Module, option
+from triplaneturbo.base import Module
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.geometry.field import (
     PLANE_AXES,
@@ -42,13 +42,13 @@ class FewStepTriplaneDualStableDiffusion(Module):
 
         backbone: Literal["few_step_triplane_dual_stable_diffusion"] = "few_step_triplane_dual_stable_diffusion"
         """The only generator there is."""
-        space_generator_config: TriplaneGenerator.Config = option(TriplaneGenerator.Config())
+        space_generator_config: TriplaneGenerator.Config = field(default_factory=TriplaneGenerator.Config)
         """The diffusion network."""
         radius: float = 1.0
         """Half the edge of the box that the planes cover, world units."""
         n_feature_dims: int = 3
         """Colour channels before their activation."""
-        mlp_network_config: MlpConfig = option(MlpConfig())
+        mlp_network_config: MlpConfig = field(default_factory=MlpConfig)
         """The networks that read sdf, colour and deformation from the planes."""
         normal_type: Literal["analytic", "finite_difference"] = "analytic"
         """How d sdf / d point is computed: exactly, or by central differences."""

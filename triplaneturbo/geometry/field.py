@@ -1,5 +1,6 @@
 """The field read from feature planes: coordinates, small networks and their exact input gradients."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,7 +72,7 @@ class Mlp(nn.Module):
         super().__init__()
         widths = [n_input, *[n_neurons] * n_hidden_layers, n_output]
         layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        for fan_in, fan_out in itertools.pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out, bias=False), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
 
