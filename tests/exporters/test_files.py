@@ -1,0 +1,116 @@
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from tests.exporters.solids import sphere, tetrahedron
+from triplaneturbo.errors import EmptyFieldError
+from triplaneturbo.exporters.files import check_mesh, read_mesh, write_mesh
+from triplaneturbo.exporters.gltf import linear_to_srgb, srgb_to_linear
+from triplaneturbo.types import Mesh
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".obj"])
+@pytest.mark.parametrize("normals", [True, False])
+def test_what_is_written_is_read_back(tmp_path, suffix, normals):
+    mesh = sphere()
+    write_mesh(tmp_path / f"a{suffix}", mesh, normals=normals)
+    back = read_mesh(tmp_path / f"a{suffix}")
+    torch.testing.assert_close(back.vertices, mesh.vertices, atol=1e-6, rtol=0)
+    assert torch.equal(back.faces, mesh.faces)
+    torch.testing.assert_close(back.colors, mesh.colors, atol=1 / 255, rtol=0)
+
+
+def test_glb_colours_keep_dark_values(tmp_path):
+    mesh = tetrahedron()
+    write_mesh(tmp_path / "a.glb", mesh)
+    torch.testing.assert_close(read_mesh(tmp_path / "a.glb").colors, mesh.colors, atol=2e-4, rtol=0)
+
+
+def test_glb_is_y_up_facing_z_with_linear_colours(tmp_path):
+    """Read by another implementation: our front (+x) is glTF's +z, our up (+z) is glTF's +y."""
+    write_mesh(tmp_path / "a.glb", tetrahedron())
+    seen = trimesh.load(tmp_path / "a.glb", force="mesh", process=False)
+    np.testing.assert_allclose(seen.vertices, [[0, 0, 0], [0, 0, 0.9], [0.6, 0, 0], [0, 0.3, 0]], atol=1e-6)
+    assert seen.is_watertight
+    assert seen.volume == pytest.approx(0.9 * 0.6 * 0.3 / 6, rel=1e-5)
+    colors = seen.visual.vertex_attributes["color"].astype(float) / 65535
+    np.testing.assert_allclose(colors[:3], [[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 1, 1]])
+    np.testing.assert_allclose(colors[3, :3], 0.0100228, atol=1e-5)  # sRGB 0.1
+    assert seen.visual.material.metallicFactor == 0
+
+
+def test_glb_structure(tmp_path):
+    write_mesh(tmp_path / "a.glb", tetrahedron())
+    data = (tmp_path / "a.glb").read_bytes()
+    magic, version, length = struct.unpack_from("<4sII", data)
+    assert (magic, version, length) == (b"glTF", 2, len(data))
+    json_length = struct.unpack_from("<I", data, 12)[0]
+    document = json.loads(data[20 : 20 + json_length])
+    attributes = document["meshes"][0]["primitives"][0]["attributes"]
+    assert set(attributes) == {"POSITION", "NORMAL", "COLOR_0"}
+    position = document["accessors"][attributes["POSITION"]]
+    np.testing.assert_allclose(position["min"], [0, 0, 0])
+    np.testing.assert_allclose(position["max"], [0.6, 0.3, 0.9], rtol=1e-6)
+    assert all(view["byteOffset"] % 4 == 0 for view in document["bufferViews"])
+
+
+def test_obj_lines(tmp_path):
+    write_mesh(tmp_path / "a.obj", tetrahedron(), normals=False)
+    lines = (tmp_path / "a.obj").read_text().splitlines()
+    assert lines[1] == "v 0.900000 0.000000 0.000000 0.000000 1.000000 0.000000"
+    assert lines[4] == "f 1 3 2"
+    assert len(lines) == 8
+
+
+def test_obj_normals_point_outwards(tmp_path):
+    write_mesh(tmp_path / "a.obj", sphere())
+    normals = [line.split()[1:] for line in (tmp_path / "a.obj").read_text().splitlines() if line.startswith("vn")]
+    outward = torch.nn.functional.normalize(sphere().vertices, dim=1)
+    cosine = (torch.tensor([[float(x) for x in n] for n in normals]) * outward).sum(1)
+    assert cosine.min() > 0.97
+
+
+def test_srgb_curve():
+    values = np.linspace(0, 1, 1001)
+    np.testing.assert_allclose(linear_to_srgb(srgb_to_linear(values)), values, atol=1e-6)
+    assert srgb_to_linear(np.array(0.5)) == pytest.approx(0.21404114, abs=1e-8)
+
+
+def test_meshes_without_colours_stay_without(tmp_path):
+    mesh = Mesh(tetrahedron().vertices, tetrahedron().faces)
+    for name in ("a.glb", "a.obj"):
+        write_mesh(tmp_path / name, mesh)
+        assert read_mesh(tmp_path / name).colors is None
+
+
+def test_unknown_kinds_of_file(tmp_path):
+    with pytest.raises(ValueError, match=r"must end in \.glb or \.obj"):
+        write_mesh(tmp_path / "a.ply", sphere())
+    (tmp_path / "b.glb").write_bytes(b"not a mesh" * 10)
+    with pytest.raises(ValueError, match="not a binary glTF"):
+        read_mesh(tmp_path / "b.glb")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    write_mesh(tmp_path / "a.obj", tetrahedron())
+    before = (tmp_path / "a.obj").read_bytes()
+    broken = Mesh(tetrahedron().vertices, tetrahedron().faces, torch.zeros(2, 3))
+    with pytest.raises(RuntimeError):
+        write_mesh(tmp_path / "a.obj", broken)
+    assert (tmp_path / "a.obj").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.obj"]
+
+
+def test_meshes_with_nothing_to_see_are_errors():
+    mesh = tetrahedron()
+    with pytest.raises(EmptyFieldError, match=r"'a cat' has no surface.*another seed"):
+        check_mesh(Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long)), "a cat")
+    with pytest.raises(EmptyFieldError, match=r"'a cat' has numbers that are not finite"):
+        check_mesh(Mesh(mesh.vertices * float("nan"), mesh.faces), "a cat")
+    with pytest.raises(EmptyFieldError, match="not finite"):
+        check_mesh(Mesh(mesh.vertices, mesh.faces, mesh.colors / 0), "a cat")
+    check_mesh(mesh, "a cat")

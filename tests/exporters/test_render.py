@@ -1,0 +1,74 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.exporters.solids import sphere
+from triplaneturbo.cameras import turntable
+from triplaneturbo.exporters.render import render_mesh, render_turntable, save_animation, save_picture
+from triplaneturbo.types import Mesh
+
+
+def test_sphere_covers_the_exact_disc():
+    cameras = turntable(3, elevation_deg=15, distance=1.6, fovy_deg=60)
+    picture = render_mesh(sphere(0.5, 48), cameras, 64)
+    # A sphere of radius r at distance d is seen under the half angle asin(r / d).
+    tangent = math.tan(math.asin(0.5 / 1.6)) / math.tan(math.radians(30))
+    expected = math.pi * tangent**2 / 4
+    covered = (picture != 1).any(-1).float().mean((1, 2))
+    assert picture.shape == (3, 64, 64, 3)
+    # Edge pixels count as covered: at most one pixel around the rim.
+    rim = math.pi * tangent * 64 / 64**2
+    assert ((covered > expected * 0.98) & (covered < expected + rim)).all()
+
+
+def test_each_camera_sees_its_own_side():
+    """The camera at azimuth 0 stands on +x and sees high red, (x + 1) / 2; y grows to its right."""
+    cameras = turntable(4, elevation_deg=0, distance=1.6, fovy_deg=60)
+    picture = render_mesh(sphere(), cameras, 33)
+    centre = picture[:, 16, 16]
+    expected = torch.tensor([[0.75, 0.5, 0.5], [0.5, 0.75, 0.5], [0.25, 0.5, 0.5], [0.5, 0.25, 0.5]])
+    torch.testing.assert_close(centre, expected, atol=0.02, rtol=0)
+    assert picture[0, 16, 22, 1] > picture[0, 16, 10, 1] + 0.1
+    assert picture[0, 10, 16, 2] > picture[0, 22, 16, 2] + 0.1
+
+
+def test_background_and_plain_colour():
+    mesh = Mesh(sphere().vertices, sphere().faces)
+    picture = render_mesh(mesh, turntable(1, elevation_deg=0, distance=1.6, fovy_deg=60), 16, background=0.25)
+    assert picture[0, 0, 0].tolist() == [0.25] * 3
+    torch.testing.assert_close(picture[0, 8, 8], torch.full((3,), 0.7))
+
+
+def test_turntable_shows_all_of_the_object():
+    """A long, thin object far from the origin is still framed."""
+    mesh = sphere(0.5)
+    moved = Mesh(mesh.vertices * torch.tensor([0.1, 0.1, 1.0]) + 5, mesh.faces, mesh.colors)
+    views = render_turntable(moved, 4, 32)
+    covered = (views != 1).any(-1)
+    assert covered.flatten(1).any(1).all()
+    edge = torch.cat([covered[:, 0], covered[:, -1], covered[:, :, 0], covered[:, :, -1]], dim=1)
+    assert not edge.any()
+
+
+def test_pictures_stand_row_by_row(tmp_path):
+    views = torch.arange(6).div(10).view(6, 1, 1, 1).expand(6, 4, 5, 3)
+    save_picture(tmp_path / "a.png", views, columns=3)
+    pixels = np.asarray(Image.open(tmp_path / "a.png"))
+    assert pixels.shape == (8, 15, 3)
+    np.testing.assert_array_equal(pixels[::4, ::5, 0], np.rint(np.arange(6).reshape(2, 3) * 25.5))
+
+
+def test_animation(tmp_path):
+    save_animation(tmp_path / "a.webp", torch.rand(5, 8, 8, 3))
+    assert Image.open(tmp_path / "a.webp").n_frames == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_meshes_of_either_precision(dtype):
+    mesh = sphere()
+    double = Mesh(mesh.vertices.to(dtype), mesh.faces, mesh.colors.to(dtype))
+    picture = render_mesh(double, turntable(1, elevation_deg=0, distance=1.6, fovy_deg=60), 8)
+    assert picture.dtype == torch.float32

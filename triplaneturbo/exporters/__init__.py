@@ -1,0 +1,3 @@
+"""Meshes to files and pictures."""
+
+from triplaneturbo.exporters import mesh_exporter as mesh_exporter

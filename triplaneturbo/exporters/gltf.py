@@ -1,0 +1,152 @@
+"""Meshes as binary glTF 2.0 (.glb).
+
+Two conventions differ from ours, and this module is the one place that converts them. glTF's world is y up with the
+object's front on +z, ours z up with the front on +x: glTF (x, y, z) = ours (y, z, x). glTF's vertex colours are linear,
+ours are display values (sRGB): the sRGB curve is taken off on the way out and put back on the way in. They are stored
+with 16 bits, because 8 linear bits are too coarse for dark colours.
+"""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from triplaneturbo import __version__
+from triplaneturbo.types import Mesh
+from triplaneturbo.weights.files import replacing
+
+MAGIC, JSON_CHUNK, BINARY_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
+COMPONENT_TYPES = {5121: np.uint8, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
+WIDTHS = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}
+ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
+TO_GLTF_AXES, FROM_GLTF_AXES = [1, 2, 0], [2, 0, 1]
+
+
+def srgb_to_linear(srgb: np.ndarray) -> np.ndarray:
+    """Display values in [0, 1] to linear light in [0, 1] (IEC 61966-2-1)."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(linear: np.ndarray) -> np.ndarray:
+    """Inverse of `srgb_to_linear`."""
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def write_glb(path: str | Path, mesh: Mesh, normals: torch.Tensor | None = None) -> None:
+    """Write `mesh` as one primitive: positions, faces, and normals [V, 3] and colours where there are any."""
+    buffers = _Buffers()
+    vertices = _array(mesh.vertices)[:, TO_GLTF_AXES]
+    attributes = {"POSITION": buffers.add(vertices, "VEC3", ARRAY_BUFFER, bounds=True)}
+    if normals is not None:
+        attributes["NORMAL"] = buffers.add(_array(normals)[:, TO_GLTF_AXES], "VEC3", ARRAY_BUFFER)
+    if mesh.colors is not None:
+        linear = srgb_to_linear(_array(mesh.colors).clip(0, 1).astype(np.float64))
+        opaque = np.concatenate([linear, np.ones_like(linear[:, :1])], axis=1)
+        colors = np.rint(opaque * 65535).astype(np.uint16)
+        attributes["COLOR_0"] = buffers.add(colors, "VEC4", ARRAY_BUFFER, normalized=True)
+    faces = mesh.faces.detach().cpu().numpy().astype(np.uint32).reshape(-1)
+    indices = buffers.add(faces, "SCALAR", ELEMENT_ARRAY_BUFFER)
+    document = {
+        "asset": {"version": "2.0", "generator": f"triplaneturbo {__version__}"},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [{"attributes": attributes, "indices": indices, "material": 0}]}],
+        "materials": [{"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}],
+        "buffers": [{"byteLength": len(buffers.content)}],
+        "bufferViews": buffers.views,
+        "accessors": buffers.accessors,
+    }
+    with replacing(path) as temporary:
+        temporary.write_bytes(_container(document, bytes(buffers.content)))
+
+
+def read_glb(path: str | Path) -> Mesh:
+    """Read the first primitive of the first mesh of a .glb file, back in our axes and display colours.
+
+    Node transforms are not applied: this reads the files that `write_glb` writes.
+
+    Raises:
+        ValueError: the file is not binary glTF 2.0 with one embedded buffer.
+    """
+    document, content = _chunks(Path(path))
+    primitive = document["meshes"][0]["primitives"][0]
+
+    def read(accessor: int) -> np.ndarray:
+        return _read_accessor(document, content, accessor)
+
+    colors = None
+    if "COLOR_0" in primitive["attributes"]:
+        linear = read(primitive["attributes"]["COLOR_0"])[:, :3]
+        scale = 1 if linear.dtype == np.float32 else np.iinfo(linear.dtype).max
+        colors = torch.from_numpy(linear_to_srgb(linear.astype(np.float64) / scale).astype(np.float32))
+    vertices = np.ascontiguousarray(read(primitive["attributes"]["POSITION"])[:, FROM_GLTF_AXES])
+    faces = read(primitive["indices"]).astype(np.int64).reshape(-1, 3)
+    return Mesh(vertices=torch.from_numpy(vertices), faces=torch.from_numpy(faces), colors=colors)
+
+
+class _Buffers:
+    """One binary buffer and the tables that describe its parts."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self.views: list[dict[str, Any]] = []
+        self.accessors: list[dict[str, Any]] = []
+
+    def add(self, array: np.ndarray, kind: str, target: int, *, bounds: bool = False, normalized: bool = False) -> int:
+        """Append `array` and return the index of its accessor. All our rows are multiples of 4 bytes, as required."""
+        component = next(code for code, dtype in COMPONENT_TYPES.items() if array.dtype == dtype)
+        accessor = {
+            "bufferView": len(self.views),
+            "componentType": component,
+            "count": len(array),
+            "type": kind,
+        }
+        if normalized:
+            accessor["normalized"] = True
+        if bounds:
+            accessor["min"], accessor["max"] = array.min(0).tolist(), array.max(0).tolist()
+        data = np.ascontiguousarray(array).tobytes()
+        self.views.append(
+            {"buffer": 0, "byteOffset": len(self.content), "byteLength": len(data), "target": target},
+        )
+        self.accessors.append(accessor)
+        self.content += data
+        return len(self.accessors) - 1
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy()
+
+
+def _container(document: dict[str, Any], content: bytes) -> bytes:
+    text = json.dumps(document, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 4)
+    content += b"\0" * (-len(content) % 4)
+    body = struct.pack("<II", len(text), JSON_CHUNK) + text + struct.pack("<II", len(content), BINARY_CHUNK) + content
+    return struct.pack("<III", MAGIC, 2, 12 + len(body)) + body
+
+
+def _chunks(path: Path) -> tuple[dict[str, Any], bytes]:
+    data = path.read_bytes()
+    if len(data) < 20 or struct.unpack_from("<II", data) != (MAGIC, 2):
+        raise ValueError(f"{path} is not a binary glTF 2.0 file")
+    length, kind = struct.unpack_from("<II", data, 12)
+    start = 20 + length
+    if kind != JSON_CHUNK or len(data) < start + 8 or struct.unpack_from("<I", data, start + 4) != (BINARY_CHUNK,):
+        raise ValueError(f"{path} has no embedded buffer; export it with all its data inside")
+    return json.loads(data[20:start]), data[start + 8 :]
+
+
+def _read_accessor(document: dict[str, Any], content: bytes, index: int) -> np.ndarray:
+    accessor = document["accessors"][index]
+    view = document["bufferViews"][accessor["bufferView"]]
+    width = WIDTHS[accessor["type"]]
+    offset = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
+    dtype = np.dtype(COMPONENT_TYPES[accessor["componentType"]])
+    stride = view.get("byteStride", dtype.itemsize * width)
+    shape, strides = (accessor["count"], width), (stride, dtype.itemsize)
+    return np.ndarray(shape, dtype, content, offset, strides).copy()

@@ -1,0 +1,70 @@
+"""Pictures of finished meshes: unlit vertex colours, no gradients."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from triplaneturbo.cameras import turntable, world_to_clip
+from triplaneturbo.ops.rasterize import interpolate, rasterize
+from triplaneturbo.types import Cameras, Mesh
+from triplaneturbo.weights.files import replacing
+
+PLAIN_COLOR = 0.7
+TURNTABLE_FOVY_DEG, TURNTABLE_ELEVATION_DEG = 40.0, 20.0
+
+
+@torch.no_grad()
+def render_mesh(
+    mesh: Mesh, cameras: Cameras, size: int, background: float = 1.0, *, supersample: int = 2
+) -> Float[Tensor, "V H W 3"]:
+    """Square pictures of `mesh` from every camera, in [0, 1], on the device of the mesh.
+
+    size: height and width in pixels. background: grey level behind the object. supersample: samples a pixel and axis;
+    the picture is their average. A mesh without colours is grey.
+    """
+    cameras = cameras.to(mesh.vertices.device)
+    fine = size * supersample
+    vertices = mesh.vertices.float()
+    homogeneous = F.pad(vertices, (0, 1), value=1.0)
+    clip = homogeneous @ world_to_clip(cameras, aspect=1.0).transpose(1, 2)
+    raster = rasterize(clip, mesh.faces, fine, fine)
+    colors = torch.full_like(vertices, PLAIN_COLOR) if mesh.colors is None else mesh.colors.float()
+    covered = (raster.face_index >= 0).unsqueeze(-1)
+    picture = torch.where(covered, interpolate(colors, raster, mesh.faces), background)
+    pooled = F.avg_pool2d(picture.permute(0, 3, 1, 2), supersample)
+    return pooled.permute(0, 2, 3, 1).clamp(0, 1)
+
+
+def render_turntable(mesh: Mesh, n_views: int, size: int) -> Float[Tensor, "V H W 3"]:
+    """`n_views` pictures around the mesh on white, the camera as near as shows all of it in every view."""
+    low, high = mesh.vertices.amin(0), mesh.vertices.amax(0)
+    centred = Mesh(mesh.vertices - (low + high) / 2, mesh.faces, mesh.colors)
+    radius = float(centred.vertices.norm(dim=-1).max())
+    distance = radius / np.sin(np.deg2rad(TURNTABLE_FOVY_DEG) / 2) * 1.05
+    cameras = turntable(n_views, elevation_deg=TURNTABLE_ELEVATION_DEG, distance=distance, fovy_deg=TURNTABLE_FOVY_DEG)
+    return render_mesh(centred, cameras, size)
+
+
+def save_picture(path: str | Path, views: Float[Tensor, "V H W 3"], columns: int) -> None:
+    """Write views, row by row in `columns` columns, as one PNG. The number of views must be a multiple of `columns`."""
+    rows = views.unflatten(0, (-1, columns)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
+    with replacing(path) as temporary:
+        Image.fromarray(to_bytes(rows)).save(temporary, format="PNG")
+
+
+def save_animation(path: str | Path, views: Float[Tensor, "V H W 3"], frames_per_second: int = 20) -> None:
+    """Write views as an endless WebP animation."""
+    first, *others = (Image.fromarray(frame) for frame in to_bytes(views))
+    duration = round(1000 / frames_per_second)
+    with replacing(path) as temporary:
+        first.save(temporary, format="WEBP", save_all=True, append_images=others, duration=duration, loop=0)
+
+
+def to_bytes(picture: Float[Tensor, "*N 3"]) -> np.ndarray:
+    """Values in [0, 1] as 8-bit integers, rounded."""
+    return picture.mul(255).round().byte().cpu().numpy()
