@@ -1,0 +1,136 @@
+"""Asynchronous score distillation with Stable Diffusion, MVDream and RichDreamer."""
+
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from triplaneturbo.base import option
+from triplaneturbo.errors import ConfigError
+from triplaneturbo.guidance.camera_conditions import CamMethod
+from triplaneturbo.guidance.distillation import ScoreDistillationGuidance, TeacherOptions
+from triplaneturbo.guidance.rules import ScoreEstimates, Weighting, score_gradient
+from triplaneturbo.precision import DtypeName
+from triplaneturbo.registry import find, register
+from triplaneturbo.schedule import Schedule
+
+TEACHERS = {"rd": "richdreamer-teacher", "mv": "mvdream-teacher", "sd": "stable-diffusion-teacher"}
+
+
+@register("richdreamer-mvdream-stablediffusion-asynchronous-score-distillation-guidance")
+class AsynchronousScoreDistillation(ScoreDistillationGuidance):
+    """Three teachers, one rule each (`rules.score_gradient`); options of a teacher carry its prefix rd_, mv_ or sd_."""
+
+    @dataclass(kw_only=True)
+    class Config(ScoreDistillationGuidance.Config):
+        mv_model_name_or_path: str = "sd-v2.1-base-4view"
+        """A diffusers folder, when mv_ckpt_path is not given."""
+        mv_ckpt_path: str | None = None
+        """The published checkpoint, or a diffusers folder."""
+        mv_vae_path: str | None = None
+        """A diffusers folder whose autoencoder MVDream uses, when its own folder has none."""
+        mv_image_size: int = 256
+        mv_camera_condition_type: Literal["rotation"] = "rotation"
+        mv_weight: Schedule = option(0.25)
+        """A teacher of weight 0 is not loaded."""
+        mv_guidance_scale: Schedule = option(7.5)
+        mv_min_step_percent: Schedule | None = None
+        """Smallest timestep, as a share of all; min_step_percent when not given."""
+        mv_max_step_percent: Schedule | None = None
+        mv_plus_ratio: float = 0.1
+        """Size of the timestep shift of the second estimate; 0: none, and one pass of the network less."""
+        mv_plus_random: bool = True
+        """Draw the shift between 0 and its full size."""
+        mv_weighting_strategy: Weighting = "uniform"
+        mv_use_sds: bool = False
+        """The second estimate is the true noise: SDS."""
+
+        rd_model_name_or_path: str = "nd-4view"
+        rd_ckpt_path: str | None = None
+        rd_image_size: int = 32
+        cam_method: CamMethod = "rel_x2"
+        """Camera distance as RichDreamer is told it: twice the relative one, the relative one, the absolute one."""
+        rd_weight: Schedule = option(1.0)
+        rd_guidance_scale: Schedule = option(7.5)
+        rd_min_step_percent: Schedule | None = None
+        rd_max_step_percent: Schedule | None = None
+        rd_plus_ratio: float = 0.1
+        rd_plus_random: bool = True
+        rd_weighting_strategy: Weighting = "uniform"
+        rd_use_sds: bool = False
+
+        sd_model_name_or_path: str = "stabilityai/stable-diffusion-2-1-base"
+        sd_image_size: int = 512
+        sd_weight: Schedule = option(1.0)
+        sd_guidance_scale: Schedule = option(7.5)
+        sd_min_step_percent: Schedule | None = None
+        sd_max_step_percent: Schedule | None = None
+        sd_plus_ratio: float = 0.1
+        sd_plus_random: bool = True
+        sd_weighting_strategy: Weighting = "uniform"
+        sd_use_sds: bool = False
+
+        min_step_percent: Schedule = option(0.02)
+        max_step_percent: Schedule = option(0.98)
+        eps: float = 0.01
+        """Keeps the dmd weightings finite."""
+        gradient_checkpoint: bool = False
+        """Recompute the autoencoders in the backward pass: less memory, more time."""
+        auto_grad: bool = True
+        """Pixel gradients are taken teacher by teacher, as soon as they are known; the only way here."""
+        half_precision_weights: bool = True
+        """False: all networks in float32."""
+        network_dtype: DtypeName = "auto"
+        """Floating-point type of the networks; auto is bfloat16 on CUDA."""
+
+        REFUSED: ClassVar[dict[str, str]] = {
+            "rd_recon_std_rescale": "no published recipe uses it; choose among rd_weighting_strategy",
+        }
+
+        def __post_init__(self) -> None:
+            if not self.auto_grad:
+                raise ConfigError("auto_grad: false would keep all graphs at once for the same gradients; leave it out")
+            if not self.half_precision_weights:
+                self.network_dtype = "float32"
+
+    def configure(self) -> None:
+        cfg = self.cfg
+        shared = {"gradient_checkpoint": cfg.gradient_checkpoint, "network_dtype": cfg.network_dtype}
+        own = {
+            "rd": {
+                "path": cfg.rd_ckpt_path or cfg.rd_model_name_or_path,
+                "image_size": cfg.rd_image_size,
+                "n_view": cfg.n_view,
+                "cam_method": cfg.cam_method,
+                "compat": cfg.compat,
+            },
+            "mv": {
+                "path": cfg.mv_ckpt_path or cfg.mv_model_name_or_path,
+                "vae_path": cfg.mv_vae_path,
+                "image_size": cfg.mv_image_size,
+                "n_view": cfg.n_view,
+            },
+            "sd": {"path": cfg.sd_model_name_or_path, "image_size": cfg.sd_image_size},
+        }
+        self.options = {name: self._teacher_options(name) for name in TEACHERS}
+        self.options = {name: o for name, o in self.options.items() if any(value for _, value in o.weight.points)}
+        self.teachers = nn.ModuleDict({name: find(TEACHERS[name])(own[name] | shared) for name in self.options})
+        if not self.teachers:
+            raise ConfigError("rd_weight, mv_weight and sd_weight are all 0: nothing guides the training")
+
+    def _teacher_options(self, prefix: str) -> TeacherOptions:
+        values = {f.name: getattr(self.cfg, f"{prefix}_{f.name}") for f in fields(TeacherOptions)}
+        for name in ("min_step_percent", "max_step_percent"):
+            if values[name] is None:
+                values[name] = getattr(self.cfg, name)
+        return TeacherOptions(**values)
+
+    def latent_gradient(self, estimates: ScoreEstimates, options: TeacherOptions) -> Float[Tensor, "N C H W"]:
+        return score_gradient(
+            estimates,
+            weighting=options.weighting_strategy,
+            eps=self.cfg.eps,
+            use_sds=options.use_sds,
+            compat=self.cfg.compat,
+        )

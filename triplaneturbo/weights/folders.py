@@ -1,0 +1,74 @@
+"""Models in diffusers folders: `unet/`, `vae/`, `scheduler/`, each with a JSON configuration and safetensors."""
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
+from diffusers.utils import is_accelerate_available
+
+from triplaneturbo.diffusion import NoiseSchedule
+from triplaneturbo.errors import ConfigError, WeightsError
+from triplaneturbo.weights.files import describe_mismatch
+
+Model = TypeVar("Model", bound=ModelMixin)
+
+
+def load_unet(folder: str | Path) -> UNet2DConditionModel:
+    """The U-Net of a diffusers folder, in float32 and evaluation mode."""
+    return load_model(UNet2DConditionModel, folder, "unet")
+
+
+def load_vae(folder: str | Path) -> AutoencoderKL:
+    """The autoencoder of a diffusers folder, in float32 and evaluation mode."""
+    return load_model(AutoencoderKL, folder, "vae")
+
+
+def load_model(cls: type[Model], folder: str | Path, part: str) -> Model:
+    """The model in the subfolder `part`, every tensor accounted for.
+
+    Raises:
+        WeightsError: the folder, its configuration or its weights are missing, damaged or do not fit each other.
+    """
+    part_folder = require_part(folder, part, "config.json")
+    try:
+        model, info = cls.from_pretrained(
+            part_folder,
+            local_files_only=True,
+            output_loading_info=True,
+            low_cpu_mem_usage=is_accelerate_available(),
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise WeightsError(f"{part_folder} cannot be loaded as {cls.__name__}: {error}") from error
+    shapes = {name: (given, wanted) for name, given, wanted in info["mismatched_keys"]}
+    problem = describe_mismatch(info["missing_keys"], info["unexpected_keys"], shapes)
+    if problem:
+        raise WeightsError(f"{part_folder}: the weights do not fit config.json: {problem}")
+    return model.eval()
+
+
+def load_schedule(folder: str | Path) -> NoiseSchedule:
+    """The noise schedule of `scheduler/scheduler_config.json`."""
+    path = require_part(folder, "scheduler", "scheduler_config.json") / "scheduler_config.json"
+    try:
+        return NoiseSchedule.from_config(json.loads(path.read_text()))
+    except (json.JSONDecodeError, KeyError, ConfigError) as error:
+        raise WeightsError(f"{path} is not a usable noise schedule: {error}") from error
+
+
+def require_part(folder: str | Path, part: str, file: str) -> Path:
+    """The subfolder `part` of a model folder that holds `file`.
+
+    Raises:
+        WeightsError: with what is not there and how to get it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise WeightsError(
+            f"the model folder {folder} does not exist; give the path of a local diffusers folder "
+            "(`hf download <model> --local-dir <path>` fetches one)"
+        )
+    if not (folder / part / file).is_file():
+        found = ", ".join(sorted(p.name for p in folder.iterdir() if p.is_dir())) or "no subfolders"
+        raise WeightsError(f"{folder} has no {part}/{file}; it holds: {found}")
+    return folder / part
