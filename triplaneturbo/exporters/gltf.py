@@ -36,7 +36,10 @@ def linear_to_srgb(linear: np.ndarray) -> np.ndarray:
 
 
 def write_glb(path: str | Path, mesh: Mesh, normals: torch.Tensor | None = None) -> None:
-    """Write `mesh` as one primitive: positions, faces, and normals [V, 3] and colours where there are any."""
+    """Write `mesh` as one primitive: positions, faces, and normals [V, 3] and colours where there are any.
+
+    There is no material: glTF's default is white, and trimesh drops vertex colours that stand beside a material.
+    """
     buffers = _Buffers()
     vertices = _array(mesh.vertices)[:, TO_GLTF_AXES]
     attributes = {"POSITION": buffers.add(vertices, "VEC3", ARRAY_BUFFER, bounds=True)}
@@ -54,8 +57,7 @@ def write_glb(path: str | Path, mesh: Mesh, normals: torch.Tensor | None = None)
         "scene": 0,
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0}],
-        "meshes": [{"primitives": [{"attributes": attributes, "indices": indices, "material": 0}]}],
-        "materials": [{"pbrMetallicRoughness": {"metallicFactor": 0.0, "roughnessFactor": 1.0}}],
+        "meshes": [{"primitives": [{"attributes": attributes, "indices": indices}]}],
         "buffers": [{"byteLength": len(buffers.content)}],
         "bufferViews": buffers.views,
         "accessors": buffers.accessors,
