@@ -184,10 +184,7 @@ class FewStepTriplaneDualStableDiffusion(Module):
         on them needs first-order reverse mode only.
         """
         coords = self._coordinates(points)
-        colour = None
-        if features:
-            texture = combine(sample_planes(planes[:, 3:], coords), self.cfg.tex_interpolate)
-            colour = self.feature_network(texture)
+        colour = self._features(planes, coords) if features else None
         if not normals:
             return FieldSample(sdf=self._sdf(planes, points, coords), features=colour)
         if self.cfg.normal_type == "analytic":
@@ -200,6 +197,10 @@ class FewStepTriplaneDualStableDiffusion(Module):
         """Signed distance alone, negative inside."""
         return self._sdf(planes, points, self._coordinates(points))
 
+    def features(self, planes: Float[Tensor, "B 6 C H W"], points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N F"]:
+        """Colours before their activation alone."""
+        return self._features(planes, self._coordinates(points))
+
     def sdf_and_deformation(
         self, planes: Float[Tensor, "B 6 C H W"], points: Float[Tensor, "B N 3"]
     ) -> tuple[Float[Tensor, "B N 1"], Float[Tensor, "B N 3"] | None]:
@@ -211,6 +212,9 @@ class FewStepTriplaneDualStableDiffusion(Module):
 
     def _coordinates(self, points: Tensor) -> Tensor:
         return plane_coordinates(points / self.cfg.radius, self.plane_axes)
+
+    def _features(self, planes: Tensor, coords: Tensor) -> Tensor:
+        return self.feature_network(combine(sample_planes(planes[:, 3:], coords), self.cfg.tex_interpolate))
 
     def _shape_features(self, planes: Tensor, coords: Tensor) -> Tensor:
         return combine(sample_planes(planes[:, :3], coords), self.cfg.geo_interpolate)
