@@ -1,0 +1,177 @@
+"""Exact pictures for the training of the teachers, rendered once at the start and kept on the device."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from custom.shapeworld.models import IMAGE_SIZE, build_tokenizer, token_ids
+from custom.shapeworld.render import render
+from custom.shapeworld.splits import scorer_captions, teacher_captions
+from custom.shapeworld.world import Solid, parse_caption
+from triplaneturbo.base import Component
+from triplaneturbo.cameras import orbit_cameras
+from triplaneturbo.draws import keyed_generator
+from triplaneturbo.registry import register
+from triplaneturbo.types import Cameras
+
+logger = logging.getLogger(__name__)
+_RAYS_AT_ONCE = 2**22
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Pictures of N objects, V views each, in 256 levels.
+
+    tokens: of the captions. rgb: on a grey that varies from object to object. geometry: normals and disparity.
+    """
+
+    captions: tuple[str, ...]
+    tokens: Int[Tensor, "N L"]
+    rgb: UInt8[Tensor, "N V 3 H W"]
+    geometry: UInt8[Tensor, "N V 4 H W"]
+    cameras: Cameras
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def views_of(self, rows: Int[Tensor, " B"]) -> Cameras:
+        """The cameras of the objects in `rows`."""
+        n_view = self.cameras.n_view
+        picked = rows[:, None] * n_view + torch.arange(n_view, device=rows.device)
+        return self.cameras.select(picked.flatten(), n_view)
+
+
+def sample_cameras(
+    n: int,
+    n_view: int,
+    generator: torch.Generator,
+    *,
+    fovy: tuple[float, float] = (60, 60),
+    distance: tuple[float, float] = (0.8, 1.0),
+) -> Cameras:
+    """Random cameras of n objects as the recipe draws them: elevation 0 to 30 degrees, views equally spaced around.
+
+    fovy, distance: ranges of the field of view (degrees) and of the relative distance.
+    """
+    draws = torch.rand(4, n, 1, generator=generator, device=generator.device).expand(-1, -1, n_view)
+    k = torch.arange(n_view, device=generator.device)
+    azimuth = (draws[0] + k) / n_view * 360 - 180
+    return orbit_cameras(
+        30 * draws[1].flatten(),
+        azimuth.flatten(),
+        (distance[0] + (distance[1] - distance[0]) * draws[2]).flatten(),
+        (fovy[0] + (fovy[1] - fovy[0]) * draws[3]).flatten(),
+        n_view=n_view,
+        relative=True,
+    )
+
+
+def _bytes(pictures: Tensor, n_view: int) -> Tensor:
+    """[N * V, H, W, C] in [0, 1] as [N, V, C, H, W] levels."""
+    return (pictures * 255).round().byte().permute(0, 3, 1, 2).unflatten(0, (-1, n_view))
+
+
+def render_pool(solids: Sequence[Solid], cameras: Cameras, background: tuple[float, float], seed: int) -> Pool:
+    """Render all views of all solids, solids of the same shapes together, on the device of the cameras.
+
+    background: range of the grey levels behind the solids.
+    """
+    device, n_view, size = cameras.c2w.device, cameras.n_view, IMAGE_SIZE
+    captions = tuple(map(str, solids))
+    pool = Pool(
+        captions,
+        token_ids(build_tokenizer(), list(captions)).to(device),
+        torch.empty(len(solids), n_view, 3, size, size, dtype=torch.uint8, device=device),
+        torch.empty(len(solids), n_view, 4, size, size, dtype=torch.uint8, device=device),
+        cameras,
+    )
+    generator = keyed_generator(seed, "background", device=device)
+    at_once = max(1, _RAYS_AT_ONCE // (4 * n_view * size * size))
+    order = sorted(range(len(solids)), key=lambda row: solids[row].shapes)
+    for _, group in groupby(order, key=lambda row: solids[row].shapes):
+        members = list(group)
+        for start in range(0, len(members), at_once):
+            chunk = members[start : start + at_once]
+            rows = torch.tensor(chunk, device=device)
+            views = render([solids[row] for row in chunk], pool.views_of(rows), size, background=0.0)
+            grey = torch.rand(len(chunk), 1, generator=generator, device=device).expand(-1, n_view)
+            grey = (background[0] + (background[1] - background[0]) * grey).reshape(-1, 1, 1, 1)
+            pool.rgb[rows] = _bytes(views.rgb + grey * (1 - views.opacity), n_view)
+            pool.geometry[rows] = _bytes(torch.cat([views.normal, views.disparity], dim=-1), n_view)
+    return pool
+
+
+def draw_captions(singles: Sequence[str], stacks: Sequence[str], n: int, single_share: float, seed: int) -> list[str]:
+    """n captions, `single_share` of them single solids; each list is gone through evenly, in random order."""
+    generator = keyed_generator(seed, "captions")
+    n_single = round(n * single_share)
+
+    def cycle(captions: Sequence[str], count: int) -> list[str]:
+        laps = -(-count // len(captions))
+        order = torch.cat([torch.randperm(len(captions), generator=generator) for _ in range(laps)])[:count]
+        return [captions[i] for i in order.tolist()]
+
+    drawn = cycle(singles, n_single) + cycle(stacks, n - n_single) if n > n_single else cycle(singles, n_single)
+    return drawn
+
+
+class _Rows(IterableDataset):
+    """Endless batches of random row numbers."""
+
+    def __init__(self, n: int, batch_size: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.n, self.batch_size, self.generator = n, batch_size, generator
+
+    def __iter__(self) -> Iterator[Tensor]:
+        device = self.generator.device
+        while True:
+            yield torch.randint(self.n, (self.batch_size,), generator=self.generator, device=device)
+
+
+@register("shapeworld-datamodule")
+class ShapeWorldData(Component, pl.LightningDataModule):
+    """Renders a `Pool` on the training device; its batches are row numbers of the pool."""
+
+    @dataclass(kw_only=True)
+    class Config:
+        """Options."""
+
+        captions: Literal["teachers", "scorer"] = "teachers"  # whose captions
+        n_objects: int = 16384
+        n_view: int = 1
+        batch_size: int = 256  # objects
+        single_share: float = 0.4  # of single solids; the rest are stacks
+        background: tuple[float, float] = (
+            0.4,
+            0.6,
+        )  # range of the grey levels; the teachers' pictures are on a middle grey
+        fovy: tuple[float, float] = (60.0, 60.0)  # range, degrees
+        distance: tuple[float, float] = (0.8, 1.0)  # range, relative
+        seed: int = 0
+
+    pool: Pool
+
+    def setup(self, stage: str) -> None:
+        """Render the pictures; `stage` is ignored, there is only training."""
+        start, cfg = time.monotonic(), self.cfg
+        device = self.trainer.strategy.root_device
+        singles, stacks = teacher_captions() if cfg.captions == "teachers" else scorer_captions()
+        captions = draw_captions(singles, stacks, cfg.n_objects, cfg.single_share, cfg.seed)
+        generator = keyed_generator(cfg.seed, "cameras", device=device)
+        cameras = sample_cameras(len(captions), cfg.n_view, generator, fovy=cfg.fovy, distance=cfg.distance)
+        self.pool = render_pool([parse_caption(c) for c in captions], cameras, cfg.background, cfg.seed)
+        logger.info("rendered %d objects x %d views in %.1f s", len(captions), cfg.n_view, time.monotonic() - start)
+
+    def train_dataloader(self) -> DataLoader:
+        """Endless; the system decides when to stop."""
+        generator = keyed_generator(self.cfg.seed, "batches", device=self.pool.tokens.device)
+        return DataLoader(_Rows(len(self.pool), self.cfg.batch_size, generator), batch_size=None)

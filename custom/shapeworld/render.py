@@ -1,0 +1,104 @@
+"""Exact pictures of the miniature world, sphere traced.
+
+Colours are unlit as the generator's are: one fixed soft light is baked into the surface, so that a colour field of
+position alone can represent them exactly.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from custom.shapeworld.world import BALL_RADIUS, Solid, palette_rows, part_sdf, sdf
+from triplaneturbo.cameras import ray_directions
+from triplaneturbo.types import Cameras, Views
+
+LIGHT = (0.45, 0.30, 0.84)
+AMBIENT = 0.5  # share of the colour that does not depend on the light
+NORMAL_BACKGROUND = (0.5, 0.5, 1.0)
+_STEPS = 56
+_HIT = 2e-3
+
+
+def surface_color(
+    solids: Sequence[Solid], points: Float[Tensor, "N P 3"], normals: Float[Tensor, "N P 3"]
+) -> Float[Tensor, "N P 3"]:
+    """The colour of the nearest part times AMBIENT + (1 - AMBIENT) (1 + n . light) / 2."""
+    part = part_sdf(solids, points).argmin(dim=1)
+    color = palette_rows(solids, points).gather(1, part[..., None].expand(-1, -1, 3))
+    light = F.normalize(points.new_tensor(LIGHT), dim=0)
+    return color * (AMBIENT + (1 - AMBIENT) * (0.5 + 0.5 * normals @ light))[..., None]
+
+
+def surface_normal(solids: Sequence[Solid], points: Float[Tensor, "N P 3"]) -> Float[Tensor, "N P 3"]:
+    """Unit gradients of the signed distance."""
+    with torch.enable_grad():
+        points = points.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(sdf(solids, points).sum(), points)
+    return F.normalize(gradient, dim=-1)
+
+
+def _trace(
+    solids: Sequence[Solid], origin: Float[Tensor, "N P 3"], direction: Float[Tensor, "N P 3"]
+) -> tuple[Float[Tensor, "N P"], Float[Tensor, "N P"]]:
+    """Distance along each ray to the surface, and 1 where there is one. Rays start where they enter the ball."""
+    middle = -(origin * direction).sum(-1)
+    half_squared = BALL_RADIUS**2 - (origin + middle[..., None] * direction).square().sum(-1)
+    half = half_squared.clamp(min=0).sqrt()
+    travelled = middle - half
+    for _ in range(_STEPS):
+        travelled = travelled + sdf(solids, origin + direction * travelled[..., None])
+        travelled = torch.minimum(travelled, middle + half)
+    distance = sdf(solids, origin + direction * travelled[..., None])
+    hit = (distance < _HIT) & (half_squared > 0)
+    return travelled, hit.to(origin.dtype)
+
+
+@torch.no_grad()
+def render(
+    solids: Sequence[Solid], cameras: Cameras, size: int, *, supersample: int = 2, background: float = 0.5
+) -> Views:
+    """Pictures of N solids, `cameras.n_view` each, size x size pixels, without gradient.
+
+    Channels follow `Views`: normals in the camera frame with x flipped, disparity (far - d) / (far - near) with
+    near, far = camera distance -+ sqrt(3), depth and disparity 0 on the background.
+
+    Args:
+        supersample: rays a pixel and axis; pictures are their average.
+        background: grey level behind the rgb picture.
+
+    Raises:
+        ValueError: the number of cameras does not fit the number of solids.
+    """
+    if len(cameras) != len(solids) * cameras.n_view:
+        raise ValueError(
+            f"{len(solids)} solids with {cameras.n_view} views each need as many cameras, not {len(cameras)}"
+        )
+    n, v, fine = len(solids), cameras.n_view, size * supersample
+    direction = ray_directions(cameras, fine, fine).reshape(n, v * fine * fine, 3)
+    origin = cameras.positions.reshape(n, v, 1, 3).expand(-1, -1, fine * fine, -1).reshape(n, -1, 3)
+    travelled, hit = _trace(solids, origin, direction)
+    points = origin + direction * travelled[..., None]
+    normals = surface_normal(solids, points)
+    colors = surface_color(solids, points, normals)
+
+    def pictures(flat: Tensor) -> Tensor:
+        channels_first = flat.reshape(n * v, fine, fine, -1).permute(0, 3, 1, 2)
+        return F.avg_pool2d(channels_first, supersample).permute(0, 2, 3, 1)
+
+    rotation = cameras.w2c_rotation.reshape(n, v, 1, 3, 3)
+    camera_normals = (rotation @ normals.reshape(n, v, -1, 3, 1)).reshape(n, -1, 3)
+    camera_normals = camera_normals * normals.new_tensor((-1, 1, 1)) * 0.5 + 0.5
+    far = (cameras.distance + math.sqrt(3)).reshape(n, v, 1).expand(-1, -1, fine * fine).reshape(n, -1)
+    disparity = ((far - travelled) / (2 * math.sqrt(3))).clamp(0, 1)
+    cover = hit[..., None]
+    return Views(
+        rgb=pictures(colors * cover + background * (1 - cover)),
+        normal=pictures(camera_normals * cover + normals.new_tensor(NORMAL_BACKGROUND) * (1 - cover)),
+        disparity=pictures(disparity * hit),
+        opacity=pictures(hit),
+        depth=pictures(travelled * hit),
+    )

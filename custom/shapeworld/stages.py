@@ -1,0 +1,252 @@
+"""The trainings of the miniature world: VAE, the three teachers, the scorer."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from custom.shapeworld.models import (
+    IMAGE_PROCESSOR,
+    LATENT_SCALE,
+    N_VIEW,
+    ND_SIZE,
+    PIPELINE,
+    TeacherKind,
+    build_scheduler,
+    build_scorer,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    build_vae,
+    replaced_folder,
+    standardise_latents,
+    token_ids,
+)
+from custom.shapeworld.training import TrainingStage
+from triplaneturbo.diffusion import NoiseSchedule
+from triplaneturbo.errors import WeightsError
+from triplaneturbo.guidance.camera_conditions import mvdream_camera, richdreamer_camera
+from triplaneturbo.guidance.multiview import install_cross_view_attention
+from triplaneturbo.registry import register
+
+_AT_ONCE = 512  # pictures or captions that are encoded together before training
+
+
+def _blur(pictures: Float[Tensor, "B C H W"], factor: int) -> Float[Tensor, "B C H W"]:
+    small = F.avg_pool2d(pictures, factor)
+    return F.interpolate(small, size=pictures.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _edges(pictures: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H1 W1"]:
+    """Differences to the right and lower neighbours."""
+    inner = pictures[..., :-1, :-1]
+    return torch.cat([pictures[..., :-1, 1:] - inner, pictures[..., 1:, :-1] - inner], dim=1)
+
+
+@register("shapeworld-vae-system")
+class VaeStage(TrainingStage):
+    """Trains the autoencoder on renders, normal pictures, and blurred or blended ones.
+
+    The last kinds stand for the soft pictures that a generator makes early in its training.
+    """
+
+    @dataclass(kw_only=True)
+    class Config(TrainingStage.Config):
+        """Options."""
+
+        kl_weight: float = 1e-4
+
+    stage = "vae"
+
+    def configure(self) -> None:
+        self.vae = build_vae().to(memory_format=torch.channels_last)
+
+    def pictures(self, rows: Tensor) -> Float[Tensor, "B 3 H W"]:
+        """Half of the rows as renders, an eighth as normals, the rest as soft renders, in [-1, 1]."""
+        rgb = self.pool.rgb[rows, 0].float() / 127.5 - 1
+        n = len(rows) // 8
+        normals = self.pool.geometry[rows[:n], 0, :3].float() / 127.5 - 1
+        share = torch.rand(n, 1, 1, 1, generator=self.generator, device=self.device)
+        ghosts = torch.lerp(rgb[n : 2 * n], _blur(rgb[2 * n : 3 * n], 4), share)
+        return torch.cat([normals, ghosts, _blur(rgb[2 * n : 3 * n], 2), _blur(rgb[3 * n : 4 * n], 4), rgb[4 * n :]])
+
+    def loss(self, rows: Tensor) -> Float[Tensor, ""]:
+        pictures = self.pictures(rows).contiguous(memory_format=torch.channels_last)
+        with self.autocast():
+            moments = self.vae.encode(pictures).latent_dist
+            noise = torch.randn(moments.mean.shape, generator=self.generator, device=self.device)
+            decoded = self.vae.decode(moments.mean + moments.std * noise).sample
+        decoded, mean, logvar = decoded.float(), moments.mean.float(), moments.logvar.float()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        error = (decoded - pictures).abs().mean() + (_edges(decoded) - _edges(pictures)).abs().mean()
+        return error + self.cfg.kl_weight * kl
+
+    @torch.no_grad()
+    def save(self, folder: Path) -> None:
+        sample = self.pool.rgb[: 4 * _AT_ONCE, 0].float() / 127.5 - 1
+        latents = torch.cat([self.vae.encode(part).latent_dist.mean for part in sample.split(_AT_ONCE)])
+        standardise_latents(self.vae, latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)))
+        with replaced_folder(folder / "stable_diffusion" / "vae") as path:
+            self.vae.half().save_pretrained(path)
+
+
+@register("shapeworld-diffusion-system")
+class DiffusionStage(TrainingStage):
+    """Trains a teacher by v-prediction, with the empty caption for a tenth of the objects.
+
+    Stable Diffusion trains its text encoder too and needs the VAE; the other two start from its weights.
+    """
+
+    @dataclass(kw_only=True)
+    class Config(TrainingStage.Config):
+        """Options."""
+
+        kind: TeacherKind
+        empty_share: float = 0.1  # of the objects whose caption is dropped
+
+    def configure(self) -> None:
+        self.stage = self.cfg.kind
+        self.schedule = NoiseSchedule.from_config(build_scheduler().config)
+        self.unet = build_unet(self.cfg.kind)
+        self.base = Path(self.cfg.out_dir) / "stable_diffusion"
+        earlier = "vae" if self.cfg.kind == "stable_diffusion" else "unet"
+        if not (self.base / earlier).is_dir():
+            raise WeightsError(f"{self.base / earlier} is missing; train it first, see scripts/train/shapeworld.sh")
+        if self.cfg.kind == "stable_diffusion":
+            self.tokenizer = build_tokenizer()
+            self.text_encoder = build_text_encoder(self.tokenizer)
+        else:
+            self._start_from_stable_diffusion()
+        self.unet.to(memory_format=torch.channels_last)
+
+    def _start_from_stable_diffusion(self) -> None:
+        self.tokenizer = CLIPTokenizer.from_pretrained(self.base / "tokenizer")
+        self.text_encoder = CLIPTextModel.from_pretrained(self.base / "text_encoder").float().requires_grad_(False)
+        given = UNet2DConditionModel.from_pretrained(self.base / "unet").float().state_dict()
+        own = self.unet.state_dict()
+        own.update({name: value for name, value in given.items() if name in own and own[name].shape == value.shape})
+        self.unet.load_state_dict(own)
+        nn.init.zeros_(self.unet.class_embedding.linear_2.weight)
+        nn.init.zeros_(self.unet.class_embedding.linear_2.bias)
+        install_cross_view_attention(self.unet, N_VIEW)
+
+    @torch.no_grad()
+    def on_train_start(self) -> None:
+        """Encode all pictures, and all captions unless their encoder is being trained."""
+        empty = token_ids(self.tokenizer, [""]).to(self.device)
+        if self.cfg.kind == "stable_diffusion":
+            self.captions, self.empty = self.pool.tokens, empty
+        else:
+            parts = self.pool.tokens.split(_AT_ONCE)
+            self.captions = torch.cat([self.text_encoder(part).last_hidden_state for part in parts])
+            self.empty = self.text_encoder(empty).last_hidden_state
+        self.clean = self._clean_pictures()
+        super().on_train_start()
+
+    def _clean_pictures(self) -> Float[Tensor, "N V 4 h w"]:
+        if self.cfg.kind == "richdreamer":
+            parts = self.pool.geometry.flatten(0, 1).split(_AT_ONCE)
+            small = [F.adaptive_avg_pool2d(part.float() / 127.5 - 1, ND_SIZE) for part in parts]
+            return torch.cat(small).unflatten(0, self.pool.geometry.shape[:2])
+        vae = AutoencoderKL.from_pretrained(self.base / "vae").float().to(self.device)
+        parts = self.pool.rgb.flatten(0, 1).split(_AT_ONCE)
+        latents = [LATENT_SCALE * vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in parts]
+        return torch.cat(latents).unflatten(0, self.pool.rgb.shape[:2])
+
+    def _condition(self, rows: Tensor) -> Float[Tensor, "B L C"]:
+        dropped = torch.rand(len(rows), generator=self.generator, device=self.device) < self.cfg.empty_share
+        chosen = self.captions[rows]
+        chosen = torch.where(dropped.reshape(-1, *[1] * (chosen.dim() - 1)), self.empty, chosen)
+        if self.cfg.kind == "stable_diffusion":
+            return self.text_encoder(chosen).last_hidden_state
+        return chosen
+
+    def _camera(self, rows: Tensor) -> Float[Tensor, "M 16"] | None:
+        if self.cfg.kind == "stable_diffusion":
+            return None
+        embed = mvdream_camera if self.cfg.kind == "mvdream" else richdreamer_camera
+        return embed(self.pool.views_of(rows))
+
+    def loss(self, rows: Tensor) -> Float[Tensor, ""]:
+        """Mean squared error of v = alpha eps - sigma x_0; the views of an object share their timestep."""
+        clean = self.clean[rows].flatten(0, 1)
+        n_view = self.clean.shape[1]
+        t = torch.randint(1000, (len(rows),), generator=self.generator, device=self.device).repeat_interleave(n_view)
+        noise = torch.randn(clean.shape, generator=self.generator, device=self.device)
+        alpha, sigma = self.schedule.alpha_sigma(t, clean)
+        noisy = (alpha * clean + sigma * noise).contiguous(memory_format=torch.channels_last)
+        with self.autocast():
+            text = self._condition(rows).repeat_interleave(n_view, dim=0)
+            predicted = self.unet(noisy, t, text, class_labels=self._camera(rows)).sample
+        return F.mse_loss(predicted.float(), alpha * noise - sigma * clean)
+
+    def save(self, folder: Path) -> None:
+        target = folder / self.cfg.kind
+        parts = {"unet": self.unet.half(), "scheduler": build_scheduler()}
+        if self.cfg.kind == "stable_diffusion":
+            parts |= {"text_encoder": self.text_encoder.half(), "tokenizer": self.tokenizer}
+        for name, part in parts.items():
+            with replaced_folder(target / name) as path:
+                part.save_pretrained(path)
+        if self.cfg.kind == "stable_diffusion":
+            (target / "model_index.json").write_text(json.dumps(PIPELINE, indent=2) + "\n")
+
+
+@register("shapeworld-scorer-system")
+class ScorerStage(TrainingStage):
+    """Trains a CLIP model by contrast; pictures of the same caption are all right answers to it."""
+
+    stage = "scorer"
+
+    def configure(self) -> None:
+        self.tokenizer = build_tokenizer()
+        self.model = build_scorer(self.tokenizer)
+
+    def augment(self, pictures: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        """Shift, blur a third mildly and a sixth strongly, change contrast, tint and noise: generated views are soft."""
+        n, device = len(pictures), self.device
+        up, left = torch.randint(
+            -4, 5, (2,), generator=self.generator, device="cpu" if device.type == "cpu" else device
+        )
+        height, width = pictures.shape[-2:]
+        y = (torch.arange(height, device=device) + up) % height
+        x = (torch.arange(width, device=device) + left) % width
+        pictures = pictures[:, :, y][:, :, :, x]
+        mild, strong = n // 3, n // 6
+        soft = torch.cat(
+            [_blur(pictures[:mild], 2), _blur(pictures[mild : mild + strong], 4), pictures[mild + strong :]]
+        )
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=self.generator, device=device)
+
+        contrast, tint = 1 + 0.15 * normal(n, 1, 1, 1), 0.04 * normal(n, 3, 1, 1)
+        return ((soft - 0.5) * contrast + 0.5 + tint + 0.02 * normal(*pictures.shape)).clamp(0, 1)
+
+    def loss(self, rows: Tensor) -> Float[Tensor, ""]:
+        tokens = self.pool.tokens[rows]
+        pictures = self.augment(self.pool.rgb[rows, 0].float() / 255) * 2 - 1
+        with self.autocast():
+            output = self.model(input_ids=tokens, pixel_values=pictures)
+        logits = output.logits_per_image.float()
+        same = (tokens[:, None] == tokens[None]).all(dim=-1).float()
+        target = same / same.sum(dim=1, keepdim=True)
+        return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+    def on_train_batch_end(self, outputs: object, batch: Tensor, batch_idx: int) -> None:
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(max=4.6)
+        super().on_train_batch_end(outputs, batch, batch_idx)
+
+    def save(self, folder: Path) -> None:
+        with replaced_folder(folder / "scorer") as path:
+            self.model.half().save_pretrained(path)
+            self.tokenizer.save_pretrained(path)
+            (path / "preprocessor_config.json").write_text(json.dumps(IMAGE_PROCESSOR, indent=2) + "\n")
