@@ -1,0 +1,6 @@
+"""What lies behind the object."""
+
+from triplaneturbo.background.hashgrid_environment import HashGridEnvironment
+from triplaneturbo.background.solid_color import SolidColor
+
+__all__ = ["HashGridEnvironment", "SolidColor"]

@@ -1,0 +1,146 @@
+"""An environment map for each prompt: one encoding of directions, a small network whose weights come from the text."""
+
+import itertools
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch.nn as nn
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from triplaneturbo.base import Module
+from triplaneturbo.errors import ConfigError
+from triplaneturbo.ops.hashgrid import HashGrid
+from triplaneturbo.registry import register
+
+
+@dataclass(kw_only=True)
+class EncodingConfig:
+    otype: Literal["HashGrid"] = "HashGrid"
+    """Kind of encoding."""
+    n_levels: int = 8
+    """Grids of growing resolution."""
+    n_features_per_level: int = 2
+    """Features each of them gives."""
+    log2_hashmap_size: int = 19
+    """Entries of a grid that is too fine to be stored densely."""
+    base_resolution: int = 4
+    """Of the coarsest grid."""
+    per_level_scale: float = 1.8114473285278132
+    """Ratio of neighbouring resolutions."""
+
+
+@dataclass(kw_only=True)
+class HypernetConfig:
+    c_dim: int = 1024
+    """Width of the pooled text state."""
+    out_dims: dict[str, list[int]] = field(default_factory=lambda: {"bg_weights": [64, 3]})
+    """Layer widths of the network it writes, the encoding's width excluded."""
+    n_neurons: int = 64
+    """Width of its hidden layers."""
+    n_hidden_layers: int = 1
+    """Hidden layers, each linear, layer norm, SiLU."""
+    spectral_norm: Literal[False] = False
+    """Not supported."""
+    output_activation: Literal["none"] | None = None
+    """None is the only one."""
+
+
+@register("multi-prompt-neural-hashgrid-environment-map-background")
+class HashGridEnvironment(Module):
+    """Colour of a direction d for a prompt with pooled text z: act(relu(h((d + 1) / 2) W1(z)) W2(z)).
+
+    h is a hash grid shared by all prompts; a hyper-network gives W1 and W2. State: `encoding.*`, `hypernet.layers.*`.
+    """
+
+    @dataclass(kw_only=True)
+    class Config:
+        REFUSED: ClassVar[dict[str, str]] = {
+            "random_aug_prob": "random_aug is not supported; remove it",
+            "random_aug_color": "random_aug is not supported; remove it",
+        }
+
+        n_output_dims: int = 3
+        """Colour channels."""
+        color_activation: Literal["sigmoid", "sigmoid-mipnerf"] = "sigmoid"
+        """sigmoid-mipnerf: 1.002 sigmoid - 0.001."""
+        pos_encoding_config: EncodingConfig = field(default_factory=EncodingConfig)
+        """The encoding of directions."""
+        hypernet_config: HypernetConfig = field(default_factory=HypernetConfig)
+        """The network from text to weights."""
+        random_aug: bool = False
+        """Only false."""
+        eval_color: tuple[float, float, float] | None = None
+        """The colour of every direction in evaluation mode; None: the learned map."""
+
+        def __post_init__(self) -> None:
+            if self.random_aug:
+                raise ConfigError(
+                    "background.random_aug=true is not supported: a background of random colour would hide the "
+                    "learned one from the teachers; use solid-color-background for a fixed colour"
+                )
+            widths = self.hypernet_config.out_dims.get("bg_weights")
+            if set(self.hypernet_config.out_dims) != {"bg_weights"} or not widths or widths[-1] != self.n_output_dims:
+                raise ConfigError(
+                    f"background.hypernet_config.out_dims is {self.hypernet_config.out_dims}; it must be "
+                    f"{{bg_weights: [widths]}} with n_output_dims ({self.n_output_dims}) as the last width"
+                )
+
+    def configure(self) -> None:
+        encoding, hypernet = self.cfg.pos_encoding_config, self.cfg.hypernet_config
+        self.encoding = HashGrid(
+            n_levels=encoding.n_levels,
+            n_features_per_level=encoding.n_features_per_level,
+            log2_hashmap_size=encoding.log2_hashmap_size,
+            base_resolution=encoding.base_resolution,
+            per_level_scale=encoding.per_level_scale,
+        )
+        widths = [encoding.n_levels * encoding.n_features_per_level, *hypernet.out_dims["bg_weights"]]
+        self.weight_shapes = list(itertools.pairwise(widths))
+        self.hypernet = Hypernet(hypernet, sum(a * b for a, b in self.weight_shapes))
+
+    def forward(
+        self, directions: Float[Tensor, "M H W 3"], pooled_text: Float[Tensor, "B T"]
+    ) -> Float[Tensor, "M H W 3"]:
+        """Colours of directions, M / B consecutive views for each prompt.
+
+        Raises:
+            ValueError: the views do not divide evenly among the prompts.
+        """
+        rows, prompts = directions.shape[0], pooled_text.shape[0]
+        if rows % prompts:
+            raise ValueError(f"{rows} views cannot be divided evenly among {prompts} prompts")
+        if not self.training and self.cfg.eval_color is not None:
+            return directions.new_tensor(self.cfg.eval_color).expand_as(directions)
+        x = self.encoding((directions.reshape(-1, 3) + 1) / 2).view(prompts, -1, self.weight_shapes[0][0])
+        for i, weight in enumerate(self.layer_weights(pooled_text)):
+            x = (x if i == 0 else F.relu(x)) @ weight
+        colors = x.view(directions.shape).sigmoid()
+        return colors * 1.002 - 0.001 if self.cfg.color_activation == "sigmoid-mipnerf" else colors
+
+    def layer_weights(self, pooled_text: Float[Tensor, "B T"]) -> list[Float[Tensor, "B _ _"]]:
+        """Matrices [B, in, out] of the network from encoded direction to colour, one for each layer."""
+        flat = self.hypernet(pooled_text).split([math.prod(shape) for shape in self.weight_shapes], dim=-1)
+        return [part.unflatten(-1, shape) for part, shape in zip(flat, self.weight_shapes, strict=True)]
+
+
+class Hypernet(nn.Module):
+    """Pooled text -> numbers: hidden layers (linear, layer norm, SiLU), then a linear layer; Xavier-normal, no bias
+    but that of the norms and of the last layer, zero at the start."""
+
+    def __init__(self, cfg: HypernetConfig, n_out: int) -> None:
+        super().__init__()
+        layers, width = [], cfg.c_dim
+        for _ in range(cfg.n_hidden_layers):
+            layers += [nn.Linear(width, cfg.n_neurons, bias=False), nn.LayerNorm(cfg.n_neurons), nn.SiLU()]
+            width = cfg.n_neurons
+        self.layers = nn.Sequential(*layers, nn.Linear(width, n_out))
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_normal_(layer.weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, pooled_text: Float[Tensor, "B T"]) -> Float[Tensor, "B n"]:
+        return self.layers(pooled_text)

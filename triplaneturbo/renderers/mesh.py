@@ -1,0 +1,207 @@
+"""Rasterised pictures of the surface: every prompt's field becomes a mesh, drawn from its views."""
+
+import itertools
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from triplaneturbo.cameras import ray_directions, world_to_clip
+from triplaneturbo.draws import Draws
+from triplaneturbo.errors import ConfigError
+from triplaneturbo.ops.mesh import keep_large_components, vertex_normals
+from triplaneturbo.ops.rasterize import Raster, antialias, interpolate, rasterize
+from triplaneturbo.registry import register
+from triplaneturbo.renderers.base import START, NormalDirection, Renderer, check_views
+from triplaneturbo.renderers.shading import NORMAL_BACKGROUND, WHITE, disparity, normals_as_colors, over
+from triplaneturbo.renderers.surface import surface_mesh
+from triplaneturbo.schedule import Progress, Schedule
+from triplaneturbo.types import Cameras, Mesh, Views
+
+
+@register("generative-space-mesh-rasterize-renderer")
+class MeshRenderer(Renderer):
+    """Marching cubes, rasterisation, antialiasing; differentiable from the pictures to planes and colours.
+
+    Colours are the field's at the visible surface points. All views of a call are held at once: in evaluation give
+    a few cameras at a time. `Views.extras`: comp_normal [M, H, W, 3], world normals as colours on black; lists with
+    one entry a prompt: meshes (differentiable vertices) and, with `surface_samples`, sdf [K, 1] and sdf_grad [K, 3]
+    at the points visible from any view.
+    """
+
+    @dataclass(kw_only=True)
+    class Config(Renderer.Config):
+        REFUSED: ClassVar[dict[str, str]] = {
+            "context_type": "the rasteriser needs no graphics context; remove it",
+        }
+
+        isosurface_resolution: int = 128
+        """Grid points along an edge."""
+        isosurface_method: Literal["mt", "mc-cpu", "diffmc"] = "mt"
+        """Names of the original's extractors; all mean differentiable marching cubes."""
+        isosurface_remove_outliers: bool = False
+        """Drop small components."""
+        isosurface_outlier_n_faces_threshold: float = 0.01
+        """Smallest share of the largest component's faces that is kept."""
+        enable_bg_rays: bool = False
+        """Whether the background is that along each pixel's ray, or of one colour, that along the view's axis."""
+        normal_direction: NormalDirection = "camera"
+        """Axes of the normal picture, see `shading.normals_as_colors`."""
+        sdf_grad_shrink: Schedule = 1.0
+        """Share of the gradient that vertices pass on to the signed distance."""
+        def_grad_shrink: Schedule = 1.0
+        """The same for the deformation of the grid."""
+        allow_empty_flag: bool = True
+        """Whether the stand-in drawn for a field without a surface passes no gradient on to the geometry."""
+        surface_samples: bool = False
+        """Whether to give sdf and sdf_grad at the visible points, for losses on them."""
+        compat: Literal["right", "original"] = "right"
+        """original: clip-space z as depth; background rays with the focal length of `ray_size`, and its text mixed
+        across prompts; sdf_grad_shrink also in place of a non-zero def_grad_shrink."""
+
+        def __post_init__(self) -> None:
+            if self.isosurface_resolution < 6:
+                raise ConfigError(f"isosurface_resolution must be at least 6, not {self.isosurface_resolution}")
+
+    def forward(
+        self,
+        planes: Float[Tensor, "B 6 C h w"],
+        cameras: Cameras,
+        pooled_text: Float[Tensor, "B T"],
+        *,
+        size: tuple[int, int],
+        draws: Draws | None = None,
+        progress: Progress = START,
+        ray_size: tuple[int, int] | None = None,
+    ) -> Views:
+        """See `Renderer.forward`; nothing here is random, `draws` is not used.
+
+        ray_size: (height, width) of the volume renderer's pictures; only compat=original needs it.
+        """
+        directions = self._background_rays(cameras, size, ray_size)
+        return self.render_meshes(self.surfaces(planes, progress), planes, cameras, pooled_text, directions)
+
+    def _background_rays(self, cameras: Cameras, size: tuple[int, int], ray_size: tuple[int, int] | None) -> Tensor:
+        if not self.cfg.enable_bg_rays:
+            return F.normalize(-cameras.positions, dim=-1)[:, None, None].expand(-1, *size, -1)
+        if self.cfg.compat == "right":
+            return ray_directions(cameras, *size)
+        if ray_size is None:
+            raise ValueError("compat=original takes the focal length of background rays from ray_size: give it")
+        return ray_directions(cameras, *size, focal_height=ray_size[0])
+
+    def surfaces(self, planes: Float[Tensor, "B 6 C h w"], progress: Progress = START) -> list[Mesh]:
+        """The mesh of every prompt, without colours."""
+        sdf_share = self.cfg.sdf_grad_shrink(progress)
+        deformation_share = self.cfg.def_grad_shrink(progress)
+        if self.cfg.compat == "original" and deformation_share != 0:
+            deformation_share = sdf_share
+        meshes = []
+        for single in planes.split(1):
+            vertices, faces = surface_mesh(
+                self.scene.geometry,
+                single,
+                self.cfg.isosurface_resolution,
+                radius=self.cfg.radius,
+                sdf_share=sdf_share,
+                deformation_share=deformation_share,
+                detach_if_empty=self.cfg.allow_empty_flag,
+            )
+            if self.cfg.isosurface_remove_outliers:
+                threshold = self.cfg.isosurface_outlier_n_faces_threshold
+                vertices, faces = keep_large_components(vertices, faces, threshold)
+            meshes.append(Mesh(vertices, faces))
+        return meshes
+
+    def render_meshes(
+        self,
+        meshes: list[Mesh],
+        planes: Float[Tensor, "B 6 C h w"],
+        cameras: Cameras,
+        pooled_text: Float[Tensor, "B T"],
+        directions: Float[Tensor, "M H W 3"],
+    ) -> Views:
+        """Pictures of given meshes, one for each prompt, coloured by the planes; `directions` of the background."""
+        check_views(planes, cameras)
+        n_view = cameras.n_view
+        views = []
+        for i, mesh in enumerate(meshes):
+            rows = slice(i * n_view, (i + 1) * n_view)
+            text = pooled_text if self.cfg.compat == "original" else pooled_text[i : i + 1]
+            background = self.scene.background(directions[rows], text)
+            views.append(self._draw(mesh, planes[i : i + 1], cameras.select(rows, n_view), background))
+        return _join(views)
+
+    def _draw(
+        self, mesh: Mesh, planes: Float[Tensor, "1 6 C h w"], cameras: Cameras, background: Float[Tensor, "V H W 3"]
+    ) -> Views:
+        """Pictures of one prompt's mesh."""
+        height, width = background.shape[1:3]
+        homogeneous = F.pad(mesh.vertices, (0, 1), value=1.0)
+        clip = torch.einsum("vij,nj->vni", world_to_clip(cameras, width / height), homogeneous)
+        return self.shade(mesh, rasterize(clip, mesh.faces, height, width), clip, planes, cameras, background)
+
+    def shade(
+        self,
+        mesh: Mesh,
+        raster: Raster,
+        clip: Float[Tensor, "V N 4"],
+        planes: Float[Tensor, "1 6 C h w"],
+        cameras: Cameras,
+        background: Float[Tensor, "V H W 3"],
+    ) -> Views:
+        """Pictures of one prompt's mesh from what each pixel sees."""
+        visible = raster.face_index >= 0
+        mask = visible.unsqueeze(-1).to(mesh.vertices.dtype)
+        attributes = torch.cat([mesh.vertices, vertex_normals(mesh.vertices, mesh.faces)], -1)
+        points, normal = interpolate(attributes, raster, mesh.faces).split(3, -1)
+        normal = F.normalize(normal, dim=-1)
+        if self.cfg.compat == "original":
+            depth = interpolate(clip, raster, mesh.faces)[..., 2:3]
+        else:
+            depth = torch.linalg.vector_norm(points - cameras.positions[:, None, None], dim=-1, keepdim=True) * mask
+        color, extras = self._surface_colors(planes, points, visible)
+        normal_colors = normals_as_colors(normal, cameras, self.cfg.normal_direction)
+        layers = {
+            "opacity": mask,
+            "disparity": disparity(depth, mask, cameras.distance),
+            "normal": over(normal_colors, mask, NORMAL_BACKGROUND),
+            "normal_white": over(normal_colors, mask, WHITE),
+            "comp_normal": (normal + 1) / 2 * mask,
+            "rgb": over(color, mask, background),
+        }
+        smooth = antialias(torch.cat(list(layers.values()), -1), raster, clip, mesh.faces)
+        widths = [layer.shape[-1] for layer in layers.values()]
+        pictures = dict(zip(layers, smooth.split(widths, -1), strict=True))
+        extras |= {"comp_normal": pictures.pop("comp_normal"), "meshes": [mesh]}
+        return Views(**pictures, depth=depth, extras=extras)
+
+    def _surface_colors(
+        self, planes: Tensor, points: Float[Tensor, "V H W 3"], visible: Tensor
+    ) -> tuple[Float[Tensor, "V H W 3"], dict[str, Tensor]]:
+        """Colours at the visible points, 0 elsewhere, and with `surface_samples` the field there."""
+        pixels = visible.flatten().nonzero().squeeze(1)
+        seen = points.reshape(-1, 3).index_select(0, pixels)[None]
+        extras = {}
+        if self.cfg.surface_samples:
+            found = self.scene.geometry.query(planes, seen, features=True, normals=True)
+            features, extras = found.features, {"sdf": [found.sdf[0]], "sdf_grad": [found.sdf_grad[0]]}
+        else:
+            features = self.scene.geometry.features(planes, seen)
+        colors = self.scene.material(features)[0]
+        canvas = colors.new_zeros(visible.numel(), 3).index_copy(0, pixels, colors)
+        return canvas.view(*visible.shape, 3), extras
+
+
+def _join(views: list[Views]) -> Views:
+    """The pictures of several prompts as one, rows prompt-major."""
+    names = ("rgb", "normal", "disparity", "opacity", "depth", "normal_white")
+    extras = {}
+    for name in views[0].extras:
+        values = [v.extras[name] for v in views]
+        is_picture = isinstance(values[0], Tensor)
+        extras[name] = torch.cat(values) if is_picture else list(itertools.chain.from_iterable(values))
+    return Views(**{name: torch.cat([getattr(v, name) for v in views]) for name in names}, extras=extras)

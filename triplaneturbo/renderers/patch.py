@@ -1,0 +1,157 @@
+"""Full-size pictures for the price of small ones: a coarse picture of everything, a sharp patch pasted into it."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from triplaneturbo.base import Module
+from triplaneturbo.cameras import ray_directions
+from triplaneturbo.draws import Draws, keyed_generator
+from triplaneturbo.errors import ConfigError
+from triplaneturbo.registry import find, register
+from triplaneturbo.renderers.base import START
+from triplaneturbo.renderers.sampling import Jitter
+from triplaneturbo.schedule import Progress
+from triplaneturbo.types import Cameras, Views
+
+
+@dataclass(frozen=True)
+class PatchDraws:
+    """Random numbers of one call. top, left: of the patch, the same for all views; jitter: of the two passes."""
+
+    top: int
+    left: int
+    coarse: Jitter | None = None
+    patch: Jitter | None = None
+
+
+@register("patch-renderer")
+class PatchRenderer(Module):
+    """Wraps a renderer that can follow arbitrary rays (the volume renderer).
+
+    In training two passes are made: rays of the whole picture averaged down by `global_downsample`, and the rays of
+    one patch. Pictures are the first, enlarged bilinearly, with the second pasted in; both receive gradients. What
+    is not a picture (`extras` by sample) is that of the first pass. In evaluation mode the whole picture is rendered.
+    """
+
+    @dataclass(kw_only=True)
+    class Config:
+        base_renderer_type: str
+        """Registered name of the renderer that is wrapped."""
+        base_renderer: dict | None = None
+        """Its options."""
+        patch_size: int = 128
+        """Side of the patch in pixels."""
+        global_downsample: int = 4
+        """Factor by which the whole picture is smaller."""
+        global_detach: bool = False
+        """Whether only the patch passes gradients on."""
+
+        def __post_init__(self) -> None:
+            if self.patch_size < 1 or self.global_downsample < 1:
+                raise ConfigError("patch_size and global_downsample must be at least 1")
+
+    def configure(self, **siblings: Any) -> None:
+        self.base_renderer = find(self.cfg.base_renderer_type)(self.cfg.base_renderer, **siblings)
+        if not hasattr(self.base_renderer, "render_rays"):
+            raise ConfigError(
+                f"base_renderer_type {self.cfg.base_renderer_type!r} cannot render single rays; "
+                f"use 'generative-space-sdf-volume-renderer'"
+            )
+
+    def forward(
+        self,
+        planes: Float[Tensor, "B 6 C h w"],
+        cameras: Cameras,
+        pooled_text: Float[Tensor, "B T"],
+        *,
+        size: tuple[int, int],
+        draws: Draws | None = None,
+        progress: Progress = START,
+    ) -> Views:
+        """See `Renderer.forward`. Training needs `draws`."""
+        if not self.training:
+            return self.base_renderer(planes, cameras, pooled_text, size=size, draws=draws, progress=progress)
+        if draws is None:
+            raise ValueError("the patch renderer places its patch at random in training: give draws")
+        directions = ray_directions(cameras, *size)
+        return self.render(
+            planes, cameras, pooled_text, directions, self.draw(draws, cameras.n_view, size), progress=progress
+        )
+
+    def draw(self, draws: Draws, n_view: int, size: tuple[int, int]) -> PatchDraws:
+        """The random numbers of a call. The place of the patch depends on seed and step, not on the samples, so that
+        it is the same in every process."""
+        height, width = self._check(size)
+        generator = keyed_generator(draws.seed, draws.scope + "corner", draws.step)
+        top, left = (
+            int(torch.randint(max(length - self.cfg.patch_size, 1), (), generator=generator))
+            for length in (height, width)
+        )
+        coarse_rays = n_view * (height // self.cfg.global_downsample) * (width // self.cfg.global_downsample)
+        return PatchDraws(
+            top=top,
+            left=left,
+            coarse=self.base_renderer.draw_jitter(draws.within("coarse"), coarse_rays),
+            patch=self.base_renderer.draw_jitter(draws.within("patch"), n_view * self.cfg.patch_size**2),
+        )
+
+    def render(
+        self,
+        planes: Float[Tensor, "B 6 C h w"],
+        cameras: Cameras,
+        pooled_text: Float[Tensor, "B T"],
+        directions: Float[Tensor, "M H W 3"],
+        draws: PatchDraws,
+        *,
+        progress: Progress = START,
+    ) -> Views:
+        """Coarse pictures with a sharp patch: a pure function of the rays and of recorded draws.
+
+        Coarse rays are averages of unit directions and are used as they are, slightly shorter than 1.
+        """
+        height, width = self._check(tuple(directions.shape[1:3]))
+        factor, side = self.cfg.global_downsample, self.cfg.patch_size
+        rows, columns = slice(draws.top, draws.top + side), slice(draws.left, draws.left + side)
+        coarse = self.base_renderer.render_rays(
+            planes,
+            cameras,
+            pooled_text,
+            _resize(directions, (height // factor, width // factor)),
+            jitter=draws.coarse,
+            progress=progress,
+        )
+        patch = self.base_renderer.render_rays(
+            planes, cameras, pooled_text, directions[:, rows, columns], jitter=draws.patch, progress=progress
+        )
+
+        def paste(large: Tensor, small: Tensor) -> Tensor:
+            picture = _resize(large.detach() if self.cfg.global_detach else large, (height, width))
+            picture[:, rows, columns] = small
+            return picture
+
+        pictures = {f.name: getattr(coarse, f.name) for f in fields(coarse) if f.name != "extras"}
+        pictures = {name: paste(value, getattr(patch, name)) for name, value in pictures.items()}
+        shape = coarse.rgb.shape[:3]
+        extras = {
+            name: paste(value, patch.extras[name]) if value.dim() == 4 and value.shape[:3] == shape else value
+            for name, value in coarse.extras.items()
+        }
+        return Views(**pictures, extras=extras)
+
+    def _check(self, size: tuple[int, int]) -> tuple[int, int]:
+        if min(size) < max(self.cfg.patch_size, self.cfg.global_downsample):
+            raise ValueError(
+                f"pictures of {size[0]} x {size[1]} are smaller than patch_size ({self.cfg.patch_size}) or "
+                f"global_downsample ({self.cfg.global_downsample}); render larger ones or lower these options"
+            )
+        return size
+
+
+def _resize(picture: Float[Tensor, "M h w C"], size: tuple[int, int]) -> Float[Tensor, "M H W C"]:
+    channels_first = picture.permute(0, 3, 1, 2)
+    return F.interpolate(channels_first, size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)

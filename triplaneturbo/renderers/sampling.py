@@ -1,0 +1,82 @@
+"""Where the samples of a ray lie: the stretch of the ray that is looked at, and intervals placed by importance."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from triplaneturbo.draws import Draws
+from triplaneturbo.ops.importance import importance_sample
+
+# Length, in units of the half side, of the stretch given to a ray that misses the box.
+_MISS_LENGTH = 1e-3
+_MIN_COMPONENT = 1e-9
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Position of the samples inside their intervals, in [0, 1): one number a ray for each of the two passes."""
+
+    proposal: Float[Tensor, "B R"]
+    fine: Float[Tensor, "B R"]
+
+    @classmethod
+    def draw(cls, draws: Draws, n_rays: int) -> "Jitter":
+        return cls(draws.uniform("proposal", n_rays), draws.uniform("fine", n_rays))
+
+    def rays(self, part: slice) -> "Jitter":
+        return Jitter(self.proposal[:, part], self.fine[:, part])
+
+
+def box_range(
+    origins: Float[Tensor, "B R 3"], directions: Float[Tensor, "B R 3"], half_side: float
+) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"]]:
+    """Ray parameters at which rays enter and leave the cube [-half_side, half_side]^3, not behind the origin.
+
+    A ray that misses the cube gets a stretch of length 1e-3 half_side at its closest approach to the centre.
+    """
+    away_from_zero = torch.where(directions < 0, -_MIN_COMPONENT, _MIN_COMPONENT)
+    directions = torch.where(directions.abs() < _MIN_COMPONENT, away_from_zero, directions)
+    first, second = (-half_side - origins) / directions, (half_side - origins) / directions
+    near = torch.minimum(first, second).amax(-1).clamp_min(0)
+    far = torch.maximum(first, second).amin(-1)
+    closest = (-(origins * directions).sum(-1) / directions.square().sum(-1)).clamp_min(0)
+    hit = far > near
+    return torch.where(hit, near, closest), torch.where(hit, far, closest + _MISS_LENGTH * half_side)
+
+
+@torch.no_grad()
+def place_samples(
+    near: Float[Tensor, "B R"],
+    far: Float[Tensor, "B R"],
+    density: Callable[[Tensor], Tensor],
+    *,
+    n_proposal: int,
+    n_fine: int,
+    jitter: Jitter | None,
+) -> Float[Tensor, "B R n_proposal+n_fine+2"]:
+    """Ascending interval edges: `n_proposal` even intervals and, among them, `n_fine` where light is absorbed.
+
+    The even intervals give a piecewise constant density sigma and with it the distribution 1 - T of the depth at
+    which a ray ends, T = exp(-sum sigma dt), all of what is left ending in the last interval. The fine intervals
+    have equal probability under it.
+
+    Args:
+        density: opacity per unit length [B, R, S] at ray parameters [B, R, S].
+        jitter: None places both kinds in the middle.
+    """
+    batch, rays = near.shape
+    even = importance_sample(
+        torch.stack([near, far], -1).flatten(0, 1),
+        near.new_tensor([0.0, 1.0]).expand(batch * rays, 2),
+        n_proposal,
+        None if jitter is None else jitter.proposal.flatten(),
+    )
+    starts, ends = even[:, :-1], even[:, 1:]
+    sigma = density(((starts + ends) / 2).unflatten(0, (batch, rays))).flatten(0, 1)
+    absorbed = 1 - torch.exp(-(sigma * (ends - starts)).cumsum(-1))
+    cdf = torch.cat([torch.zeros_like(absorbed[:, :1]), absorbed[:, :-1], torch.ones_like(absorbed[:, :1])], -1)
+    fine = importance_sample(even, cdf, n_fine, None if jitter is None else jitter.fine.flatten())
+    return torch.cat([even, fine], -1).sort(-1).values.unflatten(0, (batch, rays))

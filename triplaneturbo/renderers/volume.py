@@ -1,0 +1,296 @@
+"""Volume rendering of a signed distance field: NeuS or VolSDF opacity, samples placed by importance."""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from triplaneturbo.cameras import ray_directions
+from triplaneturbo.draws import Draws
+from triplaneturbo.errors import ConfigError
+from triplaneturbo.ops.volume import compositing_weights, neus_alpha, volsdf_alpha, volsdf_density
+from triplaneturbo.registry import register
+from triplaneturbo.renderers.base import START, NormalDirection, Renderer, check_views
+from triplaneturbo.renderers.sampling import Jitter, box_range, place_samples
+from triplaneturbo.renderers.shading import (
+    NORMAL_BACKGROUND,
+    WHITE,
+    disparity,
+    normals_as_colors,
+    over,
+    shrink_gradient,
+)
+from triplaneturbo.schedule import Progress, Schedule
+from triplaneturbo.types import Cameras, Views
+
+# Diagonal of the cube of half side 1, rounded as the original rounds it. Over the number of samples it is the step
+# whose NeuS opacity gives the density of the even intervals.
+_BOX_DIAGONAL = 2 * 1.732
+
+
+class LearnedVariance(nn.Module):
+    """Sharpness s = exp(10 x) of the logistic density around the surface; x is the parameter."""
+
+    def __init__(self, init: float, trainable: bool) -> None:
+        super().__init__()
+        self._inv_std = nn.Parameter(torch.tensor(float(init)), requires_grad=trainable)
+
+    def forward(self) -> Float[Tensor, ""]:
+        return torch.exp(10 * self._inv_std).clamp(1e-6, 1e6)
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Sums along rays, [B, R, .]."""
+
+    rgb: Tensor
+    normal: Tensor
+    opacity: Tensor
+    depth: Tensor
+    z_variance: Tensor
+
+
+@register("generative-space-sdf-volume-renderer")
+class VolumeRenderer(Renderer):
+    """Sums colour, normal and depth along rays with weights w_i = alpha_i prod_{j<i} (1 - alpha_j).
+
+    Each ray is cut into even intervals, whose opacity decides where finer ones go (`sampling.place_samples`); the
+    field is then evaluated once in the middle of every interval. One set of planes serves all its views: rays
+    fold into the point axis. `Views.extras` holds, in training, K = all samples of all rays, prompt-major: sdf,
+    sdf_grad, normal, weights, t_dirs, t_points, t_intervals [K, .]; always: inv_std, z_variance [M, H, W, 1] and
+    comp_normal [M, H, W, 3], the unit weighted sum of normals.
+    """
+
+    @dataclass(kw_only=True)
+    class Config(Renderer.Config):
+        REFUSED: ClassVar[dict[str, str]] = {
+            "grid_prune": "it prunes an occupancy grid; samples are placed by importance here, so remove it",
+            "prune_alpha_threshold": "it prunes an occupancy grid; samples are placed by importance here, so remove it",
+        }
+
+        num_samples_per_ray: int = 64
+        """Fine intervals, placed where light is absorbed."""
+        num_samples_per_ray_importance: int = 128
+        """Even intervals, which find out where that is."""
+        near_plane: float = 0.1
+        """Start of the stretch of each ray that is looked at, with ray_range planes."""
+        far_plane: float = 4.0
+        """Its end."""
+        ray_range: Literal["planes", "box"] = "planes"
+        """box: look at each ray only where it is inside the cube of half side `radius`."""
+        use_volsdf: bool = False
+        """VolSDF density in place of NeuS opacity."""
+        learned_variance_init: float = 0.4605
+        """Sharpness s = exp(10 x) of the surface: the first x."""
+        trainable_variance: bool = True
+        """Whether x is learned."""
+        inv_std: Schedule | None = None
+        """The sharpness s itself; replaces the learned one."""
+        cos_anneal_end_steps: int = 0
+        """Until this step NeuS opacity blends from half the slope plus 1/2, which lights all sides, to the slope."""
+        rgb_grad_shrink: Schedule = 1.0
+        """Share of the gradient that colours pass on to the field."""
+        randomized: bool = True
+        """Jitter the samples in training."""
+        train_chunk_size: int = 0
+        """Points evaluated together in training, 0 for all; chunks are computed again in the backward pass."""
+        eval_chunk_size: int = 320000
+        """Points evaluated together in evaluation mode, 0 for all."""
+        normal_direction: NormalDirection = "camera"
+        """Axes of the normal picture, see `shading.normals_as_colors`."""
+        estimator: str = "importance"
+        """Only importance."""
+
+        def __post_init__(self) -> None:
+            if self.estimator != "importance":
+                raise ConfigError(
+                    f"estimator {self.estimator!r} is not supported: an occupancy grid or proposal network belongs to "
+                    f"one scene, and planes change with every prompt; use estimator 'importance'"
+                )
+            if min(self.num_samples_per_ray, self.num_samples_per_ray_importance) < 2:
+                raise ConfigError("num_samples_per_ray and num_samples_per_ray_importance must be at least 2")
+            if not self.near_plane < self.far_plane:
+                raise ConfigError(f"near_plane ({self.near_plane}) must be less than far_plane ({self.far_plane})")
+
+    def configure(self, **siblings: Any) -> None:
+        super().configure(**siblings)
+        self.variance = LearnedVariance(self.cfg.learned_variance_init, self.cfg.trainable_variance)
+
+    def forward(
+        self,
+        planes: Float[Tensor, "B 6 C h w"],
+        cameras: Cameras,
+        pooled_text: Float[Tensor, "B T"],
+        *,
+        size: tuple[int, int],
+        draws: Draws | None = None,
+        progress: Progress = START,
+    ) -> Views:
+        directions = ray_directions(cameras, *size)
+        jitter = self.draw_jitter(draws, cameras.n_view * size[0] * size[1])
+        return self.render_rays(planes, cameras, pooled_text, directions, jitter=jitter, progress=progress)
+
+    def draw_jitter(self, draws: Draws | None, n_rays: int) -> Jitter | None:
+        """The random numbers of one call with `n_rays` rays a prompt; None where samples lie in the middle."""
+        if not (self.training and self.cfg.randomized):
+            return None
+        if draws is None:
+            raise ValueError("training with randomized=true needs draws; give them, or set randomized=false")
+        return Jitter.draw(draws, n_rays)
+
+    def render_rays(
+        self,
+        planes: Float[Tensor, "B 6 C h w"],
+        cameras: Cameras,
+        pooled_text: Float[Tensor, "B T"],
+        directions: Float[Tensor, "M H W 3"],
+        *,
+        jitter: Jitter | None = None,
+        progress: Progress = START,
+    ) -> Views:
+        """Pictures along given rays, which start at the cameras; directions need not have unit length.
+
+        A pure function of its arguments. jitter: [B, V * H * W], rays of a prompt's views one after the other.
+        """
+        check_views(planes, cameras)
+        rows, height, width = directions.shape[:3]
+        batch = planes.shape[0]
+        origins = cameras.positions[:, None, None].expand_as(directions).reshape(batch, -1, 3)
+        inv_std = self.variance() if self.cfg.inv_std is None else origins.new_tensor(self.cfg.inv_std(progress))
+        pixels, samples = self._march_in_chunks(
+            planes, origins, directions.reshape(batch, -1, 3), jitter, inv_std, progress
+        )
+        image = {f.name: getattr(pixels, f.name).reshape(rows, height, width, -1) for f in fields(pixels)}
+        opacity, depth = image["opacity"], image["depth"]
+        comp_normal = F.normalize(image["normal"], dim=-1)
+        normal_colors = normals_as_colors(comp_normal, cameras, self.cfg.normal_direction)
+        rgb_bg = self.scene.background(directions, pooled_text)
+        extras = {name: value.flatten(0, -2) for name, value in samples.items()}
+        extras |= {"inv_std": inv_std, "z_variance": image["z_variance"], "comp_normal": comp_normal}
+        return Views(
+            rgb=image["rgb"] + (1 - opacity) * rgb_bg,
+            normal=over(normal_colors, opacity, NORMAL_BACKGROUND),
+            normal_white=over(normal_colors, opacity, WHITE),
+            disparity=disparity(depth, opacity, cameras.distance),
+            opacity=opacity,
+            depth=depth,
+            extras=extras,
+        )
+
+    def _march_in_chunks(
+        self,
+        planes: Tensor,
+        origins: Tensor,
+        directions: Tensor,
+        jitter: Jitter | None,
+        inv_std: Tensor,
+        progress: Progress,
+    ) -> tuple[_Pixels, dict[str, Tensor]]:
+        batch, n_rays = origins.shape[:2]
+        n_samples = self.cfg.num_samples_per_ray + self.cfg.num_samples_per_ray_importance + 1
+        chunk_size = self.cfg.train_chunk_size if self.training else self.cfg.eval_chunk_size
+        step = max(chunk_size // (batch * n_samples), 1) if chunk_size else n_rays
+        if step >= n_rays:
+            return self._march(planes, origins, directions, jitter, inv_std, progress)
+        pieces = []
+        for start in range(0, n_rays, step):
+            part = slice(start, start + step)
+            part_jitter = None if jitter is None else jitter.rays(part)
+            arguments = (planes, origins[:, part], directions[:, part], part_jitter, inv_std, progress)
+            if self.training:
+                piece = checkpoint(self._march, *arguments, use_reentrant=False, preserve_rng_state=False)
+            else:
+                piece = self._march(*arguments)
+            pieces.append(piece)
+        pixels = [p for p, _ in pieces]
+        joined = {f.name: torch.cat([getattr(p, f.name) for p in pixels], 1) for f in fields(_Pixels)}
+        samples = {name: torch.cat([s[name] for _, s in pieces], 1) for name in pieces[0][1]}
+        return _Pixels(**joined), samples
+
+    def _march(
+        self,
+        planes: Tensor,
+        origins: Tensor,
+        directions: Tensor,
+        jitter: Jitter | None,
+        inv_std: Tensor,
+        progress: Progress,
+    ) -> tuple[_Pixels, dict[str, Tensor]]:
+        """Sums along rays [B, R, .], and in training what was found at the samples [B, R, S, .]."""
+        edges = self._edges(planes, origins, directions, jitter, inv_std)
+        t_points, t_intervals = (edges[..., 1:] + edges[..., :-1]) / 2, edges[..., 1:] - edges[..., :-1]
+        points = origins.unsqueeze(2) + directions.unsqueeze(2) * t_points.unsqueeze(3)
+        found = self.scene.geometry.query(planes, points.flatten(1, 2), features=True, normals=True)
+        sdf, normal, features = (x.unflatten(1, t_points.shape[1:]) for x in (found.sdf, found.normal, found.features))
+        alpha = self._alpha(sdf.squeeze(-1), normal, directions, t_intervals, inv_std, progress)
+        weights, opacity = compositing_weights(alpha)
+        color = shrink_gradient(self.scene.material(features), self.cfg.rgb_grad_shrink(progress))
+        depth = (weights * t_points).sum(-1, keepdim=True)
+        pixels = _Pixels(
+            rgb=(weights.unsqueeze(-1) * color).sum(-2),
+            normal=(weights.unsqueeze(-1) * normal).sum(-2),
+            opacity=opacity.unsqueeze(-1),
+            depth=depth,
+            z_variance=(weights * (t_points - depth).square()).sum(-1, keepdim=True),
+        )
+        if not self.training:
+            return pixels, {}
+        return pixels, {
+            "sdf": sdf,
+            "sdf_grad": found.sdf_grad.unflatten(1, t_points.shape[1:]),
+            "normal": normal,
+            "weights": weights.unsqueeze(-1),
+            "t_dirs": directions.unsqueeze(2).expand_as(points),
+            "t_points": t_points.unsqueeze(-1),
+            "t_intervals": t_intervals.unsqueeze(-1),
+        }
+
+    def _edges(
+        self, planes: Tensor, origins: Tensor, directions: Tensor, jitter: Jitter | None, inv_std: Tensor
+    ) -> Tensor:
+        """Interval edges [B, R, E]; only the signed distance is evaluated, without gradient."""
+        if self.cfg.ray_range == "box":
+            near, far = box_range(origins, directions, self.cfg.radius)
+        else:
+            near = torch.full_like(origins[..., 0], self.cfg.near_plane)
+            far = torch.full_like(near, self.cfg.far_plane)
+        step = _BOX_DIAGONAL * self.cfg.radius / self.cfg.num_samples_per_ray
+
+        def density(t: Tensor) -> Tensor:
+            points = origins.unsqueeze(2) + directions.unsqueeze(2) * t.unsqueeze(3)
+            sdf = self.scene.geometry.sdf(planes, points.flatten(1, 2)).view_as(t)
+            if self.cfg.use_volsdf:
+                return volsdf_density(sdf, inv_std)
+            return neus_alpha(sdf, -1.0, step, inv_std) / step
+
+        return place_samples(
+            near,
+            far,
+            density,
+            n_proposal=self.cfg.num_samples_per_ray_importance,
+            n_fine=self.cfg.num_samples_per_ray,
+            jitter=jitter,
+        )
+
+    def _alpha(
+        self,
+        sdf: Tensor,
+        normal: Tensor,
+        directions: Tensor,
+        t_intervals: Tensor,
+        inv_std: Tensor,
+        progress: Progress,
+    ) -> Tensor:
+        if self.cfg.use_volsdf:
+            return volsdf_alpha(sdf, t_intervals, inv_std)
+        cosine = (directions.unsqueeze(2) * normal).sum(-1)
+        end = self.cfg.cos_anneal_end_steps
+        share = min(progress.step / end, 1.0) if end else 1.0
+        if share < 1.0:
+            cosine = -torch.lerp(F.relu(0.5 - 0.5 * cosine), F.relu(-cosine), share)
+        return neus_alpha(sdf, cosine, t_intervals, inv_std)
