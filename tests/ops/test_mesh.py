@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from triplaneturbo.ops.marching_cubes import marching_cubes
+from triplaneturbo.ops.mesh import keep_large_components, signed_volume, vertex_normals
+
+
+def balls(size, centres, radii):
+    line = torch.linspace(-1, 1, size, dtype=torch.float64)
+    points = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1)
+    fields = [(points - torch.tensor(c)).norm(dim=-1) - r for c, r in zip(centres, radii, strict=True)]
+    vertices, faces = marching_cubes(torch.stack(fields).amin(0))
+    return vertices / (size - 1) * 2 - 1, faces
+
+
+def test_normals_of_a_sphere_point_outwards():
+    vertices, faces = balls(32, [(0.0, 0.0, 0.0)], [0.7])
+    normals = vertex_normals(vertices, faces)
+    torch.testing.assert_close(normals.norm(dim=1), torch.ones(len(normals), dtype=torch.float64))
+    assert ((normals * vertices).sum(1) / vertices.norm(dim=1)).min() > 0.995
+
+
+def test_normals_are_weighted_by_area():
+    vertices = torch.tensor([[0.0, 0, 0], [3, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
+    normals = vertex_normals(vertices, torch.tensor([[0, 1, 2], [0, 2, 3]]))
+    expected = torch.tensor([1.0, 0, 3], dtype=torch.float64) / 10**0.5
+    torch.testing.assert_close(normals[0], expected)
+
+
+def test_vertices_without_area_get_the_up_normal_and_no_gradient():
+    vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [2, 0, 0], [5, 5, 5]], requires_grad=True)
+    normals = vertex_normals(vertices, torch.tensor([[0, 1, 2]]))
+    assert torch.equal(normals, torch.tensor([[0.0, 0, 1]]).expand(4, 3))
+    normals.sum().backward()
+    assert not vertices.grad.any()
+
+
+def test_normal_gradients_equal_finite_differences():
+    vertices = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    faces = torch.tensor([[0, 1, 2], [0, 2, 3], [3, 4, 5], [5, 0, 1]])
+    assert torch.autograd.gradcheck(lambda v: vertex_normals(v, faces), (vertices,))
+
+
+def test_volume_of_a_box_corner_is_signed():
+    vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0], [0, 0, 3]])
+    faces = torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
+    assert signed_volume(vertices, faces).item() == pytest.approx(1)
+    assert signed_volume(vertices, faces.flip(1)).item() == pytest.approx(-1)
+
+
+def test_small_pieces_and_unused_vertices_go():
+    centres, radii = [(-0.5, -0.4, 0.0), (0.6, 0.5, 0.0), (0.0, 0.0, 0.85)], [0.4, 0.3, 0.08]
+    vertices, faces = balls(32, centres, radii)
+    vertices = torch.cat([vertices, torch.zeros(2, 3, dtype=vertices.dtype)])
+    kept, kept_faces = keep_large_components(vertices, faces, 0.3)
+    expected = vertices[:-2][vertices[:-2, 2] < 0.6]
+    assert torch.equal(kept, expected)
+    assert torch.equal(kept[kept_faces], vertices[faces][(vertices[faces][..., 2] < 0.6).all(1)])
+    largest, _ = keep_large_components(vertices, faces, 1.0)
+    assert (largest[:, 0] < 0).all()
+    everything, all_faces = keep_large_components(vertices, faces, 0.0)
+    assert torch.equal(everything, vertices[:-2])
+    assert torch.equal(all_faces, faces)
+
+
+def test_a_long_strip_is_one_component():
+    first = torch.arange(500)
+    faces = torch.stack([first, first + 1, first + 2], 1)[
+        torch.randperm(500, generator=torch.Generator().manual_seed(0))
+    ]
+    vertices = torch.randn(502, 3, generator=torch.Generator().manual_seed(1))
+    kept, kept_faces = keep_large_components(vertices, faces, 1.0)
+    assert torch.equal(kept, vertices)
+    assert torch.equal(kept_faces, faces)
+
+
+def test_an_empty_mesh_stays_empty_and_a_bad_ratio_is_refused():
+    vertices, faces = keep_large_components(torch.zeros(3, 3), torch.zeros(0, 3, dtype=torch.long), 0.1)
+    assert vertices.shape == (0, 3)
+    assert faces.shape == (0, 3)
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        keep_large_components(vertices, faces, 1.5)
