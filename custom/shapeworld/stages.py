@@ -1,7 +1,7 @@
 """The trainings of the miniature world: VAE, the three teachers, the scorer."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -147,7 +147,8 @@ class DiffusionStage(TrainingStage):
             parts = self.pool.tokens.split(_AT_ONCE)
             self.captions = torch.cat([self.text_encoder(part).last_hidden_state for part in parts])
             self.empty = self.text_encoder(empty).last_hidden_state
-        self.clean = self._clean_pictures()
+        self.clean, self.cameras = self._clean_pictures(), self._camera_conditions()
+        self.schedule = replace(self.schedule, alphas_cumprod=self.schedule.alphas_cumprod.to(self.device))
         super().on_train_start()
 
     def _clean_pictures(self) -> Float[Tensor, "N V 4 h w"]:
@@ -168,23 +169,24 @@ class DiffusionStage(TrainingStage):
             return self.text_encoder(chosen).last_hidden_state
         return chosen
 
-    def _camera(self, rows: Tensor) -> Float[Tensor, "M 16"] | None:
+    def _camera_conditions(self) -> Float[Tensor, "N V 16"] | None:
         if self.cfg.kind == "stable_diffusion":
             return None
         embed = mvdream_camera if self.cfg.kind == "mvdream" else richdreamer_camera
-        return embed(self.pool.views_of(rows))
+        return embed(self.pool.cameras).unflatten(0, (-1, N_VIEW))
 
     def loss(self, rows: Tensor) -> Float[Tensor, ""]:
         """Mean squared error of v = alpha eps - sigma x_0; the views of an object share their timestep."""
         clean = self.clean[rows].flatten(0, 1)
         n_view = self.clean.shape[1]
+        camera = None if self.cameras is None else self.cameras[rows].flatten(0, 1)
         t = torch.randint(1000, (len(rows),), generator=self.generator, device=self.device).repeat_interleave(n_view)
         noise = torch.randn(clean.shape, generator=self.generator, device=self.device)
         alpha, sigma = self.schedule.alpha_sigma(t, clean)
         noisy = (alpha * clean + sigma * noise).contiguous(memory_format=torch.channels_last)
         with self.autocast():
             text = self._condition(rows).repeat_interleave(n_view, dim=0)
-            predicted = self.unet(noisy, t, text, class_labels=self._camera(rows)).sample
+            predicted = self.unet(noisy, t, text, class_labels=camera).sample
         return F.mse_loss(predicted.float(), alpha * noise - sigma * clean)
 
     def save(self, folder: Path) -> None:
@@ -210,11 +212,9 @@ class ScorerStage(TrainingStage):
         self.model = build_scorer(self.tokenizer)
 
     def augment(self, pictures: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
-        """Shift, blur a third mildly and a sixth strongly, change contrast, tint and noise: generated views are soft."""
+        """Shift, blur a third mildly and a sixth strongly, change contrast, tint, noise: generated views are soft."""
         n, device = len(pictures), self.device
-        up, left = torch.randint(
-            -4, 5, (2,), generator=self.generator, device="cpu" if device.type == "cpu" else device
-        )
+        up, left = torch.randint(-4, 5, (2,), generator=self.generator, device=device)
         height, width = pictures.shape[-2:]
         y = (torch.arange(height, device=device) + up) % height
         x = (torch.arange(width, device=device) + left) % width

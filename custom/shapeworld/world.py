@@ -1,7 +1,7 @@
 """The miniature world: captioned solids with exact geometry.
 
-A caption fixes the solid exactly: `a red cube`, or a stack of two, `a red cube on a blue cylinder`. World: right-handed,
-z up. Every solid is scaled to fill the ball of radius `BALL_RADIUS` around the origin.
+A caption fixes the solid exactly: `a red cube`, or a stack of two, `a red cube on a blue cylinder`. World:
+right-handed, z up. Every solid is scaled to fill the ball of radius `BALL_RADIUS` around the origin.
 """
 
 import math
