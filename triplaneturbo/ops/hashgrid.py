@@ -1,0 +1,73 @@
+"""Multi-resolution hash encoding of points in the unit cube (Mueller et al. 2022)."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+_PRIMES = (1, 2654435761, 805459861)
+_INIT_BOUND = 1e-4
+
+
+class HashGrid(nn.Module):
+    """Trilinear lookup in `n_levels` grids of growing resolution, concatenated.
+
+    Level l has scale s = base_resolution * per_level_scale**l - 1 and resolution ceil(s) + 1; a point x falls at
+    s x + 1/2. A level with at most 2**log2_hashmap_size corners is stored densely (x fastest), a finer one
+    through a hash of the corner's integer coordinates. Sizes, order and wrapping of entries are those of
+    tiny-cuda-nn, so its parameter vectors can be used as they are: `params` is flat, level by level, the features
+    of an entry next to each other. Initialised from U(-1e-4, 1e-4).
+    """
+
+    def __init__(
+        self,
+        n_levels: int,
+        n_features_per_level: int,
+        log2_hashmap_size: int,
+        base_resolution: int,
+        per_level_scale: float,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        self.n_features_per_level = n_features_per_level
+        self.scales = [base_resolution * per_level_scale**level - 1 for level in range(n_levels)]
+        self.resolutions = [math.ceil(scale) + 1 for scale in self.scales]
+        # Level sizes are multiples of 8 in tiny-cuda-nn.
+        self.sizes = [min(-(-(r**3) // 8) * 8, 1 << log2_hashmap_size) for r in self.resolutions]
+        initial = torch.empty(sum(self.sizes) * n_features_per_level)
+        self.params = nn.Parameter(initial.uniform_(-_INIT_BOUND, _INIT_BOUND, generator=generator))
+
+    @property
+    def n_output_dims(self) -> int:
+        return len(self.sizes) * self.n_features_per_level
+
+    def forward(self, points: Float[Tensor, "N 3"]) -> Float[Tensor, "N D"]:
+        """Features [N, n_levels * n_features_per_level] of points in [0, 1]^3; differentiable in both.
+
+        Corner lookups are computed again in the backward pass, 160 bytes per point and level otherwise.
+        """
+        tables = self.params.view(-1, self.n_features_per_level).split(self.sizes)
+        levels = zip(tables, self.scales, self.resolutions, strict=True)
+        features = [
+            checkpoint(_lookup, points, *level, use_reentrant=False, preserve_rng_state=False) for level in levels
+        ]
+        return torch.cat(features, 1)
+
+
+def _lookup(points: Tensor, table: Tensor, scale: float, resolution: int) -> Tensor:
+    position = points * scale + 0.5
+    lowest = position.detach().floor()
+    fraction = (position - lowest).unsqueeze(1)
+    offsets = torch.tensor([[k & 1, k >> 1 & 1, k >> 2] for k in range(8)], device=points.device)
+    corners = lowest.long().unsqueeze(1) + offsets
+    wx, wy, wz = torch.where(offsets == 1, fraction, 1 - fraction).unbind(2)
+    x, y, z = corners.unbind(2)
+    if resolution**3 <= len(table):
+        entries = x + resolution * (y + resolution * z)
+    else:
+        entries = x * _PRIMES[0] ^ y * _PRIMES[1] ^ z * _PRIMES[2]
+    entries = entries % len(table)
+    features = table.index_select(0, entries.flatten()).view(*entries.shape, -1)
+    return ((wx * wy * wz).unsqueeze(2) * features).sum(1)
