@@ -29,8 +29,8 @@ from triplaneturbo.types import FieldSample
 class FewStepTriplaneDualStableDiffusion(Module):
     """Six planes (xy, xz, yz for shape, the same for colour) from a few-step diffusion generator, and their field.
 
-    sdf(p) = network(sum or concatenation of the shape features at p) + bias(p), negative inside. Outside the box
-    [-radius, radius]^3 features are 0, so the sdf there is the bias. All tensors of the field are float32.
+    sdf(p) = network(sum or concatenation of the shape features at p) + bias(p), negative inside. A plane covers
+    [-radius, radius]^2 and is 0 outside; beyond all three planes the sdf is the bias. The field is float32.
     """
 
     @dataclass(kw_only=True)
@@ -125,7 +125,7 @@ class FewStepTriplaneDualStableDiffusion(Module):
         self,
         noisy: Float[Tensor, "N c h w"],
         t: Int[Tensor, " N"],
-        text: Float[Tensor, "B L C"] | Float[Tensor, "B 6 L C"],
+        text: Float[Tensor, "B L E"] | Float[Tensor, "B 6 L E"],
     ) -> Float[Tensor, "N c h w"]:
         """See `TriplaneGenerator.denoise`."""
         return self.space_generator.denoise(noisy, t, text)
@@ -134,7 +134,7 @@ class FewStepTriplaneDualStableDiffusion(Module):
         self,
         noisy: Float[Tensor, "N c h w"],
         t: Int[Tensor, " N"],
-        text: Float[Tensor, "B L C"] | Float[Tensor, "B 6 L C"],
+        text: Float[Tensor, "B L E"] | Float[Tensor, "B 6 L E"],
     ) -> Float[Tensor, "N c h w"]:
         """See `TriplaneGenerator.predict_clean`."""
         return self.space_generator.predict_clean(noisy, t, text)
@@ -144,7 +144,7 @@ class FewStepTriplaneDualStableDiffusion(Module):
         previous_clean: Float[Tensor, "N c h w"],
         noise: Float[Tensor, "N c h w"],
         t: Int[Tensor, " N"],
-        text: Float[Tensor, "B L C"] | Float[Tensor, "B 6 L C"],
+        text: Float[Tensor, "B L E"] | Float[Tensor, "B 6 L E"],
     ) -> Float[Tensor, "N c h w"]:
         """See `TriplaneGenerator.prd_step`."""
         return self.space_generator.prd_step(previous_clean, noise, t, text)
@@ -156,7 +156,7 @@ class FewStepTriplaneDualStableDiffusion(Module):
     @torch.no_grad()
     def generate(
         self,
-        text: Float[Tensor, "B L C"] | Float[Tensor, "B 6 L C"],
+        text: Float[Tensor, "B L E"] | Float[Tensor, "B 6 L E"],
         noise: Float[Tensor, "N c h w"],
         n_steps: int = 4,
     ) -> Float[Tensor, "B 6 C H W"]:

@@ -79,8 +79,7 @@ class TriplaneGenerator(Module):
             self.prompt_bias = nn.Parameter(torch.zeros(N_PLANES, 77, unet.config.cross_attention_dim))
         if self.cfg.gradient_checkpoint:
             self.unet.enable_gradient_checkpointing()
-            self.decoder.gradient_checkpointing = True
-            self.decoder._gradient_checkpointing_func = self.unet._gradient_checkpointing_func
+            vae.enable_gradient_checkpointing()
         self.unet.conv_out.register_forward_pre_hook(_widen)
         self.register_state_dict_post_hook(_drop_frozen)
         self.register_load_state_dict_pre_hook(_keep_frozen)
@@ -97,7 +96,7 @@ class TriplaneGenerator(Module):
         self,
         noisy: Float[Tensor, "N c h w"],
         t: Int[Tensor, " N"],
-        text: Float[Tensor, "B L C"] | Float[Tensor, "B 6 L C"],
+        text: Float[Tensor, "B L E"] | Float[Tensor, "B 6 L E"],
     ) -> Float[Tensor, "N c h w"]:
         """The network's output (eps or v, as the scheduler's configuration says) in float32.
 
@@ -115,7 +114,7 @@ class TriplaneGenerator(Module):
         self,
         noisy: Float[Tensor, "N c h w"],
         t: Int[Tensor, " N"],
-        text: Float[Tensor, "B L C"] | Float[Tensor, "B 6 L C"],
+        text: Float[Tensor, "B L E"] | Float[Tensor, "B 6 L E"],
     ) -> Float[Tensor, "N c h w"]:
         """The estimate of the clean latents at x_t = `noisy`."""
         return self.schedule.to_clean(self.denoise(noisy, t, text), noisy, t)
@@ -125,7 +124,7 @@ class TriplaneGenerator(Module):
         previous_clean: Float[Tensor, "N c h w"],
         noise: Float[Tensor, "N c h w"],
         t: Int[Tensor, " N"],
-        text: Float[Tensor, "B L C"] | Float[Tensor, "B 6 L C"],
+        text: Float[Tensor, "B L E"] | Float[Tensor, "B 6 L E"],
     ) -> Float[Tensor, "N c h w"]:
         """One step of progressive rendering distillation: noise the last estimate to level t, estimate again."""
         self._prepare(noise.device)
@@ -146,7 +145,7 @@ class TriplaneGenerator(Module):
     @torch.no_grad()
     def sample(
         self,
-        text: Float[Tensor, "B L C"] | Float[Tensor, "B 6 L C"],
+        text: Float[Tensor, "B L E"] | Float[Tensor, "B 6 L E"],
         noise: Float[Tensor, "N c h w"],
         n_steps: int = 4,
     ) -> Float[Tensor, "N c h w"]:

@@ -94,18 +94,16 @@ def _original_parts(name: str, value: Tensor, numbers: dict[str, int]) -> Iterab
     if match is None:
         return [(name, value)]
     start = f"{_ORIGINAL}{numbers[match['layer']]}."
-    factor = match["factor"]
-    if "part" in match.groupdict():
+    linear, bias = "part" in match.groupdict(), match["factor"] == "bias"
+    stacked = value.dim() == (2 if bias else 3 if linear else 5)
+    if linear:
         part = match["part"].removesuffix(".0")
-        if factor == "bias":
-            value = value.unflatten(-1, (1, 1, -1))
-        tail = "bias" if factor == "bias" else f"{factor}.weight"
-        if value.dim() == 3:
-            stems = [f"{part}_{p[:2]}_lora_{p[3:]}" for p in _PLANES]
-            return [(f"{start}{stem}.{tail}", v) for stem, v in zip(stems, value, strict=True)]
-        return [(f"{start}{part}_lora.{tail}", value)]
-    factor, tail = ("up", "bias") if factor == "bias" else (factor, "weight")
-    stacked = value.dim() == (2 if tail == "bias" else 5)
-    if stacked:
-        return [(f"{start}{factor}_{p}.{tail}", v) for p, v in zip(_PLANES, value, strict=True)]
-    return [(f"{start}{factor}.{tail}", value)]
+        tail = "bias" if bias else f"{match['factor']}.weight"
+        stems = [f"{part}_{p[:2]}_lora_{p[3:]}" for p in _PLANES] if stacked else [f"{part}_lora"]
+    else:
+        part, tail = ("up", "bias") if bias else (match["factor"], "weight")
+        stems = [f"{part}_{p}" for p in _PLANES] if stacked else [part]
+    values = value.unbind(0) if stacked else [value]
+    if linear and bias:
+        values = [v.view(1, 1, -1) for v in values]
+    return [(f"{start}{stem}.{tail}", v) for stem, v in zip(stems, values, strict=True)]
