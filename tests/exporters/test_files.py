@@ -27,7 +27,7 @@ def test_what_is_written_is_read_back(tmp_path, suffix, normals):
 def test_glb_colours_keep_dark_values(tmp_path):
     mesh = tetrahedron()
     write_mesh(tmp_path / "a.glb", mesh)
-    torch.testing.assert_close(read_mesh(tmp_path / "a.glb").colors, mesh.colors, atol=2e-4, rtol=0)
+    torch.testing.assert_close(read_mesh(tmp_path / "a.glb").colors, mesh.colors, atol=1e-6, rtol=0)
 
 
 def test_glb_is_y_up_facing_z_with_linear_colours(tmp_path):
@@ -92,6 +92,9 @@ def test_unknown_kinds_of_file(tmp_path):
     (tmp_path / "b.glb").write_bytes(b"not a mesh" * 10)
     with pytest.raises(ValueError, match="not a binary glTF"):
         read_mesh(tmp_path / "b.glb")
+    trimesh.creation.box().export(tmp_path / "c.glb")
+    with pytest.raises(ValueError, match=r"another program; convert it to \.obj"):
+        read_mesh(tmp_path / "c.glb")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

@@ -3,7 +3,7 @@
 Two conventions differ from ours, and this module is the one place that converts them. glTF's world is y up with the
 object's front on +z, ours z up with the front on +x: glTF (x, y, z) = ours (y, z, x). glTF's vertex colours are linear,
 ours are display values (sRGB): the sRGB curve is taken off on the way out and put back on the way in. They are stored
-with 16 bits, because 8 linear bits are too coarse for dark colours.
+as floats, because 8 linear bits are too coarse for dark colours and trimesh misreads 16.
 """
 
 import json
@@ -19,8 +19,8 @@ from triplaneturbo.types import Mesh
 from triplaneturbo.weights.files import replacing
 
 MAGIC, JSON_CHUNK, BINARY_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
-COMPONENT_TYPES = {5121: np.uint8, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
-WIDTHS = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}
+COMPONENT_TYPES = {5125: np.uint32, 5126: np.float32}
+WIDTHS = {"SCALAR": 1, "VEC3": 3}
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 TO_GLTF_AXES, FROM_GLTF_AXES = [1, 2, 0], [2, 0, 1]
 
@@ -46,10 +46,8 @@ def write_glb(path: str | Path, mesh: Mesh, normals: torch.Tensor | None = None)
     if normals is not None:
         attributes["NORMAL"] = buffers.add(_array(normals)[:, TO_GLTF_AXES], "VEC3", ARRAY_BUFFER)
     if mesh.colors is not None:
-        linear = srgb_to_linear(_array(mesh.colors).clip(0, 1).astype(np.float64))
-        opaque = np.concatenate([linear, np.ones_like(linear[:, :1])], axis=1)
-        colors = np.rint(opaque * 65535).astype(np.uint16)
-        attributes["COLOR_0"] = buffers.add(colors, "VEC4", ARRAY_BUFFER, normalized=True)
+        linear = srgb_to_linear(_array(mesh.colors).clip(0, 1)).astype(np.float32)
+        attributes["COLOR_0"] = buffers.add(linear, "VEC3", ARRAY_BUFFER)
     faces = mesh.faces.detach().cpu().numpy().astype(np.uint32).reshape(-1)
     indices = buffers.add(faces, "SCALAR", ELEMENT_ARRAY_BUFFER)
     document = {
@@ -67,12 +65,10 @@ def write_glb(path: str | Path, mesh: Mesh, normals: torch.Tensor | None = None)
 
 
 def read_glb(path: str | Path) -> Mesh:
-    """Read the first primitive of the first mesh of a .glb file, back in our axes and display colours.
-
-    Node transforms are not applied: this reads the files that `write_glb` writes.
+    """Read a file that `write_glb` wrote, back in our axes and display colours.
 
     Raises:
-        ValueError: the file is not binary glTF 2.0 with one embedded buffer.
+        ValueError: another program wrote it: the file is not binary glTF 2.0, or stores meshes in another way.
     """
     document, content = _chunks(Path(path))
     primitive = document["meshes"][0]["primitives"][0]
@@ -82,9 +78,7 @@ def read_glb(path: str | Path) -> Mesh:
 
     colors = None
     if "COLOR_0" in primitive["attributes"]:
-        linear = read(primitive["attributes"]["COLOR_0"])[:, :3]
-        scale = 1 if linear.dtype == np.float32 else np.iinfo(linear.dtype).max
-        colors = torch.from_numpy(linear_to_srgb(linear.astype(np.float64) / scale).astype(np.float32))
+        colors = torch.from_numpy(linear_to_srgb(read(primitive["attributes"]["COLOR_0"])[:, :3]))
     vertices = np.ascontiguousarray(read(primitive["attributes"]["POSITION"])[:, FROM_GLTF_AXES])
     faces = read(primitive["indices"]).astype(np.int64).reshape(-1, 3)
     return Mesh(vertices=torch.from_numpy(vertices), faces=torch.from_numpy(faces), colors=colors)
@@ -98,7 +92,7 @@ class _Buffers:
         self.views: list[dict[str, Any]] = []
         self.accessors: list[dict[str, Any]] = []
 
-    def add(self, array: np.ndarray, kind: str, target: int, *, bounds: bool = False, normalized: bool = False) -> int:
+    def add(self, array: np.ndarray, kind: str, target: int, *, bounds: bool = False) -> int:
         """Append `array` and return the index of its accessor. All our rows are multiples of 4 bytes, as required."""
         component = next(code for code, dtype in COMPONENT_TYPES.items() if array.dtype == dtype)
         accessor = {
@@ -107,14 +101,10 @@ class _Buffers:
             "count": len(array),
             "type": kind,
         }
-        if normalized:
-            accessor["normalized"] = True
         if bounds:
             accessor["min"], accessor["max"] = array.min(0).tolist(), array.max(0).tolist()
         data = np.ascontiguousarray(array).tobytes()
-        self.views.append(
-            {"buffer": 0, "byteOffset": len(self.content), "byteLength": len(data), "target": target},
-        )
+        self.views.append({"buffer": 0, "byteOffset": len(self.content), "byteLength": len(data), "target": target})
         self.accessors.append(accessor)
         self.content += data
         return len(self.accessors) - 1
@@ -136,19 +126,15 @@ def _chunks(path: Path) -> tuple[dict[str, Any], bytes]:
     data = path.read_bytes()
     if len(data) < 20 or struct.unpack_from("<II", data) != (MAGIC, 2):
         raise ValueError(f"{path} is not a binary glTF 2.0 file")
-    length, kind = struct.unpack_from("<II", data, 12)
-    start = 20 + length
-    if kind != JSON_CHUNK or len(data) < start + 8 or struct.unpack_from("<I", data, start + 4) != (BINARY_CHUNK,):
-        raise ValueError(f"{path} has no embedded buffer; export it with all its data inside")
-    return json.loads(data[20:start]), data[start + 8 :]
+    length = struct.unpack_from("<I", data, 12)[0]
+    document = json.loads(data[20 : 20 + length])
+    if not document["asset"].get("generator", "").startswith("triplaneturbo"):
+        raise ValueError(f"{path} comes from another program; convert it to .obj to have it read")
+    return document, data[28 + length :]
 
 
 def _read_accessor(document: dict[str, Any], content: bytes, index: int) -> np.ndarray:
     accessor = document["accessors"][index]
-    view = document["bufferViews"][accessor["bufferView"]]
-    width = WIDTHS[accessor["type"]]
-    offset = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
-    dtype = np.dtype(COMPONENT_TYPES[accessor["componentType"]])
-    stride = view.get("byteStride", dtype.itemsize * width)
-    shape, strides = (accessor["count"], width), (stride, dtype.itemsize)
-    return np.ndarray(shape, dtype, content, offset, strides).copy()
+    offset = document["bufferViews"][accessor["bufferView"]]["byteOffset"]
+    width, dtype = WIDTHS[accessor["type"]], COMPONENT_TYPES[accessor["componentType"]]
+    return np.frombuffer(content, dtype, accessor["count"] * width, offset).reshape(-1, width)

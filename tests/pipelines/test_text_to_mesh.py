@@ -1,0 +1,142 @@
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from tests.pipelines.tiny import GEOMETRY, write_pipeline
+from triplaneturbo import TextToMeshPipeline
+from triplaneturbo.errors import EmptyFieldError, WeightsError
+from triplaneturbo.exporters.files import read_mesh
+from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
+from triplaneturbo.weights.files import load_tensors, save_tensors
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_pipeline(tmp_path_factory.mktemp("pipeline"))
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    return TextToMeshPipeline.from_pretrained(folder, "cpu")
+
+
+def test_one_prompt_to_a_file(pipe, tmp_path):
+    output = pipe("a red cube", seed=0)
+    path = output.export(tmp_path / "cube.glb")
+    mesh = read_mesh(path)
+    assert torch.equal(mesh.faces, output.meshes[0].faces)
+    assert output.planes.shape == (1, 6, 4, 16, 16)
+    assert 0 <= mesh.colors.min() <= mesh.colors.max() <= 1
+
+
+def test_a_batch_gives_the_same_meshes_as_single_calls(pipe):
+    prompts = ["a red cube", "a blue torus"]
+    batch = pipe(prompts, seed=[3, 4])
+    for i, (prompt, seed) in enumerate(zip(prompts, (3, 4), strict=True)):
+        torch.testing.assert_close(pipe(prompt, seed=seed).planes[0], batch.planes[i], atol=1e-5, rtol=1e-5)
+
+
+def test_prompt_seed_and_steps_matter(pipe):
+    planes = pipe("a red cube", seed=0).planes
+    assert torch.equal(pipe("a red cube", seed=0).planes, planes)
+    for other in (
+        pipe("a blue cube", seed=0),
+        pipe("a red cube", seed=1),
+        pipe("a red cube", seed=0, num_inference_steps=2),
+    ):
+        assert (other.planes - planes).abs().max() > 1e-3
+
+
+def test_resolution(pipe):
+    coarse, fine = (pipe("a red cube", resolution=r).meshes[0] for r in (12, 24))
+    assert len(fine.vertices) > 3 * len(coarse.vertices)
+
+
+def test_merged_adapters_give_what_the_training_modules_give(pipe, folder):
+    generator = {**GEOMETRY["space_generator_config"], "pretrained_model_name_or_path": str(pipe.base)}
+    geometry = FewStepTriplaneDualStableDiffusion({**GEOMETRY, "space_generator_config": generator})
+    state = load_tensors(folder / "student.safetensors")
+    geometry.load_state_dict({name.removeprefix("geometry."): tensor for name, tensor in state.items()})
+    tokens, _ = pipe.text_encoder.encode(["a red cube"])
+    expected = geometry.generate(tokens, pipe._noise([0]), 4)
+    torch.testing.assert_close(pipe.generate(["a red cube"]), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("copy_base", [True, False])
+def test_saved_and_loaded_again(pipe, tmp_path, copy_base):
+    pipe.save_pretrained(tmp_path / "a", copy_base=copy_base)
+    assert (tmp_path / "a" / "base").is_dir() == copy_base
+    again = TextToMeshPipeline.from_pretrained(tmp_path / "a", "cpu")
+    assert torch.equal(again("a red cube").planes, pipe("a red cube").planes)
+    again.save_pretrained(tmp_path / "a", copy_base=copy_base)
+    assert torch.equal(
+        TextToMeshPipeline.from_pretrained(tmp_path / "a", "cpu")("a cube").planes, pipe("a cube").planes
+    )
+
+
+def test_from_a_training_run(pipe, folder, tmp_path):
+    """A checkpoint holds more than the pipeline needs; the configuration gives steps and sizes."""
+    generator = {**GEOMETRY["space_generator_config"], "pretrained_model_name_or_path": str(pipe.base)}
+    experiment = {
+        "data_type": "x",
+        "system_type": "y",
+        "data": {"dim_gaussian": [6, 4, 8, 8], "n_steps": 4},
+        "system": {"geometry": {**GEOMETRY, "space_generator_config": generator}},
+    }
+    (tmp_path / "parsed.yaml").write_text(yaml.safe_dump(experiment))
+    state = {**load_tensors(folder / "student.safetensors"), "background.weight": torch.zeros(2)}
+    torch.save({"state_dict": state, "epoch": 0}, tmp_path / "last.ckpt")
+    trained = TextToMeshPipeline.from_training(tmp_path / "parsed.yaml", tmp_path / "last.ckpt", "cpu")
+    assert torch.equal(trained("a red cube").planes, pipe("a red cube").planes)
+    assert trained.config.resolution == 16
+
+
+def test_several_meshes_go_to_folders(pipe, tmp_path):
+    output = pipe(["a red cube", "a blue cone"])
+    with pytest.raises(ValueError, match="2 meshes do not fit into one file; use export_all"):
+        output.export(tmp_path / "a.glb")
+    paths = output.export_all(tmp_path, fmt="obj")
+    assert paths == [tmp_path / "a_red_cube" / "model.obj", tmp_path / "a_blue_cone" / "model.obj"]
+
+
+def test_mistakes_in_calls(pipe):
+    with pytest.raises(ValueError, match="there is no prompt"):
+        pipe([])
+    with pytest.raises(ValueError, match="3 seeds do not fit 2 prompts"):
+        pipe(["a cube", "a cone"], seed=[0, 1, 2])
+
+
+@pytest.mark.parametrize(("bias", "side"), [(5.0, "outside"), (-5.0, "inside")])
+def test_a_field_without_a_surface_is_an_error(folder, tmp_path, bias, side):
+    config = json.loads((folder / "pipeline.json").read_text())
+    config["base"] = str(folder / config["base"])
+    config["geometry"] |= {"sdf_bias": bias, "sdf_bias_params": None}
+    (tmp_path / "pipeline.json").write_text(json.dumps(config))
+    shutil.copy(folder / "student.safetensors", tmp_path)
+    with pytest.raises(EmptyFieldError, match=f"'a red cube' has no surface.*{side}"):
+        TextToMeshPipeline.from_pretrained(tmp_path, "cpu")("a red cube")
+
+
+def test_weights_with_nan_are_an_error(folder, tmp_path):
+    state = load_tensors(folder / "student.safetensors")
+    state["geometry.sdf_network.layers.0.weight"][0, 0] = float("nan")
+    save_tensors(tmp_path / "nan.safetensors", state)
+    pipe = TextToMeshPipeline.from_pretrained(folder, "cpu", weights=tmp_path / "nan.safetensors")
+    with pytest.raises(EmptyFieldError, match="'a red cube' is not finite"):
+        pipe("a red cube")
+
+
+def test_folders_that_do_not_fit(folder, tmp_path):
+    with pytest.raises(WeightsError, match=r"has no pipeline\.json"):
+        TextToMeshPipeline.from_pretrained(tmp_path)
+    (tmp_path / "pipeline.json").write_text('{"bse": "x"}')
+    with pytest.raises(WeightsError, match="did you mean 'base'"):
+        TextToMeshPipeline.from_pretrained(tmp_path)
+    state = load_tensors(folder / "student.safetensors")
+    del state["geometry.sdf_network.layers.0.weight"]
+    save_tensors(tmp_path / "short.safetensors", state)
+    with pytest.raises(WeightsError, match=r"1 missing \(geometry\.sdf_network\.layers\.0\.weight\)"):
+        TextToMeshPipeline.from_pretrained(folder, weights=tmp_path / "short.safetensors")

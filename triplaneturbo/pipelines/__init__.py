@@ -1,0 +1,1 @@
+"""Text to mesh, without the training code."""

@@ -1,0 +1,234 @@
+"""Text to coloured meshes from a folder of weights."""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from triplaneturbo.base import parse_config
+from triplaneturbo.config import load_config
+from triplaneturbo.draws import keyed_generator
+from triplaneturbo.errors import ConfigError, WeightsError
+from triplaneturbo.exporters.files import check_mesh, write_mesh
+from triplaneturbo.exporters.mesh_exporter import MeshExporter
+from triplaneturbo.geometry.few_step_triplane import FewStepTriplaneDualStableDiffusion
+from triplaneturbo.geometry.isosurface import extract_meshes
+from triplaneturbo.materials.no_material import NoMaterial
+from triplaneturbo.prompts.text_encoder import TextEncoder
+from triplaneturbo.types import Mesh
+from triplaneturbo.weights.files import load_exactly, load_tensors, replacing, save_tensors
+
+CONFIG_FILE = "pipeline.json"
+TRAINED_PARTS = ("geometry", "material")
+
+
+@dataclass(kw_only=True)
+class PipelineConfig:
+    """The content of pipeline.json."""
+
+    base: str = "base"
+    """Folder of the text-to-image model (unet, vae, scheduler, tokenizer, text_encoder), relative to pipeline.json."""
+    weights: str = "student.safetensors"
+    """What was trained: tensors named geometry.* and material.*, relative to pipeline.json."""
+    geometry: dict = field(default_factory=dict)
+    """Options of few-step-triplane-dual-stable-diffusion."""
+    material: dict = field(default_factory=dict)
+    """Options of no-material."""
+    latent_size: tuple[int, int] = (32, 32)
+    """Height and width of the noise of a plane."""
+    num_inference_steps: int = 4
+    """Denoising steps, unless a call says otherwise."""
+    resolution: int = 160
+    """Grid points along an edge in which the surface is searched, unless a call says otherwise."""
+
+
+@dataclass(frozen=True)
+class TextToMeshOutput:
+    """One mesh a prompt, and the feature planes [B, 6, C, H, W] they were read from."""
+
+    prompts: tuple[str, ...]
+    meshes: list[Mesh]
+    planes: Float[Tensor, "B 6 C H W"]
+
+    def export(self, path: str | Path) -> Path:
+        """Write the only mesh; the suffix, .glb or .obj, decides how.
+
+        Raises:
+            ValueError: there are several meshes, or the suffix is another one.
+        """
+        if len(self.meshes) != 1:
+            raise ValueError(f"{len(self.meshes)} meshes do not fit into one file; use export_all(folder)")
+        check_mesh(self.meshes[0], self.prompts[0])
+        write_mesh(path, self.meshes[0])
+        return Path(path)
+
+    def export_all(self, folder: str | Path, fmt: str = "glb") -> list[Path]:
+        """Write every mesh with a turntable picture into a folder of its prompt; returns the mesh files."""
+        return MeshExporter({"fmt": fmt})(self.meshes, list(self.prompts), folder)
+
+
+class TextToMeshPipeline:
+    """Turns prompts into meshes: `TextToMeshPipeline.from_pretrained(folder)("a red cube", seed=0).export("cube.glb")`.
+
+    The mesh of a prompt depends on the prompt and its seed alone, up to rounding: not on the others of a batch.
+
+    Attributes: text_encoder, geometry, material: the networks. config: see PipelineConfig. base: folder of the
+    text-to-image model.
+    """
+
+    def __init__(self, config: PipelineConfig, base: str | Path, weights: str | Path) -> None:
+        """Load the networks on the CPU, and fold the adapters into them.
+
+        Args:
+            base: a diffusers folder; takes the place of `config.base`.
+            weights: a file of trained tensors; takes the place of `config.weights`.
+
+        Raises:
+            ConfigError: an option does not exist or has no such value.
+            WeightsError: a file is missing, damaged, or does not fit the configuration.
+        """
+        self.config = config
+        self.base = Path(base)
+        generator = {**config.geometry.get("space_generator_config", {}), "pretrained_model_name_or_path": str(base)}
+        geometry = {**config.geometry, "space_generator_config": generator}
+        self.geometry = FewStepTriplaneDualStableDiffusion(geometry).eval()
+        self.text_encoder = TextEncoder(self.base, compat=self.geometry.cfg.compat)
+        self.material = NoMaterial(config.material).eval()
+        self._trained = _trained_tensors(load_tensors(weights))
+        load_exactly(nn.ModuleDict({name: getattr(self, name) for name in TRAINED_PARTS}), self._trained, weights)
+        self.geometry.merge()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: str | torch.device | None = None,
+        *,
+        weights: str | Path | None = None,
+    ) -> "TextToMeshPipeline":
+        """Load from a folder with pipeline.json, as `save_pretrained` writes it.
+
+        Args:
+            device: where to run; None: the GPU if there is one.
+            weights: other trained tensors of the same configuration, such as a checkpoint of further training.
+
+        Raises:
+            WeightsError: the folder or a part of it is missing, damaged, or does not fit.
+        """
+        folder = Path(folder)
+        path = folder / CONFIG_FILE
+        if not path.is_file():
+            raise WeightsError(f"{folder} has no {CONFIG_FILE}: it is not a folder that save_pretrained has written")
+        try:
+            config = parse_config(PipelineConfig, json.loads(path.read_text()), CONFIG_FILE)
+        except (json.JSONDecodeError, ConfigError) as error:
+            raise WeightsError(f"{path} cannot be used: {error}") from error
+        pipeline = cls(config, folder / config.base, folder / config.weights if weights is None else weights)
+        return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @classmethod
+    def from_training(
+        cls, config: str | Path, weights: str | Path, device: str | torch.device | None = None
+    ) -> "TextToMeshPipeline":
+        """From a training run: its resolved configuration (configs/parsed.yaml) and one of its checkpoints."""
+        experiment = load_config([config])
+        geometry = dict(experiment.system.get("geometry", {}))
+        geometry.setdefault("compat", experiment.compat)
+        parsed = parse_config(FewStepTriplaneDualStableDiffusion.Config, geometry, "system.geometry")
+        base = parsed.space_generator_config.pretrained_model_name_or_path
+        pipeline_config = PipelineConfig(
+            geometry=geometry,
+            material=experiment.system.get("material") or {},
+            latent_size=tuple(experiment.data.get("dim_gaussian", (6, 4, 32, 32))[2:]),
+            num_inference_steps=experiment.data.get("n_steps", 4),
+            resolution=parsed.isosurface_resolution,
+        )
+        return cls(pipeline_config, base, weights).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def save_pretrained(self, folder: str | Path, *, copy_base: bool = True) -> None:
+        """Write pipeline.json and the trained tensors, so that `from_pretrained(folder)` gives this pipeline again.
+
+        copy_base: also copy the text-to-image model, so that the folder is complete; otherwise pipeline.json refers to
+            where it is now.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        base = os.path.relpath(self.base, folder)
+        if copy_base:
+            base = PipelineConfig.base
+            if (folder / base).resolve() != self.base.resolve():
+                shutil.copytree(self.base, folder / base, dirs_exist_ok=True)
+        save_tensors(folder / PipelineConfig.weights, self._trained)
+        config = dataclasses.replace(self.config, base=base, weights=PipelineConfig.weights)
+        with replacing(folder / CONFIG_FILE) as temporary:
+            temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.geometry.bbox.device
+
+    def to(self, device: str | torch.device) -> "TextToMeshPipeline":
+        """Move the networks; returns the pipeline."""
+        for module in (self.text_encoder, self.geometry, self.material):
+            module.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        seed: int | Sequence[int] = 0,
+        num_inference_steps: int | None = None,
+        resolution: int | None = None,
+    ) -> TextToMeshOutput:
+        """Meshes of one or several prompts.
+
+        Args:
+            seed: of the noise; one for all prompts, or one each.
+            num_inference_steps: denoising steps; None: as pipeline.json says.
+            resolution: grid points along an edge in which the surface is searched; None: as pipeline.json says. Time
+                and memory grow with its third power.
+
+        Raises:
+            EmptyFieldError: a prompt's field has no surface; the message names it.
+            ValueError: no prompt, or seeds that do not fit the prompts.
+        """
+        prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+        planes = self.generate(prompts, seed=seed, num_inference_steps=num_inference_steps)
+        resolution = self.config.resolution if resolution is None else resolution
+        meshes = extract_meshes(self.geometry, self.material, planes, resolution, prompts)
+        return TextToMeshOutput(prompts, meshes, planes)
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[str], *, seed: int | Sequence[int] = 0, num_inference_steps: int | None = None
+    ) -> Float[Tensor, "B 6 C H W"]:
+        """Feature planes of the prompts; arguments as of a call."""
+        if not prompts:
+            raise ValueError("there is no prompt; give a text or a list of texts")
+        seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(prompts):
+            raise ValueError(f"{len(seeds)} seeds do not fit {len(prompts)} prompts; give one seed, or one a prompt")
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        tokens, _ = self.text_encoder.encode(prompts)
+        return self.geometry.generate(tokens, self._noise(seeds), steps)
+
+    def _noise(self, seeds: Sequence[int]) -> Float[Tensor, "N c h w"]:
+        """Drawn on the CPU, so that a seed means the same on every device."""
+        shape = (6, self.geometry.latent_channels, *self.config.latent_size)
+        rows = [torch.randn(shape, generator=keyed_generator(seed, "pipeline/noise")) for seed in seeds]
+        return torch.cat(rows).to(self.device)
+
+
+def _trained_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those that a mesh depends on: a checkpoint of training also holds renderers and background."""
+    return {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in TRAINED_PARTS}
