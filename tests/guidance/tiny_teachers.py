@@ -1,0 +1,67 @@
+"""Tiny teachers, cameras, texts and pictures."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from triplaneturbo.cameras import orbit_cameras
+from triplaneturbo.types import Cameras, TextStates, Views
+
+TEXT_WIDTH = 8
+SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+
+
+def tiny_unet(camera: bool) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=TEXT_WIDTH,
+        class_embed_type="projection" if camera else None,
+        projection_class_embeddings_input_dim=16 if camera else None,
+    )
+
+
+def tiny_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        sample_size=16,
+    )
+
+
+def write_scheduler(folder: Path, prediction_type: str = "epsilon") -> None:
+    (folder / "scheduler").mkdir(parents=True)
+    config = SCHEDULER | {"prediction_type": prediction_type}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+
+
+def make_cameras(n_prompts: int, n_view: int = 4) -> Cameras:
+    n = n_prompts * n_view
+    azimuth = torch.arange(n) * (360 / n_view) + 11.0 * (torch.arange(n) // n_view)
+    return orbit_cameras(
+        torch.full((n,), 15.0), azimuth, torch.full((n,), 0.9), torch.full((n,), 60.0), n_view=n_view, relative=True
+    )
+
+
+def make_texts(n_prompts: int, seed: int = 0) -> tuple[TextStates, TextStates]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def states() -> TextStates:
+        draw = [torch.randn(n, 5, TEXT_WIDTH, generator=generator) for n in (n_prompts, 1, 1)]
+        return TextStates(tokens=draw[0], pooled=draw[0][:, -1], negative=draw[1], empty=draw[2])
+
+    return states(), states()
+
+
+def make_views(n: int, size: int = 12, seed: int = 0) -> Views:
+    generator = torch.Generator().manual_seed(seed)
+    rgb, normal, disparity = (torch.rand(n, size, size, c, generator=generator) for c in (3, 3, 1))
+    return Views(rgb=rgb, normal=normal, disparity=disparity, opacity=disparity, depth=disparity)

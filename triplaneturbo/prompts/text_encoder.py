@@ -1,0 +1,135 @@
+"""A frozen CLIP text model with its tokenizer, from a diffusers folder."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from triplaneturbo.errors import WeightsError
+from triplaneturbo.prompts.cache import EncodingCache, fingerprint
+from triplaneturbo.weights.files import describe_mismatch
+from triplaneturbo.weights.folders import require_part
+
+BATCH = 64
+
+
+class Encoding(NamedTuple):
+    """tokens: last hidden states. pooled: the state of the end-of-text token."""
+
+    tokens: Float[Tensor, "L C"]
+    pooled: Float[Tensor, " C"]
+
+
+class TextEncoder(nn.Module):
+    """Encodes prompts on whatever device the module is on, without gradient.
+
+    Args:
+        folder: a diffusers folder with text_encoder/ and tokenizer/.
+        compat: what becomes of a prompt that is too long. right: it is cut before its end token. original: it loses
+            the end token, and its pooled state is that of some other token (compat.md row 10).
+        remembered: recently used prompts whose encodings are kept in memory.
+        cache_dir: where `precompute` writes and `encode` looks; None: no files.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        compat: Literal["right", "original"] = "right",
+        remembered: int = 512,
+        cache_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = _load_tokenizer(folder)
+        self.model = _load_text_model(folder).requires_grad_(False)
+        self.max_length = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
+        self.compat = compat
+        self.remembered = remembered
+        self._memory: OrderedDict[str, Encoding] = OrderedDict()
+        self._cache = None if cache_dir is None else EncodingCache(cache_dir, fingerprint(folder, compat))
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "TextEncoder":
+        """A frozen model stays in evaluation mode."""
+        return super().train(False)
+
+    def _apply(self, *args, **kwargs) -> "TextEncoder":
+        self._memory.clear()  # encodings live on the module's device
+        return super()._apply(*args, **kwargs)
+
+    def tokenize(self, prompts: Sequence[str]) -> Int[Tensor, "B L"]:
+        """Token ids, padded to the length of the model."""
+        ids = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=self.max_length,
+            truncation=self.compat == "right",
+            return_tensors=None,
+        ).input_ids
+        return torch.tensor([row[: self.max_length] for row in ids])
+
+    def encode(self, prompts: Sequence[str]) -> tuple[Float[Tensor, "B L C"], Float[Tensor, "B C"]]:
+        """Last hidden states and pooled states of the prompts, float32."""
+        found = {p: e for p in dict.fromkeys(prompts) if (e := self._recall(p)) is not None}
+        missing = [p for p in dict.fromkeys(prompts) if p not in found]
+        found |= zip(missing, self._run(missing), strict=True)
+        for prompt, encoding in found.items():
+            self._memory[prompt] = encoding
+            self._memory.move_to_end(prompt)
+        while len(self._memory) > self.remembered:
+            self._memory.popitem(last=False)
+        rows = [found[p] for p in prompts]
+        return torch.stack([r.tokens for r in rows]), torch.stack([r.pooled for r in rows])
+
+    def _recall(self, prompt: str) -> Encoding | None:
+        if prompt in self._memory:
+            return self._memory[prompt]
+        stored = None if self._cache is None else self._cache.get(prompt)
+        return None if stored is None else Encoding(*(x.to(self.model.device) for x in stored))
+
+    @torch.no_grad()
+    def _run(self, prompts: Sequence[str]) -> list[Encoding]:
+        encodings = []
+        for start in range(0, len(prompts), BATCH):
+            ids = self.tokenize(prompts[start : start + BATCH]).to(self.model.device)
+            output = self.model(ids)
+            encodings += map(Encoding, output.last_hidden_state.float(), output.pooler_output.float())
+        return encodings
+
+    def precompute(self, prompts: Sequence[str]) -> int:
+        """Write the encodings of those prompts that are not in the cache yet; returns their number.
+
+        Several processes may do this at once with different prompts.
+        """
+        if self._cache is None:
+            return 0
+        missing = [p for p in dict.fromkeys(prompts) if p not in self._cache]
+        for start in range(0, len(missing), self._cache.shard_size):
+            part = missing[start : start + self._cache.shard_size]
+            self._cache.add(part, self._run(part))
+        return len(missing)
+
+
+def _load_tokenizer(folder: str | Path) -> CLIPTokenizer:
+    part = require_part(folder, "tokenizer", "tokenizer_config.json")
+    try:
+        return CLIPTokenizer.from_pretrained(part, local_files_only=True)
+    except (OSError, ValueError, TypeError) as error:
+        raise WeightsError(f"{part} cannot be loaded as a CLIP tokenizer: {error}") from error
+
+
+def _load_text_model(folder: str | Path) -> CLIPTextModel:
+    part = require_part(folder, "text_encoder", "config.json")
+    try:
+        model, info = CLIPTextModel.from_pretrained(part, local_files_only=True, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise WeightsError(f"{part} cannot be loaded as a CLIP text model: {error}") from error
+    problem = describe_mismatch(info["missing_keys"], (), {n: (a, b) for n, a, b in info["mismatched_keys"]})
+    if problem:
+        raise WeightsError(f"{part}: the weights do not fit config.json: {problem}")
+    return model.float()
