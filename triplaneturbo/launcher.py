@@ -21,7 +21,7 @@ from triplaneturbo.base import build
 from triplaneturbo.config import ExperimentConfig, load_config, to_yaml
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.extensions import import_extensions
-from triplaneturbo.systems.callbacks import Progress, RunCard
+from triplaneturbo.systems.callbacks import ProgressReport, RunCard
 from triplaneturbo.systems.checkpoint import AtomicCheckpointIO, Checkpointer, resolve_resume
 from triplaneturbo.systems.losslog import LossLog
 
@@ -166,7 +166,7 @@ def _run(
 
 def _callbacks(experiment: ExperimentConfig) -> list[pl.Callback]:
     folder = experiment.trial_dir
-    shown = [Progress()] if experiment.trainer.get("enable_progress_bar", True) else []
+    shown = [ProgressReport()] if experiment.trainer.get("enable_progress_bar", True) else []
     return [RunCard(folder), *shown, Checkpointer(folder / "ckpts", experiment.checkpoint)]
 
 

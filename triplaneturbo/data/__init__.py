@@ -1,0 +1,3 @@
+"""Prompts and cameras."""
+
+from triplaneturbo.data import multiprompt as multiprompt

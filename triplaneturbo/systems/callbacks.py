@@ -52,7 +52,7 @@ def run_card(trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> s
     return "\n".join(["", *(f"  {name:<{width}}  {value}" for name, value in rows.items())])
 
 
-class Progress(pl.Callback):
+class ProgressReport(pl.Callback):
     """A bar on a terminal; elsewhere one line every `interval_s` seconds. Timings also go to TensorBoard."""
 
     def __init__(self, interval_s: float = 30.0) -> None:

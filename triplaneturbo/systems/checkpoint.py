@@ -11,9 +11,9 @@ from lightning_fabric.plugins import TorchCheckpointIO
 
 from triplaneturbo.config import CheckpointConfig
 from triplaneturbo.errors import ConfigError, WeightsError
+from triplaneturbo.weights.files import replacing
 
 LAST = "last.ckpt"
-_UNFINISHED = ".unfinished"
 _NUMBERED = re.compile(r"epoch=\d+-step=(\d+)\.ckpt")
 
 
@@ -24,16 +24,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write to `path`.unfinished, fsync, rename to `path`, fsync the folder."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + _UNFINISHED)
-        with open(unfinished, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-        _sync_folder(path.parent)
+        """Write under a temporary name, flush to the disk, rename."""
+        with replacing(path) as unfinished:
+            torch.save(checkpoint, unfinished)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: Any = None) -> dict[str, Any]:
         """Read `path` without executing anything stored in it."""
@@ -64,18 +57,19 @@ class Checkpointer(pl.Callback):
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         self.folder = folder
         self.config = config
-        self._saved_step = -1
+        self._saved_step = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove what a killed run left unfinished."""
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
-            for path in self.folder.glob(f"*{_UNFINISHED}"):
+            for path in self.folder.glob(".*.tmp"):
                 path.unlink()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Save when the batch completed the n-th optimizer step since the last multiple of n."""
-        if trainer.global_step % self.config.every_n_train_steps == 0:
+        """Save when the batch reached or passed a multiple of n optimizer steps."""
+        every = self.config.every_n_train_steps
+        if trainer.global_step // every > self._saved_step // every:
             self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -91,7 +85,8 @@ class Checkpointer(pl.Callback):
         self._saved_step = trainer.global_step
         if trainer.is_global_zero and keeps_numbered:
             if self.config.save_last:
-                _link(self.folder / name, self.folder / LAST)
+                with replacing(self.folder / LAST) as unfinished:
+                    os.link(self.folder / name, unfinished)  # a second name, not a second copy
             self._prune()
 
     def _prune(self) -> None:
@@ -155,20 +150,3 @@ def _resolve_last(path: Path) -> Path:
 
 def _glob_escape(text: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", text)
-
-
-def _link(target: Path, name: Path) -> None:
-    """Make `name` a second name of the file `target`, replacing what it named before in one step."""
-    temporary = name.with_name(name.name + _UNFINISHED)
-    temporary.unlink(missing_ok=True)
-    os.link(target, temporary)
-    os.replace(temporary, name)
-    _sync_folder(name.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

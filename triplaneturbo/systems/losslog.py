@@ -1,12 +1,17 @@
 """The loss log: one JSON line an optimizer step, the same bytes whether or not the run was interrupted."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+
+from triplaneturbo.weights.files import replacing
 
 
 class LossLog(Logger):
@@ -40,6 +45,35 @@ class LossLog(Logger):
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        temporary = self.path.with_suffix(".unfinished")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(self.path)
+        with replacing(self.path) as unfinished:
+            unfinished.write_text("".join(kept), encoding="utf-8")
+
+
+class Records:
+    """Training quantities by optimizer step, kept on the device until they are read together: one synchronisation
+    for many steps."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[int, dict[str, float], dict[str, Tensor]]] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, step: int, known: dict[str, float], measured: dict[str, Tensor]) -> None:
+        """Keep one row: numbers the host knows, and scalars that are still being computed."""
+        self._rows.append((step, known, measured))
+
+    def write(self, loggers: Iterable[Logger]) -> None:
+        """Log all rows, measured values averaged over all processes, and forget them. All processes must call it."""
+        if not self._rows:
+            return
+        values = torch.stack([value for *_, measured in self._rows for value in measured.values()]).float()
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(values)
+            values /= dist.get_world_size()
+        numbers = iter(values.tolist())
+        for step, known, measured in self._rows:
+            row = {**known, **{name: next(numbers) for name in measured}}
+            for logger in loggers:
+                logger.log_metrics(row, step)
+        self._rows.clear()

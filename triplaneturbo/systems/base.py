@@ -1,0 +1,291 @@
+"""What every system that trains a generator has: its siblings, its state, its evaluation. The method is elsewhere."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from triplaneturbo.base import Component, build
+from triplaneturbo.draws import Draws
+from triplaneturbo.errors import ConfigError, EmptyFieldError, WeightsError
+from triplaneturbo.geometry.isosurface import extract_meshes
+from triplaneturbo.geometry.legacy import from_original
+from triplaneturbo.naming import slug
+from triplaneturbo.renderers.mesh import MeshRenderer
+from triplaneturbo.schedule import Progress
+from triplaneturbo.systems.ema import ParameterAverage
+from triplaneturbo.systems.losses import LossConfig
+from triplaneturbo.systems.losslog import Records
+from triplaneturbo.systems.optimizer import OptimizerConfig, ScheduledOptimizer
+from triplaneturbo.systems.pictures import save_film, save_png, sheet
+from triplaneturbo.types import Batch, Cameras, Views
+from triplaneturbo.weights.files import load_tensors
+
+log = logging.getLogger(__name__)
+
+VIEWS_AT_ONCE = 4
+FILM_SPEED = {"val": 10, "test": 30}
+_FIXED_GEOMETRY = "geometries of another kind cannot be turned into planes; remove it"
+
+
+class GeneratorSystem(Component, pl.LightningModule):
+    """Geometry, material, background and one or two renderers, with everything but the training step.
+
+    The state dict holds what is trained and small buffers; frozen base networks come from their own folders, and the
+    guidance is no part of the state.
+    """
+
+    @dataclass(kw_only=True)
+    class Config:
+        REFUSED: ClassVar[dict[str, str]] = {
+            **dict.fromkeys(("geometry_convert_from", "geometry_convert_override"), _FIXED_GEOMETRY),
+            "geometry_convert_inherit_texture": _FIXED_GEOMETRY,
+            "prompt_processor_type": "text processors are options of data: condition_processor, guidance_processor",
+            "prompt_processor": "text processors are options of data: condition_processor, guidance_processor",
+            "scheduler": "write the learning rate as a schedule: optimizer.params.geometry.lr=[0, 2e-4, 2e-5, 15000]",
+        }
+
+        geometry_type: str
+        """Registered name of the generator and its field."""
+        geometry: dict = field(default_factory=dict)
+        """Its options."""
+        material_type: str = "no-material"
+        """Registered name of the material."""
+        material: dict = field(default_factory=dict)
+        """Its options."""
+        background_type: str = "solid-color-background"
+        """Registered name of the background."""
+        background: dict = field(default_factory=dict)
+        """Its options."""
+        renderer_type: str = ""
+        """Registered name of the first renderer; empty: none."""
+        renderer: dict = field(default_factory=dict)
+        """Its options."""
+        renderer_2nd_type: str = ""
+        """Registered name of the second renderer; empty: none."""
+        renderer_2nd: dict = field(default_factory=dict)
+        """Its options."""
+        guidance_type: str = ""
+        """Registered name of the guidance; needed in training only."""
+        guidance: dict = field(default_factory=dict)
+        """Its options."""
+        exporter_type: str = "multiprompt-mesh-exporter"
+        """Registered name of the exporter."""
+        exporter: dict = field(default_factory=dict)
+        """Its options."""
+        export_resolution: int | None = None
+        """Grid points along an edge for exported meshes; None: as many as in training."""
+        loss: LossConfig = field(default_factory=LossConfig)
+        """Weights of the loss terms."""
+        optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+        """The optimiser."""
+        gradient_accumulation_steps: int = 1
+        """Micro-batches whose gradients are averaged in one optimizer step."""
+        ema_decay: float = 0.0
+        """Decay of the average of the trained parameters that evaluation uses; 0: no average."""
+        num_steps_sampling: int = 4
+        """Denoising steps of generation."""
+        weights: str | None = None
+        """A checkpoint whose weights training or evaluation starts from."""
+        weights_ignore_modules: list[str] | None = None
+        """Parts of the system that do not take their weights from it."""
+        loggers: dict = field(default_factory=dict)
+        """Read by the launcher: wandb.enable, wandb.project, wandb.name."""
+        cleanup_after_validation_step: bool = False
+        """Give unused memory back to the GPU after each validated prompt."""
+        cleanup_after_test_step: bool = False
+        """The same for tests."""
+        seed: int = 0
+        """Key of all random draws."""
+        compat: Literal["right", "original"] = "right"
+        """Handed to all parts."""
+
+        def __post_init__(self) -> None:
+            if not (self.renderer_type or self.renderer_2nd_type):
+                raise ConfigError("a system needs renderer_type or renderer_2nd_type")
+            if not 0 <= self.ema_decay < 1:
+                raise ConfigError(f"ema_decay must be in [0, 1), not {self.ema_decay}")
+            if self.gradient_accumulation_steps < 1:
+                raise ConfigError(
+                    f"gradient_accumulation_steps must be 1 or more, not {self.gradient_accumulation_steps}"
+                )
+
+    def configure(self) -> None:
+        cfg = self.cfg
+        self.handed_down = {"seed": cfg.seed, "compat": cfg.compat}
+        self.geometry = self._build("geometry")
+        self.material = self._build("material")
+        self.background = self._build("background")
+        scene = {"geometry": self.geometry, "material": self.material, "background": self.background}
+        self.slots: dict[str, nn.Module] = {}
+        if cfg.renderer_type:
+            self.renderer = self._build("renderer", **scene)
+            self.slots[""] = self.renderer
+        if cfg.renderer_2nd_type:
+            self.renderer_2nd = self._build("renderer_2nd", **scene)
+            self.slots["_2nd"] = self.renderer_2nd
+        self.progress = Progress()
+        self.records = Records()
+        self.set_folders(save=Path("outputs"), export=None)
+        if cfg.weights:
+            self.load_weights(cfg.weights)
+        self.average = ParameterAverage(self._trainable(), cfg.ema_decay) if cfg.ema_decay else None
+
+    def _build(self, part: str, **siblings: Any) -> Any:
+        return build(
+            getattr(self.cfg, f"{part}_type"), getattr(self.cfg, part), handed_down=self.handed_down, **siblings
+        )
+
+    def set_folders(self, *, save: Path, export: Path | None) -> None:
+        """Where pictures go, and where exported meshes go if not there as well."""
+        self.save_dir, self.export_dir = save, export
+
+    def _trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    # State
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        self.scheduled_optimizer = ScheduledOptimizer(self.cfg.optimizer, self)
+        return self.scheduled_optimizer.optimizer
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As for any module, with errors that name the tensors.
+
+        Raises:
+            WeightsError: tensors have another shape; or `strict`, and some are missing or unexpected.
+        """
+        try:
+            result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        except RuntimeError as error:  # torch: tensors of another shape
+            raise WeightsError(f"the checkpoint does not belong to this system: {error}") from error
+        if strict and (result.missing_keys or result.unexpected_keys):
+            raise WeightsError(
+                "the checkpoint does not belong to this system: "
+                f"missing {_some(result.missing_keys)}; unexpected {_some(result.unexpected_keys)}"
+            )
+        return result
+
+    def load_weights(self, path: str) -> None:
+        """Start from the weights of a checkpoint of ours or of the original.
+
+        Parts of the system that are not in the file keep their start values, which is logged.
+
+        Raises:
+            WeightsError: the file has tensors that this system has no place for, or lacks some of a part.
+        """
+        ignored = tuple(f"{name}." for name in self.cfg.weights_ignore_modules or ())
+        state = {name: value for name, value in load_tensors(path).items() if not name.startswith(ignored or ("\0",))}
+        geometry = {name.removeprefix("geometry."): v for name, v in state.items() if name.startswith("geometry.")}
+        if any("peft_layers.layers." in name for name in geometry):
+            state = {name: value for name, value in state.items() if not name.startswith("geometry.")}
+            renamed = from_original(geometry, self.geometry.state_dict())
+            state |= {f"geometry.{name}": value for name, value in renamed.items()}
+        result = self.load_state_dict(state, strict=False)
+        present = {name.split(".")[0] for name in state}
+        incomplete = [name for name in result.missing_keys if name.split(".")[0] in present]
+        if incomplete or result.unexpected_keys:
+            raise WeightsError(f"{path}: missing {_some(incomplete)}; unexpected {_some(result.unexpected_keys)}")
+        absent = sorted({name.split(".")[0] for name in result.missing_keys})
+        log.info("took %s from %s; not in it: %s", sorted(present), path, absent or "nothing")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.records.write(self.trainer.loggers)
+        checkpoint["progress"] = {"step": self.progress.step, "epoch": self.progress.epoch}
+        if self.average:
+            checkpoint["ema"] = self.average.averages
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.progress = Progress(**checkpoint["progress"])
+        if self.average:
+            if "ema" not in checkpoint:
+                raise WeightsError("the checkpoint has no averaged weights; set system.ema_decay=0")
+            self.average.load(checkpoint["ema"])
+
+    # Evaluation
+
+    def render(
+        self,
+        renderer: nn.Module,
+        planes: Float[Tensor, "B 6 C h w"],
+        cameras: Cameras,
+        batch: Batch,
+        draws: Draws | None = None,
+    ) -> Views:
+        """Pictures at the size meant for this renderer: rays are cast at ray_size, triangles drawn at image_size."""
+        options = {"size": batch.ray_size}
+        if isinstance(renderer, MeshRenderer):
+            options = {"size": batch.image_size, "ray_size": batch.ray_size}
+        return renderer(planes, cameras, batch.condition.pooled, draws=draws, progress=self.progress, **options)
+
+    def generate(self, batch: Batch) -> Float[Tensor, "B 6 C h w"]:
+        """Planes of the batch's prompts, the same whenever and wherever it is called with these weights."""
+        draws = Draws(self.cfg.seed, 0, batch.samples, self.device)
+        noise = draws.normal("evaluation", *batch.latent_shape).flatten(0, 1)
+        return self.geometry.generate(batch.condition.tokens, noise, self.cfg.num_steps_sampling)
+
+    def swap_average(self) -> None:
+        """Before and after evaluation: exchange the weights and their average, if there is one."""
+        if self.average:
+            self.average.swap()
+
+    on_validation_start = on_validation_end = on_test_start = on_test_end = on_predict_start = swap_average
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Pictures from all sides, and a film, of one prompt by each renderer."""
+        self._look(batch, "val", self.cfg.cleanup_after_validation_step)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As in validation, with the cameras of the test."""
+        self._look(batch, "test", self.cfg.cleanup_after_test_step)
+
+    def _look(self, batch: Batch, stage: str, clean_up: bool) -> None:
+        planes = self.generate(batch)
+        (cameras,), (prompt,) = batch.cameras, batch.prompts
+        for slot, renderer in self.slots.items():
+            folder = self.save_dir / f"it{self.progress.step}-{stage}-{'2nd' if slot else '1st'}"
+            sheets = []
+            for start in range(0, len(cameras), VIEWS_AT_ONCE):
+                some = range(start, min(start + VIEWS_AT_ONCE, len(cameras)))
+                views = self.render(renderer, planes, cameras.select(slice(some.start, some.stop), len(some)), batch)
+                sheets.append(sheet(views))
+            pictures = torch.cat(sheets)
+            for i, picture in enumerate(pictures):
+                save_png(folder / slug(prompt) / f"{i}.png", picture)
+            if len(pictures) > 1:
+                save_film(folder / f"{slug(prompt)}.mp4", pictures, FILM_SPEED[stage])
+        if clean_up and self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+        """Export the meshes of the prompts; one without a surface is reported at the end."""
+        resolution = self.cfg.export_resolution or self.geometry.cfg.isosurface_resolution
+        folder = self.export_dir or self.save_dir / f"it{self.progress.step}-export"
+        try:
+            meshes = extract_meshes(self.geometry, self.material, self.generate(batch), resolution, batch.prompts)
+            paths = self._exporter(meshes, list(batch.prompts), folder)
+        except EmptyFieldError as error:
+            self._empty.append(str(error))
+            return
+        log.info("wrote %s", ", ".join(map(str, paths)))
+
+    def on_predict_epoch_start(self) -> None:
+        self._exporter = self._build("exporter")
+        self._empty: list[str] = []
+
+    def on_predict_end(self) -> None:
+        self.swap_average()
+        if self._empty:
+            raise EmptyFieldError(f"{len(self._empty)} prompts gave no mesh:\n" + "\n".join(self._empty))
+
+
+def _some(names: list[str]) -> str:
+    """The first names and how many more there are."""
+    shown = ", ".join(names[:3]) or "nothing"
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

@@ -1,0 +1,96 @@
+"""The optimiser, its parameter groups and their scheduled learning rates; gradients over all processes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
+from triplaneturbo.schedule import Progress, Schedule
+from triplaneturbo.systems.adan import Adan
+
+OPTIMIZERS = {"Adan": Adan, "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """Which optimiser updates what."""
+
+    REFUSED: ClassVar[dict[str, str]] = {"scheduler": "write the learning rate itself as a schedule"}
+
+    name: Literal["Adan", "Adam", "AdamW"] = "Adan"
+    """Update rule."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Its arguments; lr may be a schedule."""
+    params: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Arguments by part of the system, such as {geometry: {lr: 2e-4}}. A parameter belongs to the longest name that
+    it begins with; what belongs to none is not trained. Empty: everything is trained with args."""
+
+
+class ScheduledOptimizer:
+    """An optimiser together with the learning rate schedule of each of its groups.
+
+    Raises:
+        UnknownNameError: optimizer.params names a part that does not exist.
+        ConfigError: an argument that the optimiser does not take, or nothing to train.
+    """
+
+    def __init__(self, config: OptimizerConfig, module: nn.Module) -> None:
+        names = config.params or {"": {}}
+        groups = group_parameters(module, list(names))
+        options = [{**config.args, **names[name], "params": params} for name, params in groups.items()]
+        self.schedules = [Schedule.parse(group.get("lr", 1e-3)) for group in options]
+        for group, schedule in zip(options, self.schedules, strict=True):
+            group["lr"] = schedule(Progress())
+        # torch takes group options that mean nothing to it; the constructor does not.
+        shared = {key: value for group in options for key, value in group.items() if key != "params"}
+        try:
+            self.optimizer = OPTIMIZERS[config.name](options, **shared)
+        except TypeError as error:
+            raise ConfigError(f"optimizer {config.name}: {error}") from error
+        self.parameters: list[Tensor] = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def set_learning_rates(self, progress: Progress) -> float:
+        """Bring all groups to `progress`; returns the learning rate of the first."""
+        for group, schedule in zip(self.optimizer.param_groups, self.schedules, strict=True):
+            group["lr"] = schedule(progress)
+        return self.optimizer.param_groups[0]["lr"]
+
+
+def group_parameters(module: nn.Module, names: list[str]) -> Mapping[str, list[nn.Parameter]]:
+    """The trainable parameters of `module` by the longest of `names` that their own names begin with."""
+    known = {name for name, _ in module.named_modules()} | {name for name, _ in module.named_parameters()}
+    for name in names:
+        if name not in known:
+            raise UnknownNameError(f"optimizer.params: the system has no part {name!r}; {nearest(name, known)}")
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in names}
+    for parameter_name, parameter in module.named_parameters():
+        owners = [n for n in names if not n or parameter_name == n or parameter_name.startswith(n + ".")]
+        if owners and parameter.requires_grad:
+            groups[max(owners, key=len)].append(parameter)
+    filled = {name: parameters for name, parameters in groups.items() if parameters}
+    if not filled:
+        raise ConfigError(f"there is nothing to train in {', '.join(map(repr, names))}")
+    return filled
+
+
+@torch.no_grad()
+def average_gradients(parameters: list[Tensor]) -> Tensor:
+    """Average the gradients over all processes, in place, in one transfer; returns their norm.
+
+    A parameter that no loss has reached gets a zero gradient, so that all processes hold the same tensors.
+    """
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    grads = [parameter.grad for parameter in parameters]
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        flat = torch.cat([grad.flatten() for grad in grads])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        parts = flat.split([grad.numel() for grad in grads])
+        torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
