@@ -1,8 +1,23 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from triplaneturbo.ops.planes import sample_planes, sample_planes_with_jacobian
+
+BACKEND = os.environ.get("PLANES_TEST_BACKEND", "torch")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def lookup(planes, coords):
+    return sample_planes(planes, coords, backend=BACKEND)
+
+
+def lookup_with_jacobian(planes, coords):
+    return sample_planes_with_jacobian(planes, coords, backend=BACKEND)
 
 
 def slow_lookup(planes, coords):
@@ -10,8 +25,8 @@ def slow_lookup(planes, coords):
     height, width = planes.shape[-2:]
     column = ((coords[..., 0] + 1) * width - 1) / 2
     row = ((coords[..., 1] + 1) * height - 1) / 2
-    wx = (1 - (column[..., None] - torch.arange(width)).abs()).clamp_min(0)
-    wy = (1 - (row[..., None] - torch.arange(height)).abs()).clamp_min(0)
+    wx = (1 - (column[..., None] - torch.arange(width, device=DEVICE)).abs()).clamp_min(0)
+    wy = (1 - (row[..., None] - torch.arange(height, device=DEVICE)).abs()).clamp_min(0)
     return torch.einsum("bpchw,bpnh,bpnw->bpnc", planes, wy, wx)
 
 
@@ -21,15 +36,15 @@ def inputs():
     planes = torch.randn(2, 3, 4, 5, 7, dtype=torch.float64, generator=rng)
     coords = torch.rand(2, 3, 40, 2, dtype=torch.float64, generator=rng) * 2.6 - 1.3
     coords[0, 0, :4] = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [50.0, 0.1], [0.0, -1e9]], dtype=torch.float64)
-    return planes.requires_grad_(), coords.requires_grad_()
+    return planes.to(DEVICE).requires_grad_(), coords.to(DEVICE).requires_grad_()
 
 
 def test_value_and_gradients_are_bilinear_interpolation(inputs):
     planes, coords = inputs
-    weight = torch.randn(2, 3, 40, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(2, 3, 40, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     expected = slow_lookup(planes, coords)
     expected_grads = torch.autograd.grad((expected * weight).sum(), inputs)
-    for value in (sample_planes(planes, coords), sample_planes_with_jacobian(planes, coords)[0]):
+    for value in (lookup(planes, coords), lookup_with_jacobian(planes, coords)[0]):
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
         grads = torch.autograd.grad((value * weight).sum(), inputs)
         for grad, reference in zip(grads, expected_grads, strict=True):
@@ -38,7 +53,7 @@ def test_value_and_gradients_are_bilinear_interpolation(inputs):
 
 def test_jacobian_is_the_derivative_of_the_value(inputs):
     planes, coords = inputs
-    jacobian = sample_planes_with_jacobian(planes, coords)[1]
+    jacobian = lookup_with_jacobian(planes, coords)[1]
     value = slow_lookup(planes, coords)
     for channel in range(planes.shape[2]):
         (reference,) = torch.autograd.grad(value[..., channel].sum(), coords, retain_graph=True)
@@ -48,9 +63,9 @@ def test_jacobian_is_the_derivative_of_the_value(inputs):
 def test_gradients_through_the_jacobian_equal_the_double_backward(inputs):
     planes, coords = inputs
     rng = torch.Generator().manual_seed(2)
-    wv = torch.randn(2, 3, 40, 4, dtype=torch.float64, generator=rng)
-    wj = torch.randn(2, 3, 40, 2, 4, dtype=torch.float64, generator=rng)
-    value, jacobian = sample_planes_with_jacobian(planes, coords)
+    wv = torch.randn(2, 3, 40, 4, dtype=torch.float64, generator=rng).to(DEVICE)
+    wj = torch.randn(2, 3, 40, 2, 4, dtype=torch.float64, generator=rng).to(DEVICE)
+    value, jacobian = lookup_with_jacobian(planes, coords)
     grads = torch.autograd.grad((value * wv).sum() + (jacobian * wj).sin().sum(), inputs)
 
     reference = slow_lookup(planes, coords)
@@ -74,13 +89,31 @@ def test_many_points_in_float32_agree_with_grid_sample():
 
 def test_only_the_wanted_gradient_is_computed(inputs):
     planes, coords = inputs
-    value, _ = sample_planes_with_jacobian(planes.detach(), coords)
+    value, _ = lookup_with_jacobian(planes.detach(), coords)
     assert torch.autograd.grad(value.sum(), coords)[0].shape == coords.shape
-    value, _ = sample_planes_with_jacobian(planes, coords.detach())
+    value, _ = lookup_with_jacobian(planes, coords.detach())
     assert torch.autograd.grad(value.sum(), planes)[0].shape == planes.shape
 
 
 def test_no_points_give_no_rows():
-    value, jacobian = sample_planes_with_jacobian(torch.ones(1, 3, 4, 2, 2), torch.zeros(1, 3, 0, 2))
+    value, jacobian = lookup_with_jacobian(
+        torch.ones(1, 3, 4, 2, 2, device=DEVICE), torch.zeros(1, 3, 0, 2, device=DEVICE)
+    )
     assert value.shape == (1, 3, 0, 4)
     assert jacobian.shape == (1, 3, 0, 2, 4)
+
+
+def test_triton_kernels_pass_the_tests_of_this_file():
+    """Compiled where there is a GPU, else interpreted on the CPU; a fresh process, since Triton decides at import."""
+    environment = {**os.environ, "PLANES_TEST_BACKEND": "triton"}
+    if DEVICE == "cpu":
+        environment["TRITON_INTERPRET"] = "1"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "not triton and not many", __file__]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout
+    assert "5 passed" in run.stdout
+
+
+def test_triton_on_the_cpu_is_refused_with_advice():
+    with pytest.raises(ValueError, match="backend='auto'"):
+        sample_planes(torch.ones(1, 1, 1, 2, 2), torch.zeros(1, 1, 1, 2), backend="triton")

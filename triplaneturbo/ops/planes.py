@@ -1,4 +1,12 @@
-"""Bilinear lookup in feature planes, with exact first derivatives as a forward computation."""
+"""Bilinear lookup in feature planes, with exact first derivatives as a forward computation.
+
+`backend` chooses the implementation: "torch" (any device), "triton" (CUDA kernels of `planes_triton.py`), or
+"auto", which is triton for CUDA tensors where Triton is installed, else torch. All agree to rounding.
+"""
+
+import functools
+import importlib.util
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +20,21 @@ _CHUNK = 1 << 15
 _BORDER = 2
 
 
-def sample_planes(planes: Float[Tensor, "B P C H W"], coords: Float[Tensor, "B P N 2"]) -> Float[Tensor, "B P N C"]:
+Backend = Literal["auto", "torch", "triton"]
+
+
+def sample_planes(
+    planes: Float[Tensor, "B P C H W"], coords: Float[Tensor, "B P N 2"], *, backend: Backend = "auto"
+) -> Float[Tensor, "B P N C"]:
     """Bilinear lookup, zero outside, pixel centres at ((2j+1)/W - 1, (2i+1)/H - 1).
 
     `coords` are (u, v) = (column, row) in [-1, 1]. The same as `F.grid_sample(align_corners=False)`;
     differentiable once in both arguments.
     """
+    if _use_triton(backend, planes):
+        from triplaneturbo.ops.planes_triton import SamplePlanes
+
+        return SamplePlanes.apply(planes, coords)
     batch, count = coords.shape[:2]
     grid = coords.flatten(0, 1).unsqueeze(2)
     values = F.grid_sample(planes.flatten(0, 1), grid, padding_mode="zeros", align_corners=False)
@@ -25,7 +42,7 @@ def sample_planes(planes: Float[Tensor, "B P C H W"], coords: Float[Tensor, "B P
 
 
 def sample_planes_with_jacobian(
-    planes: Float[Tensor, "B P C H W"], coords: Float[Tensor, "B P N 2"]
+    planes: Float[Tensor, "B P C H W"], coords: Float[Tensor, "B P N 2"], *, backend: Backend = "auto"
 ) -> tuple[Float[Tensor, "B P N C"], Float[Tensor, "B P N 2 C"]]:
     """Value of `sample_planes` and its exact derivative with respect to (u, v).
 
@@ -40,7 +57,22 @@ def sample_planes_with_jacobian(
     field therefore needs ordinary reverse mode only, where `F.grid_sample` would need its double backward.
     On a cell boundary the derivative is that of the cell to the right and below.
     """
+    if _use_triton(backend, planes):
+        from triplaneturbo.ops.planes_triton import SamplePlanesWithJacobian
+
+        return SamplePlanesWithJacobian.apply(planes, coords)
     return _SampleWithJacobian.apply(planes, coords)
+
+
+def _use_triton(backend: Backend, planes: Tensor) -> bool:
+    if backend == "auto":
+        return planes.is_cuda and _triton_is_installed()
+    return backend == "triton"
+
+
+@functools.cache
+def _triton_is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 class _SampleWithJacobian(torch.autograd.Function):
