@@ -1,0 +1,93 @@
+"""Encoded prompts in files: the same states, few files, and never a wrong or a damaged one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from triplaneturbo.errors import WeightsError
+from triplaneturbo.prompts import DualTextProcessor, TextEncoder, TextProcessor
+from triplaneturbo.prompts.cache import EncodingCache, fingerprint
+
+
+def encodings(n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [(torch.full((3, 2), float(i)), torch.full((2,), -float(i))) for i in range(n)]
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def test_what_was_added_is_found_by_another_process(tmp_path: Path) -> None:
+    EncodingCache(tmp_path, "e").add(["a", "b\n\"'"], encodings(2))
+    EncodingCache(tmp_path, "e").add(["c"], encodings(1))
+    cache = EncodingCache(tmp_path, "e")
+    tokens, pooled = cache.get("b\n\"'")
+    assert torch.equal(tokens, torch.ones(3, 2))
+    assert torch.equal(pooled, -torch.ones(2))
+    assert len(cache) == 3
+    assert cache.get("d") is None
+    assert len(EncodingCache(tmp_path, "another encoder")) == 0
+
+
+def test_a_cached_prompt_is_not_encoded(tmp_path: Path, encoders: tuple[str, str]) -> None:
+    expected = TextEncoder(encoders[0]).encode(["a b", "c"])
+    assert TextEncoder(encoders[0], cache_dir=tmp_path).precompute(["a b", "c", "a b"]) == 2
+    encoder = TextEncoder(encoders[0], cache_dir=tmp_path)
+    encoder.model.register_forward_pre_hook(lambda *_: pytest.fail("the text model ran"))
+    for got, wanted in zip(encoder.encode(["a b", "c"]), expected, strict=True):
+        assert torch.equal(got, wanted)
+    assert encoder.precompute(["c"]) == 0
+
+
+def test_prompts_are_gathered_into_few_files(tmp_path: Path, encoders: tuple[str, str]) -> None:
+    encoder = TextEncoder(encoders[0], cache_dir=tmp_path)
+    encoder._cache.shard_size = 4
+    assert encoder.precompute([f"{a} {b}" for a in "abc" for b in "abc"]) == 9
+    assert len(shards(tmp_path)) == 3
+
+
+def test_the_fingerprint_follows_the_content(tmp_path: Path, encoders: tuple[str, str]) -> None:
+    first, second = encoders
+    (tmp_path / "copy").symlink_to(first)
+    assert fingerprint(first, "right") == fingerprint(tmp_path / "copy", "right")
+    assert len({fingerprint(first, "right"), fingerprint(first, "original"), fingerprint(second, "right")}) == 3
+
+
+@pytest.mark.parametrize("keep", [0, 20, -3])
+def test_a_damaged_shard_is_named(tmp_path: Path, keep: int) -> None:
+    EncodingCache(tmp_path, "e").add(["a"], encodings(1))
+    (path,) = shards(tmp_path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(WeightsError, match=rf"{path.name}.*delete it"):
+        EncodingCache(tmp_path, "e")
+
+
+def test_a_shard_that_vanished_is_named(tmp_path: Path) -> None:
+    cache = EncodingCache(tmp_path, "e")
+    cache.add(["a"], encodings(1))
+    shards(tmp_path)[0].unlink()
+    with pytest.raises(WeightsError, match="delete it"):
+        cache.get("a")
+
+
+def test_no_files_unless_asked_for(tmp_path: Path, encoders: tuple[str, str]) -> None:
+    config = {"pretrained_model_name_or_path": encoders[0], "cache_dir": str(tmp_path / "cache")}
+    assert TextProcessor(config).precompute(["a"]) == 0
+    assert not (tmp_path / "cache").exists()
+
+
+def test_processors_fill_the_cache_with_all_they_need(tmp_path: Path, encoders: tuple[str, str]) -> None:
+    config = {
+        "pretrained_model_name_or_path": encoders[0],
+        "pretrained_model_name_or_path_2nd": encoders[1],
+        "negative_prompt": "h",
+        "use_cache": True,
+        "cache_dir": str(tmp_path),
+    }
+    assert DualTextProcessor(config).precompute(["a", "b"]) == 4 + 3
+    processor = DualTextProcessor(config)
+    for encoder in (processor.encoder, processor.encoder_2nd):
+        encoder.model.register_forward_pre_hook(lambda *_: pytest.fail("the text model ran"))
+    first, second = processor(["b"])
+    assert not torch.equal(first.tokens, second.tokens)

@@ -1,0 +1,169 @@
+"""MVDream's and RichDreamer's file layouts: a diffusers model renamed to theirs and back must be the same model.
+
+`published_unet` and `published_vae` write the published names and shapes down independently of the code under test.
+"""
+
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor
+
+from triplaneturbo.errors import WeightsError
+from triplaneturbo.guidance import MVDreamTeacher, RichDreamerTeacher
+from triplaneturbo.weights.ldm import build_unet, build_vae
+
+LAYERS = 1
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+OUTER = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "class_embedding.linear_1": "camera_embed.0",
+    "class_embedding.linear_2": "camera_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+
+
+def tiny_unet(linear: bool, widths: tuple[int, int], heads: tuple[int, int]) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        block_out_channels=widths,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=LAYERS,
+        attention_head_dim=heads,
+        cross_attention_dim=12,
+        use_linear_projection=linear,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=16,
+    ).eval()
+
+
+def published_place(name: str) -> str:
+    """Where the published U-Net keeps the diffusers module `name` (without weight or bias)."""
+    if name in OUTER:
+        return OUTER[name]
+    part, *rest = name.split(".")
+    if part == "mid_block":
+        kind, index, *rest = rest
+        place = "middle_block." + ("1" if kind == "attentions" else str(2 * int(index)))
+    else:
+        level, kind, index, *rest = rest
+        if part == "down_blocks":
+            at = 1 + int(level) * (LAYERS + 1) + (LAYERS if kind == "downsamplers" else int(index))
+            place = f"input_blocks.{at}." + {"resnets": "0", "attentions": "1", "downsamplers": "0"}[kind]
+        else:
+            at = int(level) * (LAYERS + 1) + (LAYERS if kind == "upsamplers" else int(index))
+            # an upsampler follows the residual block, and the attention if there is one
+            last = "2" if name.startswith("up_blocks.1") else "1"
+            place = f"output_blocks.{at}." + {"resnets": "0", "attentions": "1", "upsamplers": last}[kind]
+    if kind == "resnets":
+        return f"{place}.{RESNET[rest[0]]}"
+    if kind == "downsamplers":
+        return f"{place}.op"
+    return ".".join([place, *rest])
+
+
+def published_unet(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    state = {}
+    for name, value in unet.state_dict().items():
+        module, leaf = name.rsplit(".", 1)
+        state[f"model.diffusion_model.{published_place(module)}.{leaf}"] = value
+    assert len(state) == len(unet.state_dict())
+    return state
+
+
+def tiny_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=LAYERS,
+        sample_size=16,
+    ).eval()
+
+
+def published_vae(vae: AutoencoderKL) -> dict[str, Tensor]:
+    rules = [
+        (r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2"),
+        (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+        (r"up_blocks\.0\.resnets\.(\d)", r"up.1.block.\1"),
+        (r"up_blocks\.1\.resnets\.(\d)", r"up.0.block.\1"),
+        (r"up_blocks\.0\.upsamplers\.0", r"up.1.upsample"),
+        (r"mid_block\.resnets\.0", "mid.block_1"),
+        (r"mid_block\.resnets\.1", "mid.block_2"),
+        (r"mid_block\.attentions\.0\.group_norm", "mid.attn_1.norm"),
+        (r"mid_block\.attentions\.0\.to_(q|k|v)", r"mid.attn_1.\1"),
+        (r"mid_block\.attentions\.0\.to_out\.0", "mid.attn_1.proj_out"),
+        ("conv_shortcut", "nin_shortcut"),
+        ("conv_norm_out", "norm_out"),
+    ]
+    state = {}
+    for name, value in vae.state_dict().items():
+        is_projection = re.search(r"attentions.*to_.*weight", name)
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        state[f"first_stage_model.{name}"] = value[:, :, None, None] if is_projection else value
+    return state
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+OTHERS = {"cond_stage_model.model.ln_final.weight": torch.ones(3), "betas": torch.ones(5)}
+
+
+def test_mvdream_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    unet, vae = tiny_unet(linear=True, widths=(64, 128), heads=(1, 2)), tiny_vae()
+    path = tmp_path / "sd-v2.1-base-4view.pt"
+    torch.save(published_unet(unet) | published_vae(vae) | OTHERS, path)
+    with caplog.at_level(logging.INFO):
+        teacher = MVDreamTeacher({"path": str(path), "image_size": 16, "n_view": 1})
+    assert "not used: betas, cond_stage_model" in caplog.text
+    x, t, text, camera = draw(2, 4, 8, 8), torch.tensor([3, 900]), draw(2, 5, 12), draw(2, 16)
+    with torch.no_grad():
+        expected = unet(x, t, text, class_labels=camera).sample
+        torch.testing.assert_close(teacher.predict(x, t, text, camera), expected)
+        picture = draw(1, 3, 16, 16).sigmoid()
+        latents = teacher.encode(picture, torch.zeros(1, 4, 8, 8))
+        torch.testing.assert_close(latents, vae.encode(2 * picture - 1).latent_dist.mean * 0.18215)
+    torch.testing.assert_close(teacher.schedule.alphas_cumprod[[0, -1]], torch.tensor([0.99915, 0.0046600]))
+
+
+def test_richdreamer_file(tmp_path: Path) -> None:
+    unet = tiny_unet(linear=False, widths=(32, 64), heads=(8, 8))
+    path = tmp_path / "nd_mv_ema.ckpt"
+    torch.save({"state_dict": published_unet(unet) | published_vae(tiny_vae()) | OTHERS}, path)
+    teacher = RichDreamerTeacher({"path": str(path), "image_size": 8, "n_view": 1})
+    x, t, text, camera = draw(2, 4, 8, 8), torch.tensor([3, 900]), draw(2, 5, 12), draw(2, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher.predict(x, t, text, camera), unet(x, t, text, class_labels=camera).sample)
+
+
+def test_incomplete_files_are_refused() -> None:
+    state = published_unet(tiny_unet(linear=True, widths=(32, 64), heads=(1, 1)))
+    with pytest.raises(WeightsError, match=r"x\.pt holds no tensors named model\.diffusion_model"):
+        build_unet({"encoder.weight": torch.ones(1)}, "x.pt", heads=1)
+    with pytest.raises(WeightsError, match=r"x\.pt holds no tensors named first_stage_model"):
+        build_vae(state, "x.pt")
+    for name in (
+        "camera_embed.2.bias",
+        "middle_block.1.norm.bias",
+        "out.2.weight",
+        "output_blocks.1.0.in_layers.2.weight",
+    ):
+        part = {key: value for key, value in state.items() if not key.endswith(name)}
+        with pytest.raises(WeightsError, match=r"x\.pt"):
+            build_unet(part, "x.pt", heads=1)
