@@ -69,17 +69,19 @@ def interpolate(
     """
     views, height, width = raster.face_index.shape
     count, channels = attributes.shape[-2:]
-    if len(faces) == 0:
-        return attributes.new_zeros(views, height, width, channels)
-    corners = faces[raster.face_index.clamp_min(0)]
+    face = raster.face_index.flatten()
+    pixels = (face >= 0).nonzero().squeeze(1)
+    corners = faces[face[pixels]]
     if attributes.dim() == 3:
-        corners = corners + torch.arange(views, device=corners.device).view(-1, 1, 1, 1) * count
-    table = attributes.reshape(-1, channels)
-    image = 0
-    for corner, weight in zip(corners.unbind(-1), raster.barycentric.unbind(-1), strict=True):
-        values = table.index_select(0, corner.flatten()).view(views, height, width, channels)
-        image = image + weight.unsqueeze(-1) * values
-    return image
+        corners = corners + (pixels // (height * width) * count).unsqueeze(1)
+    values = attributes.reshape(-1, channels).index_select(0, corners.flatten()).view(-1, 3, channels)
+    weights = raster.barycentric.reshape(-1, 3).index_select(0, pixels)
+    seen = (weights.unsqueeze(2) * values).sum(1)
+    return (
+        seen.new_zeros(views * height * width, channels)
+        .index_copy(0, pixels, seen)
+        .view(views, height, width, channels)
+    )
 
 
 def antialias(
