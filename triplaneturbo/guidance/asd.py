@@ -6,7 +6,6 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triplaneturbo.base import option
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.guidance.camera_conditions import CamMethod
 from triplaneturbo.guidance.distillation import ScoreDistillationGuidance, TeacherOptions
@@ -32,9 +31,9 @@ class AsynchronousScoreDistillation(ScoreDistillationGuidance):
         """A diffusers folder whose autoencoder MVDream uses, when its own folder has none."""
         mv_image_size: int = 256
         mv_camera_condition_type: Literal["rotation"] = "rotation"
-        mv_weight: Schedule = option(0.25)
+        mv_weight: Schedule = 0.25
         """A teacher of weight 0 is not loaded."""
-        mv_guidance_scale: Schedule = option(7.5)
+        mv_guidance_scale: Schedule = 7.5
         mv_min_step_percent: Schedule | None = None
         """Smallest timestep, as a share of all; min_step_percent when not given."""
         mv_max_step_percent: Schedule | None = None
@@ -51,8 +50,8 @@ class AsynchronousScoreDistillation(ScoreDistillationGuidance):
         rd_image_size: int = 32
         cam_method: CamMethod = "rel_x2"
         """Camera distance as RichDreamer is told it: twice the relative one, the relative one, the absolute one."""
-        rd_weight: Schedule = option(1.0)
-        rd_guidance_scale: Schedule = option(7.5)
+        rd_weight: Schedule = 1.0
+        rd_guidance_scale: Schedule = 7.5
         rd_min_step_percent: Schedule | None = None
         rd_max_step_percent: Schedule | None = None
         rd_plus_ratio: float = 0.1
@@ -62,8 +61,8 @@ class AsynchronousScoreDistillation(ScoreDistillationGuidance):
 
         sd_model_name_or_path: str = "stabilityai/stable-diffusion-2-1-base"
         sd_image_size: int = 512
-        sd_weight: Schedule = option(1.0)
-        sd_guidance_scale: Schedule = option(7.5)
+        sd_weight: Schedule = 1.0
+        sd_guidance_scale: Schedule = 7.5
         sd_min_step_percent: Schedule | None = None
         sd_max_step_percent: Schedule | None = None
         sd_plus_ratio: float = 0.1
@@ -71,8 +70,8 @@ class AsynchronousScoreDistillation(ScoreDistillationGuidance):
         sd_weighting_strategy: Weighting = "uniform"
         sd_use_sds: bool = False
 
-        min_step_percent: Schedule = option(0.02)
-        max_step_percent: Schedule = option(0.98)
+        min_step_percent: Schedule = 0.02
+        max_step_percent: Schedule = 0.98
         eps: float = 0.01
         """Keeps the dmd weightings finite."""
         gradient_checkpoint: bool = False
