@@ -42,6 +42,14 @@ def test_states_are_those_of_transformers(encoders: tuple[str, str]) -> None:
     assert not tokens.requires_grad
 
 
+def test_weights_stored_in_half_precision_arrive_in_single(tmp_path: Path, encoders: tuple[str, str]) -> None:
+    (tmp_path / "tokenizer").symlink_to(Path(encoders[0]) / "tokenizer")
+    CLIPTextModel.from_pretrained(Path(encoders[0]) / "text_encoder").half().save_pretrained(tmp_path / "text_encoder")
+    encoder = TextEncoder(tmp_path)
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+    assert encoder.encode(["a"])[0].dtype == torch.float32
+
+
 def test_the_encoder_is_frozen(encoders: tuple[str, str]) -> None:
     encoder = TextEncoder(encoders[0])
     encoder.train()

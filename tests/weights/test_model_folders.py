@@ -74,3 +74,12 @@ def test_an_unusable_schedule_is_named(folder: Path, text: str) -> None:
     (folder / "scheduler" / "scheduler_config.json").write_text(text)
     with pytest.raises(WeightsError, match="not a usable noise schedule"):
         load_schedule(folder)
+
+
+def test_weights_stored_in_half_precision_arrive_in_single(folder: Path) -> None:
+    vae = load_vae(folder)
+    stored = {name: value.clone() for name, value in vae.half().state_dict().items()}
+    vae.save_pretrained(folder / "vae")
+    loaded = load_vae(folder).state_dict()
+    assert all(loaded[name].dtype == torch.float32 for name in stored)
+    assert all(torch.equal(loaded[name], value.float()) for name, value in stored.items())

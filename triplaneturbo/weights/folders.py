@@ -44,7 +44,7 @@ def load_model(cls: type[Model], folder: str | Path, part: str) -> Model:
     problem = describe_mismatch(info["missing_keys"], info["unexpected_keys"], shapes)
     if problem:
         raise WeightsError(f"{part_folder}: the weights do not fit config.json: {problem}")
-    return model.eval()
+    return model.float().eval()
 
 
 def load_schedule(folder: str | Path) -> NoiseSchedule:
