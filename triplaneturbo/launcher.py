@@ -6,6 +6,7 @@ import logging
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ log = logging.getLogger(__name__)
 CUSTOM_FOLDER = Path(__file__).resolve().parents[1] / "custom"
 # What the launcher decides itself.
 _OWN_TRAINER_OPTIONS = ("logger", "callbacks", "plugins", "enable_checkpointing", "inference_mode", "default_root_dir")
+# Warnings of Lightning about what is meant to be so: frozen networks stay in evaluation mode, data is made in the
+# process that uses it.
+_NOISE = (r"Found \d+ module\(s\) in eval mode", r".*does not have many workers", r".*isinstance\(treespec, LeafSpec\)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,3 +204,5 @@ def _set_up_logging(verbose: bool) -> None:
         logging.getLogger(name).setLevel(level if rank_zero_only.rank == 0 else logging.WARNING)
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.WARNING)
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message)

@@ -129,6 +129,7 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
 
     def configure(self) -> None:
         cfg = self.cfg
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # with fewer evaluation prompts than processes
         if cfg.prompts is not None:
             self.library = PromptLibrary.of(cfg.prompts)
         elif cfg.prompt_library is not None:

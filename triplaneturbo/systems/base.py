@@ -263,8 +263,8 @@ class GeneratorSystem(Component, pl.LightningModule):
         if clean_up and self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        """Export the meshes of the prompts; one without a surface is reported at the end."""
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Path]:
+        """Export the meshes of the prompts and return their paths; one without a surface is reported at the end."""
         resolution = self.cfg.export_resolution or self.geometry.cfg.isosurface_resolution
         folder = self.export_dir or self.save_dir / f"it{self.progress.step}-export"
         try:
@@ -272,8 +272,9 @@ class GeneratorSystem(Component, pl.LightningModule):
             paths = self._exporter(meshes, list(batch.prompts), folder)
         except EmptyFieldError as error:
             self._empty.append(str(error))
-            return
+            return []
         log.info("wrote %s", ", ".join(map(str, paths)))
+        return paths
 
     def on_predict_epoch_start(self) -> None:
         self._exporter = self._build("exporter")

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import imageio_ffmpeg
 import torch
 from jaxtyping import UInt8
 from PIL import Image
@@ -28,6 +27,8 @@ def save_png(path: Path, picture: UInt8[Tensor, "H W 3"]) -> None:
 
 def save_film(path: Path, pictures: UInt8[Tensor, "T H W 3"], frames_per_second: int) -> None:
     """Write an .mp4 file (H.264); odd heights and widths lose their last row or column, as the codec demands."""
+    import imageio_ffmpeg  # carries an encoder of 30 MB: only who writes films needs it
+
     height, width = (length // 2 * 2 for length in pictures.shape[1:3])
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = imageio_ffmpeg.write_frames(
