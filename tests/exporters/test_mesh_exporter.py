@@ -1,8 +1,8 @@
 import pytest
 import torch
 from PIL import Image
+from solids import sphere, tetrahedron
 
-from tests.exporters.solids import sphere, tetrahedron
 from triplaneturbo.errors import ConfigError, EmptyFieldError
 from triplaneturbo.exporters.files import read_mesh
 from triplaneturbo.exporters.mesh_exporter import MeshExporter

@@ -4,18 +4,19 @@ import shutil
 import pytest
 import torch
 import yaml
+from tiny_student import geometry_options, write_pipeline
 
-from tests.pipelines.tiny import GEOMETRY, write_pipeline
 from triplaneturbo import TextToMeshPipeline
 from triplaneturbo.errors import EmptyFieldError, WeightsError
 from triplaneturbo.exporters.files import read_mesh
 from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
+from triplaneturbo.geometry.legacy import to_original
 from triplaneturbo.weights.files import load_tensors, save_tensors
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_pipeline(tmp_path_factory.mktemp("pipeline"))
+def folder(tmp_path_factory, tiny_world):
+    return write_pipeline(tmp_path_factory.mktemp("pipeline"), tiny_world / "sd")
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +57,7 @@ def test_resolution(pipe):
 
 
 def test_merged_adapters_give_what_the_training_modules_give(pipe, folder):
-    generator = {**GEOMETRY["space_generator_config"], "pretrained_model_name_or_path": str(pipe.base)}
-    geometry = FewStepTriplaneDualStableDiffusion({**GEOMETRY, "space_generator_config": generator})
+    geometry = FewStepTriplaneDualStableDiffusion(geometry_options(pipe.base))
     state = load_tensors(folder / "student.safetensors")
     geometry.load_state_dict({name.removeprefix("geometry."): tensor for name, tensor in state.items()})
     tokens, _ = pipe.text_encoder.encode(["a red cube"])
@@ -79,12 +79,11 @@ def test_saved_and_loaded_again(pipe, tmp_path, copy_base):
 
 def test_from_a_training_run(pipe, folder, tmp_path):
     """A checkpoint holds more than the pipeline needs; the configuration gives steps and sizes."""
-    generator = {**GEOMETRY["space_generator_config"], "pretrained_model_name_or_path": str(pipe.base)}
     experiment = {
         "data_type": "x",
         "system_type": "y",
         "data": {"dim_gaussian": [6, 4, 8, 8], "n_steps": 4},
-        "system": {"geometry": {**GEOMETRY, "space_generator_config": generator}},
+        "system": {"geometry": geometry_options(pipe.base)},
     }
     (tmp_path / "parsed.yaml").write_text(yaml.safe_dump(experiment))
     state = {**load_tensors(folder / "student.safetensors"), "background.weight": torch.zeros(2)}
@@ -94,11 +93,33 @@ def test_from_a_training_run(pipe, folder, tmp_path):
     assert trained.config.resolution == 16
 
 
+def test_averaged_weights_are_preferred(pipe, folder, tmp_path):
+    state = load_tensors(folder / "student.safetensors")
+    broken = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    checkpoint = {"state_dict": {**broken, "geometry.bbox": state["geometry.bbox"]}, "ema": state}
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    averaged = TextToMeshPipeline.from_pretrained(folder, "cpu", weights=tmp_path / "last.ckpt")
+    assert torch.equal(averaged("a red cube").planes, pipe("a red cube").planes)
+
+
+def test_files_of_the_original_are_renamed(pipe, folder, tmp_path):
+    state = load_tensors(folder / "student.safetensors")
+    own = {name.removeprefix("geometry."): tensor for name, tensor in state.items()}
+    released = {f"geometry.{name}": tensor.clone() for name, tensor in to_original(own).items()}
+    torch.save({"state_dict": released, "epoch": 0, "global_step": 0}, tmp_path / "released.pth")
+    original = TextToMeshPipeline.from_pretrained(folder, "cpu", weights=tmp_path / "released.pth")
+    assert torch.equal(original("a red cube").planes, pipe("a red cube").planes)
+    assert original.geometry.cfg.compat == "original"
+    original.save_pretrained(tmp_path / "saved", copy_base=False)
+    assert TextToMeshPipeline.from_pretrained(tmp_path / "saved", "cpu").geometry.cfg.compat == "original"
+    assert pipe.geometry.cfg.compat == "right"
+
+
 def test_several_meshes_go_to_folders(pipe, tmp_path):
     output = pipe(["a red cube", "a blue cone"])
     with pytest.raises(ValueError, match="2 meshes do not fit into one file; use export_all"):
         output.export(tmp_path / "a.glb")
-    paths = output.export_all(tmp_path, fmt="obj")
+    paths = output.export_all(tmp_path, fmt="obj", turntable_size=16)
     assert paths == [tmp_path / "a_red_cube" / "model.obj", tmp_path / "a_blue_cone" / "model.obj"]
 
 
@@ -112,7 +133,6 @@ def test_mistakes_in_calls(pipe):
 @pytest.mark.parametrize(("bias", "side"), [(5.0, "outside"), (-5.0, "inside")])
 def test_a_field_without_a_surface_is_an_error(folder, tmp_path, bias, side):
     config = json.loads((folder / "pipeline.json").read_text())
-    config["base"] = str(folder / config["base"])
     config["geometry"] |= {"sdf_bias": bias, "sdf_bias_params": None}
     (tmp_path / "pipeline.json").write_text(json.dumps(config))
     shutil.copy(folder / "student.safetensors", tmp_path)

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,13 +21,13 @@ from triplaneturbo.exporters.files import check_mesh, write_mesh
 from triplaneturbo.exporters.mesh_exporter import MeshExporter
 from triplaneturbo.geometry.few_step_triplane import FewStepTriplaneDualStableDiffusion
 from triplaneturbo.geometry.isosurface import extract_meshes
+from triplaneturbo.geometry.legacy import from_original
 from triplaneturbo.materials.no_material import NoMaterial
 from triplaneturbo.prompts.text_encoder import TextEncoder
 from triplaneturbo.types import Mesh
 from triplaneturbo.weights.files import load_exactly, load_tensors, replacing, save_tensors
 
 CONFIG_FILE = "pipeline.json"
-TRAINED_PARTS = ("geometry", "material")
 
 
 @dataclass(kw_only=True)
@@ -69,9 +70,12 @@ class TextToMeshOutput:
         write_mesh(path, self.meshes[0])
         return Path(path)
 
-    def export_all(self, folder: str | Path, fmt: str = "glb") -> list[Path]:
-        """Write every mesh with a turntable picture into a folder of its prompt; returns the mesh files."""
-        return MeshExporter({"fmt": fmt})(self.meshes, list(self.prompts), folder)
+    def export_all(self, folder: str | Path, **options: Any) -> list[Path]:
+        """Write every mesh with a turntable picture into a folder of its prompt; returns the mesh files.
+
+        options: of `MeshExporter`, such as fmt="obj".
+        """
+        return MeshExporter(options)(self.meshes, list(self.prompts), folder)
 
 
 class TextToMeshPipeline:
@@ -101,9 +105,24 @@ class TextToMeshPipeline:
         self.geometry = FewStepTriplaneDualStableDiffusion(geometry).eval()
         self.text_encoder = TextEncoder(self.base, compat=self.geometry.cfg.compat)
         self.material = NoMaterial(config.material).eval()
-        self._trained = _trained_tensors(load_tensors(weights))
-        load_exactly(nn.ModuleDict({name: getattr(self, name) for name in TRAINED_PARTS}), self._trained, weights)
+        self._trained = self._load(Path(weights))
         self.geometry.merge()
+
+    def _load(self, path: Path) -> dict[str, Tensor]:
+        """Load the trained tensors of `path` into the networks and return them, under our names."""
+        parts = nn.ModuleDict({"geometry": self.geometry, "material": self.material})
+        tensors = load_tensors(path) | _averages(path)
+        # A checkpoint of training also holds renderers and background, which no mesh depends on.
+        trained = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in parts}
+        if any(".peft_layers." in name for name in trained):
+            own = {name.removeprefix("geometry."): tensor for name, tensor in trained.items()}
+            renamed = from_original(own, self.geometry.state_dict())
+            trained = {f"geometry.{name}": tensor for name, tensor in renamed.items()}
+            # The original's deformation is in cells of whatever grid is used.
+            self.geometry.cfg.compat = "original"
+            self.config.geometry = {**self.config.geometry, "compat": "original"}
+        load_exactly(parts, trained, path)
+        return trained
 
     @classmethod
     def from_pretrained(
@@ -137,7 +156,10 @@ class TextToMeshPipeline:
     def from_training(
         cls, config: str | Path, weights: str | Path, device: str | torch.device | None = None
     ) -> "TextToMeshPipeline":
-        """From a training run: its resolved configuration (configs/parsed.yaml) and one of its checkpoints."""
+        """From a training run: its resolved configuration (configs/parsed.yaml) and one of its checkpoints.
+
+        If the run kept averages of its weights, the meshes are made with these.
+        """
         experiment = load_config([config])
         geometry = dict(experiment.system.get("geometry", {}))
         geometry.setdefault("compat", experiment.compat)
@@ -147,8 +169,8 @@ class TextToMeshPipeline:
             geometry=geometry,
             material=experiment.system.get("material") or {},
             latent_size=tuple(experiment.data.get("dim_gaussian", (6, 4, 32, 32))[2:]),
-            num_inference_steps=experiment.data.get("n_steps", 4),
-            resolution=parsed.isosurface_resolution,
+            num_inference_steps=experiment.system.get("num_steps_sampling", 4),
+            resolution=experiment.system.get("export_resolution") or parsed.isosurface_resolution,
         )
         return cls(pipeline_config, base, weights).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -204,9 +226,7 @@ class TextToMeshPipeline:
         """
         prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
         planes = self.generate(prompts, seed=seed, num_inference_steps=num_inference_steps)
-        resolution = self.config.resolution if resolution is None else resolution
-        meshes = extract_meshes(self.geometry, self.material, planes, resolution, prompts)
-        return TextToMeshOutput(prompts, meshes, planes)
+        return TextToMeshOutput(prompts, self.extract(prompts, planes, resolution=resolution), planes)
 
     @torch.no_grad()
     def generate(
@@ -222,6 +242,13 @@ class TextToMeshPipeline:
         tokens, _ = self.text_encoder.encode(prompts)
         return self.geometry.generate(tokens, self._noise(seeds), steps)
 
+    def extract(
+        self, prompts: Sequence[str], planes: Float[Tensor, "B 6 C H W"], *, resolution: int | None = None
+    ) -> list[Mesh]:
+        """The meshes of feature planes; arguments as of a call. The prompts are for messages."""
+        resolution = self.config.resolution if resolution is None else resolution
+        return extract_meshes(self.geometry, self.material, planes, resolution, prompts)
+
     def _noise(self, seeds: Sequence[int]) -> Float[Tensor, "N c h w"]:
         """Drawn on the CPU, so that a seed means the same on every device."""
         shape = (6, self.geometry.latent_channels, *self.config.latent_size)
@@ -229,6 +256,8 @@ class TextToMeshPipeline:
         return torch.cat(rows).to(self.device)
 
 
-def _trained_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those that a mesh depends on: a checkpoint of training also holds renderers and background."""
-    return {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in TRAINED_PARTS}
+def _averages(path: Path) -> dict[str, Tensor]:
+    """The running averages of the trained tensors, which a checkpoint of training may hold beside them."""
+    if path.suffix != ".ckpt":
+        return {}
+    return torch.load(path, map_location="cpu", weights_only=True).get("ema", {})

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from solids import sphere
 
-from tests.exporters.solids import sphere
 from triplaneturbo.cameras import turntable
 from triplaneturbo.exporters.render import render_mesh, render_turntable, save_animation, save_picture
 from triplaneturbo.types import Mesh
 
 
 def test_sphere_covers_the_exact_disc():
-    cameras = turntable(3, elevation_deg=15, distance=1.6, fovy_deg=60)
+    cameras = turntable(3, elevation_deg=15.0, distance=1.6, fovy_deg=60.0)
     picture = render_mesh(sphere(0.5, 48), cameras, 64)
     # A sphere of radius r at distance d is seen under the half angle asin(r / d).
     tangent = math.tan(math.asin(0.5 / 1.6)) / math.tan(math.radians(30))
@@ -26,7 +26,7 @@ def test_sphere_covers_the_exact_disc():
 
 def test_each_camera_sees_its_own_side():
     """The camera at azimuth 0 stands on +x and sees high red, (x + 1) / 2; y grows to its right."""
-    cameras = turntable(4, elevation_deg=0, distance=1.6, fovy_deg=60)
+    cameras = turntable(4, elevation_deg=0.0, distance=1.6, fovy_deg=60.0)
     picture = render_mesh(sphere(), cameras, 33)
     centre = picture[:, 16, 16]
     expected = torch.tensor([[0.75, 0.5, 0.5], [0.5, 0.75, 0.5], [0.25, 0.5, 0.5], [0.5, 0.25, 0.5]])
@@ -37,7 +37,7 @@ def test_each_camera_sees_its_own_side():
 
 def test_background_and_plain_colour():
     mesh = Mesh(sphere().vertices, sphere().faces)
-    picture = render_mesh(mesh, turntable(1, elevation_deg=0, distance=1.6, fovy_deg=60), 16, background=0.25)
+    picture = render_mesh(mesh, turntable(1, elevation_deg=0.0, distance=1.6, fovy_deg=60.0), 16, background=0.25)
     assert picture[0, 0, 0].tolist() == [0.25] * 3
     torch.testing.assert_close(picture[0, 8, 8], torch.full((3,), 0.7))
 
@@ -70,5 +70,5 @@ def test_animation(tmp_path):
 def test_meshes_of_either_precision(dtype):
     mesh = sphere()
     double = Mesh(mesh.vertices.to(dtype), mesh.faces, mesh.colors.to(dtype))
-    picture = render_mesh(double, turntable(1, elevation_deg=0, distance=1.6, fovy_deg=60), 8)
+    picture = render_mesh(double, turntable(1, elevation_deg=0.0, distance=1.6, fovy_deg=60.0), 8)
     assert picture.dtype == torch.float32

@@ -1,12 +1,13 @@
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import trimesh
+from solids import sphere, tetrahedron
 
-from tests.exporters.solids import sphere, tetrahedron
 from triplaneturbo.errors import EmptyFieldError
 from triplaneturbo.exporters.files import check_mesh, read_mesh, write_mesh
 from triplaneturbo.exporters.gltf import linear_to_srgb, srgb_to_linear
@@ -97,12 +98,17 @@ def test_unknown_kinds_of_file(tmp_path):
         read_mesh(tmp_path / "c.glb")
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     write_mesh(tmp_path / "a.obj", tetrahedron())
     before = (tmp_path / "a.obj").read_bytes()
-    broken = Mesh(tetrahedron().vertices, tetrahedron().faces, torch.zeros(2, 3))
-    with pytest.raises(RuntimeError):
-        write_mesh(tmp_path / "a.obj", broken)
+
+    def write_a_part(path: Path, text: str) -> None:
+        path.write_bytes(text[:10].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", write_a_part)
+    with pytest.raises(OSError, match="No space left"):
+        write_mesh(tmp_path / "a.obj", sphere())
     assert (tmp_path / "a.obj").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.obj"]
 

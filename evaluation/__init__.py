@@ -1,0 +1,1 @@
+"""Numbers about exported meshes. The commands are mesh_visualize.py, clipscore/compute.py and shapeworld.py."""
