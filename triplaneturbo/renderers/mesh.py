@@ -181,7 +181,7 @@ class MeshRenderer(Renderer):
 
     def _surface_colors(
         self, planes: Tensor, points: Float[Tensor, "V H W 3"], visible: Tensor
-    ) -> tuple[Float[Tensor, "V H W 3"], dict[str, Tensor]]:
+    ) -> tuple[Float[Tensor, "V H W 3"], dict[str, list[Tensor]]]:
         """Colours at the visible points, 0 elsewhere, and with `surface_samples` the field there."""
         pixels = visible.flatten().nonzero().squeeze(1)
         seen = points.reshape(-1, 3).index_select(0, pixels)[None]

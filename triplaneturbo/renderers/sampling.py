@@ -56,8 +56,9 @@ def place_samples(
     n_proposal: int,
     n_fine: int,
     jitter: Jitter | None,
-) -> Float[Tensor, "B R n_proposal+n_fine+2"]:
-    """Ascending interval edges: `n_proposal` even intervals and, among them, `n_fine` where light is absorbed.
+) -> Float[Tensor, "B R E"]:
+    """Ascending interval edges: `n_proposal` even intervals and, among them, `n_fine` where light is absorbed;
+    E = n_proposal + n_fine + 2.
 
     The even intervals give a piecewise constant density sigma and with it the distribution 1 - T of the depth at
     which a ray ends, T = exp(-sum sigma dt), all of what is left ending in the last interval. The fine intervals

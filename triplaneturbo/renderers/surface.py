@@ -44,20 +44,23 @@ def surface_mesh(
     points = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1).view(-1, 3)
     with torch.no_grad():
         values = torch.cat([geometry.sdf(planes, part[None]) for part in points.split(_CHUNK)], 1).view(-1)
-        empty = _is_empty(values)
-        dense = values.view(resolution, resolution, resolution)
-        active = surface_points(force_surface(dense) if empty else dense)
-        if empty:  # the stand-in also depends on the extreme values
-            active = torch.cat([active, torch.stack([values.argmin(), values.argmax()])]).unique()
+        shape = (resolution,) * 3
+        extremes = torch.stack([values.argmin(), values.argmax()])
+        empty = _is_empty(values[extremes])
+        if empty:
+            stand_in = force_surface(values.view(shape), extremes)
+            active = torch.cat([surface_points(stand_in), extremes]).unique()
+        else:
+            active = surface_points(values.view(shape))
     if empty and detach_if_empty:
         sdf_share = deformation_share = 0.0
     with torch.set_grad_enabled(torch.is_grad_enabled() and max(sdf_share, deformation_share) > 0):
         sdf, deformation = geometry.sdf_and_deformation(planes, points[active][None])
-        dense = values.index_copy(0, active, shrink_gradient(sdf.flatten(), sdf_share)).view(dense.shape)
+        dense = values.index_copy(0, active, shrink_gradient(sdf.flatten(), sdf_share)).view(shape)
         if deformation is not None:
             cells = shrink_gradient(deformation[0], deformation_share) * _cells(geometry, resolution)
-            deformation = torch.zeros_like(points).index_copy(0, active, cells).view(*dense.shape, 3)
-        return extract(force_surface(dense) if empty else dense, deformation, radius)
+            deformation = torch.zeros_like(points).index_copy(0, active, cells).view(*shape, 3)
+        return extract(force_surface(dense, extremes) if empty else dense, deformation, radius)
 
 
 def surface_points(sdf: Float[Tensor, "X Y Z"]) -> Int[Tensor, " K"]:
@@ -73,22 +76,25 @@ def surface_points(sdf: Float[Tensor, "X Y Z"]) -> Int[Tensor, " K"]:
     return touched[1:-1, 1:-1, 1:-1].flatten().nonzero().squeeze(1)
 
 
-def force_surface(sdf: Float[Tensor, "R R R"]) -> Float[Tensor, "R R R"]:
+def force_surface(sdf: Float[Tensor, "R R R"], extremes: Int[Tensor, "2"]) -> Float[Tensor, "R R R"]:
     """A field of one sign made to have a surface (InstantMesh, Xu et al. 2024): -1 - max is added to the centre
     point, 1 - min to the two outermost layers, and points that become exactly 0 keep their value.
 
-    Gradients flow to the points at the surface so made and to those where the extremes are.
+    extremes: flat indices of a smallest and a largest value. Gradients flow to the points at the surface so made
+    and to these two.
     """
+    low, high = sdf.flatten()[extremes]
     outer = torch.ones_like(sdf)
     outer[_BORDER:-_BORDER, _BORDER:-_BORDER, _BORDER:-_BORDER] = 0
     centre = torch.zeros_like(sdf)
     centre[tuple(n // 2 for n in sdf.shape)] = 1
-    forced = sdf + outer * (1 - sdf.amin()) - centre * (1 + sdf.amax())
+    forced = sdf + outer * (1 - low) - centre * (1 + high)
     return torch.where(forced == 0, sdf, forced)
 
 
-def _is_empty(values: Tensor) -> bool:
-    low, high = torch.stack([values.amin(), values.amax()]).tolist()
+def _is_empty(extremes: Tensor) -> bool:
+    """Whether values between these two, smallest and largest, are all of one sign."""
+    low, high = extremes.tolist()
     if not (math.isfinite(low) and math.isfinite(high)):
         raise EmptyFieldError(
             "the field is not finite: training has diverged or the planes are broken; lower the learning rate, or "

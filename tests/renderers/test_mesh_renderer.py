@@ -1,0 +1,305 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from analytic_scenes import SOLIDS, Solid, box_sdf, cameras, eroded, planes_of, scene, sphere_sdf
+
+from triplaneturbo.cameras import ray_directions
+from triplaneturbo.errors import ConfigError, EmptyFieldError
+from triplaneturbo.geometry.isosurface import extract
+from triplaneturbo.renderers.mesh import MeshRenderer
+from triplaneturbo.renderers.shading import disparity, normals_as_colors
+from triplaneturbo.renderers.surface import force_surface, surface_mesh, surface_points
+from triplaneturbo.renderers.volume import VolumeRenderer
+from triplaneturbo.schedule import Progress
+
+TEXT = torch.zeros(1, 4)
+PICTURES = ("rgb", "normal", "normal_white", "disparity", "opacity", "depth")
+
+
+def renderer(geometry=None, background=None, **options):
+    options = {"isosurface_resolution": 24, **options}
+    return MeshRenderer(options, **scene(geometry or Solid(sphere_sdf), background=background))
+
+
+class Waves(Solid):
+    """A bumpy ball; amplitudes of bumps and of the grid's deformation are texels of the planes."""
+
+    def __init__(self):
+        super().__init__(self.bumpy)
+        self.cfg = SimpleNamespace(compat="right", isosurface_resolution=13)
+
+    def bumpy(self, points, size):
+        return points.norm(dim=-1, keepdim=True) - 0.6
+
+    def sdf(self, planes, points):
+        amplitudes = planes.flatten(1)[:, None, :6]
+        return super().sdf(planes, points) + (amplitudes * self.basis(points)).sum(-1, keepdim=True)
+
+    def sdf_and_deformation(self, planes, points):
+        amplitudes = planes.flatten(1)[:, 6:].unflatten(-1, (3, 6))
+        return self.sdf(planes, points), torch.einsum("bdk,bnk->bnd", amplitudes, self.basis(points))
+
+    def basis(self, points):
+        return torch.cat([(5 * points).sin(), (4 * points + 1).cos()], -1)
+
+
+def wavy_planes(batch=1):
+    generator = torch.Generator().manual_seed(0)
+    return 0.05 * torch.randn(batch, 6, 1, 2, 2, generator=generator)
+
+
+@pytest.mark.parametrize("solid", SOLIDS)
+def test_exact_field_gives_exact_pictures(solid):
+    sdf, truth, size = SOLIDS[solid]
+    view = cameras(35.0)
+    with torch.no_grad():
+        views = renderer(Solid(sdf), isosurface_resolution=128)(planes_of(size), view, TEXT, size=(128, 128))
+    directions = ray_directions(view, 128, 128)
+    hit, t, normal = truth(view.positions[:, None, None], directions, size)
+    drawn = views.opacity[..., 0] > 0.5
+    assert (drawn & hit).sum() / (drawn | hit).sum() >= 0.98
+    inside = eroded(hit, 3)
+    assert views.opacity[inside].min() == 1
+    assert (views.depth[..., 0] - t)[inside].abs().mean() < 0.002
+    assert (views.normal - normals_as_colors(normal, view))[inside].abs().mean() < 0.01
+    expected_disparity = disparity(t[..., None], torch.ones_like(views.opacity), view.distance)
+    assert (views.disparity - expected_disparity)[inside].abs().mean() < 0.001
+    color = torch.sigmoid(2 * (view.positions[:, None, None] + t[..., None] * directions))
+    assert (views.rgb - color)[inside].abs().mean() < 0.002
+    outside = eroded(~hit, 3)
+    assert (views.rgb[outside] == 0.5).all()
+    assert (views.depth[outside] == 0).all()
+    assert (views.disparity[outside] == 0).all()
+    assert (views.normal[outside] == torch.tensor([0.5, 0.5, 1.0])).all()
+    assert (views.normal_white[outside] == 1).all()
+
+
+@pytest.mark.parametrize("solid", SOLIDS)
+def test_agrees_with_the_volume_renderer(solid):
+    sdf, _, size = SOLIDS[solid]
+    counts = {"num_samples_per_ray": 32, "num_samples_per_ray_importance": 48}
+    volume = VolumeRenderer({"inv_std": 200.0, "ray_range": "box", **counts}, **scene(Solid(sdf))).eval()
+    arguments = planes_of(size), cameras(20.0, 200.0), TEXT
+    with torch.no_grad():
+        drawn = renderer(Solid(sdf), isosurface_resolution=96)(*arguments, size=(64, 64))
+        marched = volume(*arguments, size=(64, 64))
+    inside = eroded(drawn.opacity[..., 0] == 1, 3)
+    assert inside.sum() > 1000
+    for name in ("depth", "normal", "disparity", "rgb"):
+        assert (getattr(drawn, name) - getattr(marched, name))[inside].abs().mean() < 0.01, name
+    assert (drawn.opacity - marched.opacity).abs().mean() < 0.01
+
+
+def test_each_prompt_is_drawn_from_its_own_planes_and_views():
+    view = cameras(0.0, 70.0, 150.0, 220.0, n_view=2)
+    subject = renderer(enable_bg_rays=True)
+    both = subject(planes_of(0.4, 0.7), view, TEXT.expand(2, -1), size=(10, 14))
+    for prompt, size in enumerate((0.4, 0.7)):
+        rows = slice(2 * prompt, 2 * prompt + 2)
+        alone = subject(planes_of(size), view.select(rows, 2), TEXT, size=(10, 14))
+        for name in PICTURES:
+            torch.testing.assert_close(getattr(both, name)[rows], getattr(alone, name))
+        torch.testing.assert_close(both.extras["meshes"][prompt].vertices, alone.extras["meshes"][0].vertices)
+
+
+def test_gradients_are_those_through_the_whole_grid():
+    resolution = 13
+    line = torch.linspace(-1, 1, resolution)
+    grid = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1).view(1, -1, 3)
+    planes = wavy_planes().requires_grad_()
+    vertices, faces = surface_mesh(Waves(), planes, resolution, radius=1.0)
+    sdf, deformation = Waves().sdf_and_deformation(planes, grid)
+    shape = (resolution,) * 3
+    expected, expected_faces = extract(sdf.view(shape), deformation.view(*shape, 3), 1.0)
+    torch.testing.assert_close(vertices, expected)
+    assert torch.equal(faces, expected_faces)
+    direction = torch.randn(vertices.shape, generator=torch.Generator().manual_seed(1))
+    (found,) = torch.autograd.grad((vertices * direction).sum(), planes)
+    (truth,) = torch.autograd.grad((expected * direction).sum(), planes)
+    assert (truth.abs() > 1e-3).sum() > 20
+    torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-5)
+
+
+def test_surface_points_reach_the_boundary():
+    sdf = torch.ones(4, 4, 4)
+    sdf[0, 1, 1] = -1
+    expected = {(0, 1, 1), (1, 1, 1), (0, 0, 1), (0, 2, 1), (0, 1, 0), (0, 1, 2)}
+    found = {(int(i) // 16, int(i) // 4 % 4, int(i) % 4) for i in surface_points(sdf)}
+    assert found == expected
+
+
+def test_deformation_is_in_cells_of_the_training_grid_unless_original():
+    planes = wavy_planes()
+    moved = []
+    for compat in ("right", "original"):
+        geometry = Waves()
+        still = torch.cat([planes.flatten()[:6], torch.zeros(18)]).view_as(planes)
+        rest = surface_mesh(geometry, still, 25, radius=1.0)
+        geometry.cfg.compat = compat
+        moved.append((surface_mesh(geometry, planes, 25, radius=1.0)[0] - rest[0]).abs().mean())
+    torch.testing.assert_close(moved[0], 2 * moved[1])
+
+
+def test_gradient_shares():
+    def gradient(**options):
+        planes = wavy_planes().requires_grad_()
+        (mesh,) = renderer(Waves(), **options).surfaces(planes, Progress(step=50))
+        if not mesh.vertices.requires_grad:
+            return torch.zeros(6), torch.zeros(18)
+        (found,) = torch.autograd.grad(mesh.vertices.square().sum(), planes)
+        return found.flatten()[:6], found.flatten()[6:]
+
+    sdf, deformation = gradient()
+    assert sdf.abs().min() > 0
+    assert deformation.abs().min() > 0
+
+    def check(options, sdf_share, deformation_share):
+        found = gradient(**options)
+        torch.testing.assert_close(found[0], sdf_share * sdf, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found[1], deformation_share * deformation, rtol=1e-4, atol=1e-6)
+
+    check({"sdf_grad_shrink": [0, 1.0, 0.5, 100], "def_grad_shrink": 0.1}, 0.75, 0.1)
+    check({"sdf_grad_shrink": 0.0, "def_grad_shrink": 1.0}, 0.0, 1.0)
+    check({"sdf_grad_shrink": 0.0, "def_grad_shrink": 0.0}, 0.0, 0.0)
+    check({"sdf_grad_shrink": 0.2, "def_grad_shrink": 0.7, "compat": "original"}, 0.2, 0.2)
+    check({"sdf_grad_shrink": 0.2, "def_grad_shrink": 0.0, "compat": "original"}, 0.2, 0.0)
+
+
+def test_silhouettes_move_with_the_surface():
+    subject = renderer()
+    view = cameras(20.0, 140.0)
+
+    def area(size):
+        return subject(planes_of(0.5) * (size / 0.5), view, TEXT, size=(48, 48)).opacity.sum()
+
+    size = torch.tensor(0.5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(area(size), size)
+    difference = (area(size + 0.02) - area(size - 0.02)) / 0.04
+    torch.testing.assert_close(gradient, difference, rtol=0.1, atol=0)
+
+
+def test_color_pulls_on_the_surface():
+    planes = planes_of(0.5).requires_grad_()
+    views = renderer(Solid(box_sdf))(planes, cameras(0.0, elevation=1.0), TEXT, size=(24, 24))
+    centre = views.rgb[0, 8:16, 8:16, 0].mean()
+    (gradient,) = torch.autograd.grad(centre, planes)
+    # The front face lies at x = size and is sigmoid(2x) red.
+    expected = 2 * centre * (1 - centre)
+    torch.testing.assert_close(gradient[0, 0, 0, 0, 0], expected.detach(), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_field_without_surface_gets_a_stand_in(sign):
+    geometry = Solid(lambda points, size: sign * (points.square().sum(-1, keepdim=True) + size))
+    planes = planes_of(0.3).requires_grad_()
+    vertices, faces = surface_mesh(geometry, planes, 12, radius=1.0)
+    assert len(faces) > 0
+    assert vertices.abs().max() <= 1.2
+    (gradient,) = torch.autograd.grad(vertices.square().sum(), planes)
+    line = torch.linspace(-1, 1, 12)
+    grid = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1).view(1, -1, 3)
+    sdf = geometry.sdf(planes, grid).view(12, 12, 12)
+    extremes = torch.stack([sdf.argmin(), sdf.argmax()])
+    whole, _ = extract(force_surface(sdf, extremes), None, 1.0)
+    torch.testing.assert_close(vertices, whole)
+    (expected,) = torch.autograd.grad(whole.square().sum(), planes)
+    assert expected.abs().sum() > 0
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+    flagged = renderer(geometry, allow_empty_flag=True).surfaces(planes)[0]
+    assert not flagged.vertices.requires_grad
+    assert renderer(geometry, allow_empty_flag=False).surfaces(planes)[0].vertices.requires_grad
+
+
+def test_a_broken_field_is_an_error():
+    with pytest.raises(EmptyFieldError, match="not finite"):
+        renderer().surfaces(planes_of(float("nan")))
+
+
+def test_an_object_behind_the_camera_is_not_drawn():
+    views = renderer()(planes_of(0.1), cameras(0.0, distance=0.2, fovy=5.0), TEXT, size=(8, 8))
+    assert torch.isfinite(views.rgb).all()
+    away = cameras(0.0)
+    turned = away.c2w.clone()
+    turned[:, :3, [0, 2]] *= -1
+    away = type(away)(**{**vars(away), "c2w": turned})
+    views = renderer()(planes_of(0.3), away, TEXT, size=(8, 8))
+    assert (views.opacity == 0).all()
+    assert (views.rgb == 0.5).all()
+
+
+def test_small_pieces_can_be_dropped():
+    def two_balls(points, size):
+        big = points.norm(dim=-1, keepdim=True) - 0.5
+        small = (points - 0.75).norm(dim=-1, keepdim=True) - 0.15
+        return torch.minimum(big, small)
+
+    (kept,) = renderer(Solid(two_balls)).surfaces(planes_of(0.5))
+    dropping = {"isosurface_remove_outliers": True, "isosurface_outlier_n_faces_threshold": 0.5}
+    (dropped,) = renderer(Solid(two_balls), **dropping).surfaces(planes_of(0.5))
+    assert kept.vertices.norm(dim=-1).max() > 1
+    assert dropped.vertices.norm(dim=-1).max() < 0.51
+
+
+def test_surface_samples_are_the_field_at_visible_points():
+    views = renderer(surface_samples=True)(
+        planes_of(0.4, 0.6), cameras(0.0, 90.0, n_view=1), TEXT.expand(2, -1), size=(16, 16)
+    )
+    for sdf, gradient in zip(views.extras["sdf"], views.extras["sdf_grad"], strict=True):
+        assert len(sdf) > 20
+        assert sdf.abs().max() < 0.02
+        torch.testing.assert_close(gradient.norm(dim=-1), torch.ones(len(gradient)))
+
+
+def text_color(directions, text):
+    return text.repeat_interleave(len(directions) // len(text), 0)[:, None, None, :3].expand_as(directions)
+
+
+def test_background_belongs_to_the_prompt_of_the_view():
+    view = cameras(0.0, 90.0, 180.0, 270.0, n_view=2)
+    text = torch.tensor([[0.1, 0.1, 0.1], [0.9, 0.9, 0.9]])
+    corner = {}
+    for compat in ("right", "original"):
+        subject = renderer(background=text_color, compat=compat)
+        corner[compat] = subject(planes_of(0.3, 0.3), view, text, size=(8, 8)).rgb[:, 0, 0, 0]
+    torch.testing.assert_close(corner["right"], torch.tensor([0.1, 0.1, 0.9, 0.9]))
+    torch.testing.assert_close(corner["original"], torch.tensor([0.1, 0.9, 0.1, 0.9]))
+
+
+def test_background_rays():
+    view = cameras(0.0, 90.0)
+
+    def background(seen):
+        return lambda directions, text: seen.append(directions) or torch.zeros_like(directions)
+
+    for options, ray_size, expected in (
+        ({}, None, -view.positions / 1.6),
+        ({"enable_bg_rays": True}, None, ray_directions(view, 8, 10)),
+        ({"enable_bg_rays": True, "compat": "original"}, (4, 4), ray_directions(view, 8, 10, focal_height=4)),
+    ):
+        seen = []
+        subject = renderer(background=background(seen), **options)
+        subject(planes_of(0.3), view, TEXT, size=(8, 10), ray_size=ray_size)
+        expected = expected[:, None, None].expand(2, 8, 10, 3) if expected.dim() == 2 else expected
+        torch.testing.assert_close(seen[0], expected)
+    with pytest.raises(ValueError, match="ray_size"):
+        subject(planes_of(0.3), view, TEXT, size=(8, 10))
+
+
+def test_original_depth_is_clip_space_z():
+    view = cameras(0.0)
+    arguments = planes_of(0.5), view, TEXT
+    right = renderer()(*arguments, size=(16, 16)).depth[0, ..., 0]
+    original = renderer(compat="original")(*arguments, size=(16, 16)).depth[0, ..., 0]
+    hit = right > 0
+    along_axis = -(ray_directions(view, 16, 16)[0] @ view.c2w[0, :3, 2])
+    torch.testing.assert_close(original[hit], (1.00020002 * right * along_axis - 0.20002)[hit], atol=1e-5, rtol=0)
+
+
+def test_options_that_make_no_sense_are_refused():
+    with pytest.raises(ConfigError, match="at least 6"):
+        renderer(isosurface_resolution=5)
+    with pytest.raises(ConfigError, match="no graphics context"):
+        renderer(context_type="cuda")
+    with pytest.raises(ValueError, match="do not fit"):
+        renderer()(planes_of(0.5, 0.5), cameras(0.0), TEXT.expand(2, -1), size=(4, 4))

@@ -1,0 +1,104 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from analytic_scenes import Solid, cameras, planes_of, scene, sphere_sdf
+
+from triplaneturbo.cameras import ray_directions
+from triplaneturbo.draws import Draws
+from triplaneturbo.errors import ConfigError
+from triplaneturbo.renderers.patch import PatchDraws, PatchRenderer
+from triplaneturbo.renderers.shading import over
+
+TEXT = torch.zeros(1, 4)
+PICTURES = ("rgb", "normal", "normal_white", "disparity", "opacity", "depth")
+BASE = {"num_samples_per_ray": 8, "num_samples_per_ray_importance": 12}
+
+
+def renderer(randomized=False, base="generative-space-sdf-volume-renderer", **options):
+    options = {"patch_size": 5, "global_downsample": 3, **options}
+    base_options = {**BASE, "randomized": randomized}
+    return PatchRenderer(
+        {"base_renderer_type": base, "base_renderer": base_options, **options}, **scene(Solid(sphere_sdf))
+    )
+
+
+def draws(*samples, step=0):
+    return Draws(seed=0, step=step, samples=samples, device=torch.device("cpu"))
+
+
+def test_patch_is_sharp_and_the_rest_is_the_enlarged_coarse_picture():
+    subject, view, planes = renderer(), cameras(0.0, 90.0), planes_of(0.5)
+    directions = ray_directions(view, 12, 15)
+    views = subject.render(planes, view, TEXT, directions, PatchDraws(top=4, left=7))
+    sharp = subject.base_renderer.render_rays(planes, view, TEXT, directions)
+    # Factor 3, centre of every block: what bilinear reduction without antialiasing reads.
+    coarse = subject.base_renderer.render_rays(planes, view, TEXT, directions[:, 1::3, 1::3])
+    inside = torch.zeros(12, 15, dtype=torch.bool)
+    inside[4:9, 7:12] = True
+    centres = torch.zeros_like(inside)
+    centres[1::3, 1::3] = True
+    for name in PICTURES:
+        picture = getattr(views, name)
+        torch.testing.assert_close(picture[:, inside], getattr(sharp, name)[:, inside])
+        outside = ~inside[1::3, 1::3]
+        expected = getattr(coarse, name)[:, outside]
+        torch.testing.assert_close(picture[:, 1::3, 1::3][:, outside], expected, atol=1e-5, rtol=0)
+    assert views.extras["z_variance"].shape == (2, 12, 15, 1)
+    assert len(views.extras["sdf_grad"]) == 2 * 4 * 5 * 21
+
+
+def test_both_passes_get_gradients_unless_the_coarse_one_is_detached():
+    view = cameras(0.0)
+    directions = ray_directions(view, 12, 12)
+    mask = torch.zeros(1, 12, 12, 1)
+    mask[:, 4:9, 4:9] = 1
+    for detach in (False, True):
+        planes = planes_of(0.5).requires_grad_()
+        views = renderer(global_detach=detach).render(planes, view, TEXT, directions, PatchDraws(4, 4))
+        (in_patch,) = torch.autograd.grad((views.depth * mask).sum(), planes, retain_graph=True)
+        assert in_patch.abs().sum() > 0
+        rest = (over(views.depth, 1 - mask, views.depth.detach())).sum()
+        (outside,) = torch.autograd.grad(rest, planes)
+        assert (outside.abs().sum() > 0) == (not detach)
+
+
+def test_patch_place_depends_on_the_step_alone():
+    subject = renderer()
+    places = [subject.draw(draws(3, 8, step=step), 4, (20, 30)) for step in range(60)]
+    other_process = [subject.draw(draws(5, step=step), 4, (20, 30)) for step in range(60)]
+    corners = [(p.top, p.left) for p in places]
+    assert corners == [(p.top, p.left) for p in other_process]
+    assert {top for top, _ in corners} == set(range(15))
+    assert min(left for _, left in corners) <= 2
+    assert max(left for _, left in corners) in (22, 23, 24)
+
+
+def test_jitter_of_both_passes_is_drawn_for_each_sample():
+    subject = renderer(randomized=True)
+    found = subject.draw(draws(3, 8), 4, (12, 15))
+    assert found.coarse.proposal.shape == (2, 4 * 4 * 5)
+    assert found.patch.fine.shape == (2, 4 * 25)
+    assert not torch.equal(found.coarse.fine[:, :50], found.patch.fine[:, :50])
+    views = subject(planes_of(0.5), cameras(0.0), TEXT, size=(12, 15), draws=draws(3))
+    still = replace(subject.draw(draws(3), 1, (12, 15)), coarse=None, patch=None)
+    directions = ray_directions(cameras(0.0), 12, 15)
+    assert (views.rgb - subject.render(planes_of(0.5), cameras(0.0), TEXT, directions, still).rgb).abs().max() > 1e-4
+
+
+def test_evaluation_renders_everything():
+    subject = renderer().eval()
+    arguments = planes_of(0.5), cameras(0.0), TEXT
+    whole = subject.base_renderer(*arguments, size=(12, 12))
+    torch.testing.assert_close(subject(*arguments, size=(12, 12)).rgb, whole.rgb)
+
+
+def test_wrong_use_is_explained():
+    with pytest.raises(ValueError, match="smaller than patch_size"):
+        renderer()(planes_of(0.5), cameras(0.0), TEXT, size=(4, 12), draws=draws(0))
+    with pytest.raises(ValueError, match="give draws"):
+        renderer()(planes_of(0.5), cameras(0.0), TEXT, size=(12, 12))
+    with pytest.raises(ConfigError, match="at least 1"):
+        renderer(global_downsample=0)
+    with pytest.raises(ConfigError, match="single rays"):
+        PatchRenderer({"base_renderer_type": "generative-space-mesh-rasterize-renderer"}, **scene(Solid(sphere_sdf)))
