@@ -152,6 +152,14 @@ def test_richdreamer_file(tmp_path: Path) -> None:
         torch.testing.assert_close(teacher.predict(x, t, text, camera), unet(x, t, text, class_labels=camera).sample)
 
 
+def test_running_averages_go_before_the_weights() -> None:
+    state = published_unet(tiny_unet(linear=True, widths=(32, 64), heads=(1, 1)))
+    averages = {"model_ema." + name[len("model.") :].replace(".", ""): value + 1 for name, value in state.items()}
+    plain, averaged = build_unet(state, "x.ckpt", heads=1), build_unet(state | averages, "x.ckpt", heads=1)
+    for before, after in zip(plain.state_dict().values(), averaged.state_dict().values(), strict=True):
+        assert torch.equal(after, before + 1)
+
+
 def test_incomplete_files_are_refused() -> None:
     state = published_unet(tiny_unet(linear=True, widths=(32, 64), heads=(1, 1)))
     with pytest.raises(WeightsError, match=r"x\.pt holds no tensors named model\.diffusion_model"):

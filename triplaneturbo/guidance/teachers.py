@@ -25,7 +25,7 @@ from triplaneturbo.registry import register
 from triplaneturbo.types import Cameras, TextStates, Views
 from triplaneturbo.weights.files import load_tensors
 from triplaneturbo.weights.folders import load_schedule, load_unet, load_vae
-from triplaneturbo.weights.ldm import UNET_PREFIX, VAE_PREFIX, build_unet, build_vae, log_unused
+from triplaneturbo.weights.ldm import EMA_PREFIX, UNET_PREFIX, VAE_PREFIX, build_unet, build_vae, log_unused
 
 # The schedule that Stable Diffusion 1 and 2, MVDream and RichDreamer were trained with.
 LDM_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000, "beta_schedule": "scaled_linear"}
@@ -165,7 +165,7 @@ class MVDreamTeacher(Teacher):
             self.unet = build_unet(state, self.cfg.path, head_width=64)
             self.vae = load_vae(self.cfg.vae_path) if self.cfg.vae_path else build_vae(state, self.cfg.path)
             self.schedule = NoiseSchedule.from_config(LDM_SCHEDULE)
-            log_unused(state, self.cfg.path, (UNET_PREFIX, VAE_PREFIX))
+            log_unused(state, self.cfg.path, (UNET_PREFIX, EMA_PREFIX, VAE_PREFIX))
         install_cross_view_attention(self.unet, self.cfg.n_view)
         self._freeze()
 
@@ -201,7 +201,7 @@ class RichDreamerTeacher(Teacher):
             state = load_tensors(self.cfg.path)
             self.unet = build_unet(state, self.cfg.path, heads=8)
             self.schedule = NoiseSchedule.from_config(LDM_SCHEDULE)
-            log_unused(state, self.cfg.path, (UNET_PREFIX,))
+            log_unused(state, self.cfg.path, (UNET_PREFIX, EMA_PREFIX))
         if self.unet.config.in_channels != 4:
             raise ConfigError(
                 f"{self.cfg.path} takes {self.unet.config.in_channels} channels; a normal-disparity model takes 4"

@@ -18,6 +18,7 @@ from triplaneturbo.errors import WeightsError
 from triplaneturbo.weights.files import load_exactly
 
 UNET_PREFIX = "model.diffusion_model."
+EMA_PREFIX = "model_ema."
 VAE_PREFIX = "first_stage_model."
 SCALING_FACTOR = 0.18215
 
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 def build_unet(
     state: Mapping[str, Tensor], source: str | Path, *, heads: int | None = None, head_width: int | None = None
 ) -> UNet2DConditionModel:
-    """The U-Net of a checkpoint.
+    """The U-Net of a checkpoint; its running averages where the file holds them beside the weights.
 
     Args:
         state: the tensors of the file, any others among them.
@@ -36,7 +37,9 @@ def build_unet(
         head_width: channels of a head.
     """
     state = {
-        name.replace("camera_embed.", "label_emb.0."): t for name, t in state.items() if name.startswith(UNET_PREFIX)
+        name.replace("camera_embed.", "label_emb.0."): state.get(_average_of(name), tensor)
+        for name, tensor in state.items()
+        if name.startswith(UNET_PREFIX)
     }
     if not state:
         raise WeightsError(f"{source} holds no tensors named {UNET_PREFIX}*: it is not a latent diffusion checkpoint")
@@ -70,6 +73,10 @@ def log_unused(state: Mapping[str, Tensor], source: str | Path, used: tuple[str,
     rest = {name.split(".")[0] for name in state if not name.startswith(used)}
     if rest:
         logger.info("%s: not used: %s", source, ", ".join(sorted(rest)))
+
+
+def _average_of(name: str) -> str:
+    return EMA_PREFIX + name.removeprefix("model.").replace(".", "")
 
 
 def _empty(cls: type, config: dict) -> UNet2DConditionModel | AutoencoderKL:
