@@ -55,7 +55,7 @@ def sample_cameras(
     n_view: int,
     generator: torch.Generator,
     *,
-    fovy: tuple[float, float] = (60, 60),
+    fovy: tuple[float, float] = (60.0, 60.0),
     distance: tuple[float, float] = (0.8, 1.0),
 ) -> Cameras:
     """Random cameras of n objects as the recipe draws them: elevation 0 to 30 degrees, views equally spaced around.

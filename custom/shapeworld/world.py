@@ -49,7 +49,7 @@ def _sphere(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 
 def _cube(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    return _box(x, y, z, (1, 1, 1))
+    return _box(x, y, z, (1.0, 1.0, 1.0))
 
 
 def _tube(x: Tensor, y: Tensor, z: Tensor, radius: float, half_height: float) -> Tensor:
@@ -58,11 +58,11 @@ def _tube(x: Tensor, y: Tensor, z: Tensor, radius: float, half_height: float) ->
 
 
 def _cylinder(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    return _tube(x, y, z, 0.72, 1)
+    return _tube(x, y, z, 0.72, 1.0)
 
 
 def _disk(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    return _tube(x, y, z, 1, 0.25)
+    return _tube(x, y, z, 1.0, 0.25)
 
 
 def _taper(width: Tensor, z: Tensor, base: float, height: float) -> Tensor:
@@ -72,15 +72,15 @@ def _taper(width: Tensor, z: Tensor, base: float, height: float) -> Tensor:
 
 
 def _cone(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    return _taper(_length(x, y), z, 1, 2)
+    return _taper(_length(x, y), z, 1.0, 2.0)
 
 
 def _pyramid(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    return _taper(torch.maximum(x.abs(), y.abs()), z, 1, 1.9)
+    return _taper(torch.maximum(x.abs(), y.abs()), z, 1.0, 1.9)
 
 
 def _wedge(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    return torch.maximum(_taper(x.abs(), z, 1, 1.7), y.abs() - 0.95)
+    return torch.maximum(_taper(x.abs(), z, 1.0, 1.7), y.abs() - 0.95)
 
 
 def _torus(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
@@ -121,18 +121,18 @@ class Shape:
 
 
 SHAPES = {
-    "sphere": Shape(_sphere, ((0, 0),), 1),
-    "cube": Shape(_cube, ((math.sqrt(2), -1), (math.sqrt(2), 1))),
-    "cylinder": Shape(_cylinder, ((0.72, -1), (0.72, 1))),
-    "cone": Shape(_cone, ((1, 0), (0, 2))),
-    "torus": Shape(_torus, ((1, 0),), 0.4),
-    "capsule": Shape(_capsule, ((0, -1), (0, 1)), 0.95),
-    "pyramid": Shape(_pyramid, ((math.sqrt(2), 0), (0, 1.9))),
-    "diamond": Shape(_diamond, ((0, -1), (1, 0), (0, 1))),
-    "disk": Shape(_disk, ((1, -0.25), (1, 0.25))),
-    "wedge": Shape(_wedge, ((math.hypot(1, 0.95), 0), (0.95, 1.7))),
-    "dome": Shape(_dome, ((1, 0), (0, 1))),
-    "cross": Shape(_cross, ((math.hypot(1, 0.28), -0.28), (math.hypot(1, 0.28), 0.28), (0.4, -1), (0.4, 1))),
+    "sphere": Shape(_sphere, ((0.0, 0.0),), 1.0),
+    "cube": Shape(_cube, ((math.sqrt(2), -1.0), (math.sqrt(2), 1.0))),
+    "cylinder": Shape(_cylinder, ((0.72, -1.0), (0.72, 1.0))),
+    "cone": Shape(_cone, ((1.0, 0.0), (0.0, 2.0))),
+    "torus": Shape(_torus, ((1.0, 0.0),), 0.4),
+    "capsule": Shape(_capsule, ((0.0, -1.0), (0.0, 1.0)), 0.95),
+    "pyramid": Shape(_pyramid, ((math.sqrt(2), 0.0), (0.0, 1.9))),
+    "diamond": Shape(_diamond, ((0.0, -1.0), (1.0, 0.0), (0.0, 1.0))),
+    "disk": Shape(_disk, ((1.0, -0.25), (1.0, 0.25))),
+    "wedge": Shape(_wedge, ((math.hypot(1, 0.95), 0.0), (0.95, 1.7))),
+    "dome": Shape(_dome, ((1.0, 0.0), (0.0, 1.0))),
+    "cross": Shape(_cross, ((math.hypot(1, 0.28), -0.28), (math.hypot(1, 0.28), 0.28), (0.4, -1.0), (0.4, 1.0))),
 }
 
 
@@ -214,7 +214,7 @@ def _enclosing_ball(rim: Sequence[tuple[float, float, float]]) -> tuple[float, f
 @lru_cache
 def _unit_placement(name: str) -> Placement:
     """The shape in the unit ball."""
-    height, radius = _enclosing_ball(Placement(1, 0).rim(SHAPES[name]))
+    height, radius = _enclosing_ball(Placement(1.0, 0.0).rim(SHAPES[name]))
     return Placement(1 / radius, -height / radius)
 
 

@@ -1,0 +1,151 @@
+"""Networks, pictures and trainings of the miniature world, at tiny sizes."""
+
+import json
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPTokenizer
+
+from custom.shapeworld.data import ShapeWorldData, draw_captions, render_pool, sample_cameras
+from custom.shapeworld.models import (
+    LATENT_SCALE,
+    build_scorer,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    build_vae,
+    parameter_count,
+    standardise_latents,
+    token_ids,
+)
+from custom.shapeworld.render import render
+from custom.shapeworld.scorer import Scorer
+from custom.shapeworld.stages import DiffusionStage, ScorerStage, VaeStage
+from custom.shapeworld.training import AveragedWeights
+from custom.shapeworld.world import PALETTE, SHAPES, parse_caption
+from triplaneturbo.errors import WeightsError
+
+TINY_DATA = {"n_objects": 8, "batch_size": 8}
+
+
+def fit(system, **data):
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=-1, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(system, datamodule=ShapeWorldData(TINY_DATA | data))
+
+
+def test_every_word_is_one_token():
+    tokenizer = build_tokenizer()
+    for word in ("a", "an", "on", *PALETTE, *SHAPES):
+        assert tokenizer.tokenize(word) == [word + "</w>"]
+    assert len(set(map(tuple, token_ids(tokenizer, [*PALETTE, *SHAPES]).tolist()))) == len(PALETTE) + len(SHAPES)
+    assert tokenizer.unk_token_id not in tokenizer("zebra").input_ids[1:-1]
+
+
+def test_token_ids_are_padded_and_survive_saving(tmp_path):
+    tokenizer = build_tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    captions = ["", "an orange torus on a purple capsule"]
+    ids = token_ids(tokenizer, captions)
+    assert ids.shape == (2, 16)
+    assert torch.equal(token_ids(CLIPTokenizer.from_pretrained(tmp_path), captions), ids)
+
+
+def test_all_weights_fit_in_36_mebibytes_as_fp16():
+    tokenizer = build_tokenizer()
+    models = [build_text_encoder(tokenizer), build_vae(), build_scorer(tokenizer)]
+    models += [build_unet(kind) for kind in ("stable_diffusion", "mvdream", "richdreamer")]
+    sizes = [2 * parameter_count(model) / 2**20 for model in models]
+    assert sum(sizes) < 36
+    assert max(sizes) < 16
+
+
+def test_standardised_latents_have_the_usual_scale_and_decode_as_before():
+    torch.manual_seed(0)
+    vae, pictures = build_vae().double(), torch.rand(4, 3, 64, 64, dtype=torch.float64) * 2 - 1
+    with torch.no_grad():
+        before = vae.encode(pictures).latent_dist
+        decoded = vae.decode(before.mean + 0.1 * before.std).sample
+        mean, std = before.mean.mean(dim=(0, 2, 3)), before.mean.std(dim=(0, 2, 3))
+        standardise_latents(vae, mean, std)
+        after = vae.encode(pictures).latent_dist
+        again = vae.decode(after.mean + 0.1 * after.std).sample
+    scaled = LATENT_SCALE * after.mean
+    torch.testing.assert_close(scaled.mean(dim=(0, 2, 3)), torch.zeros(4, dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(scaled.std(dim=(0, 2, 3)), torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(again, decoded, atol=1e-9, rtol=0)
+
+
+def test_averaged_weights_follow_their_definition():
+    weight = torch.nn.Parameter(torch.tensor([1.0]))
+    averages = AveragedWeights([weight], decay=0.5)
+    expected = 1.0
+    for step, value in enumerate([2.0, 3.0, 5.0], start=1):
+        with torch.no_grad():
+            weight.fill_(value)
+        averages.update()
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    averages.apply()
+    assert weight.item() == pytest.approx(expected)
+
+
+def test_captions_are_drawn_evenly():
+    drawn = draw_captions(["s1", "s2"], ["c1", "c2", "c3"], 20, 0.4, seed=3)
+    assert [drawn.count(name) for name in ("s1", "s2")] == [4, 4]
+    assert [drawn.count(name) for name in ("c1", "c2", "c3")] == [4, 4, 4]
+
+
+def test_cameras_are_the_recipes():
+    cameras = sample_cameras(50, 4, torch.Generator().manual_seed(0))
+    assert ((cameras.elevation_deg >= 0) & (cameras.elevation_deg <= 30)).all()
+    assert ((cameras.distance > 1.38) & (cameras.distance < 1.74)).all()
+    azimuth = cameras.azimuth_deg.reshape(50, 4)
+    torch.testing.assert_close(azimuth.diff(dim=1), torch.full((50, 3), 90.0), atol=1e-3, rtol=0)
+    assert (cameras.elevation_deg.reshape(50, 4).std(dim=1) == 0).all()
+
+
+def test_the_pool_holds_the_renders_of_its_captions():
+    solids = [parse_caption(c) for c in ("a red cube", "a blue torus on a green cone", "a white cube")]
+    cameras = sample_cameras(3, 2, torch.Generator().manual_seed(1))
+    pool = render_pool(solids, cameras, background=(0.5, 0.5), seed=0)
+    for row, solid in enumerate(solids):
+        views = render([solid], pool.views_of(torch.tensor([row])), 64, background=0.5)
+        torch.testing.assert_close(pool.rgb[row].permute(0, 2, 3, 1).float() / 255, views.rgb, atol=0.003, rtol=0)
+        geometry = torch.cat([views.normal, views.disparity], dim=-1)
+        torch.testing.assert_close(pool.geometry[row].permute(0, 2, 3, 1).float() / 255, geometry, atol=0.003, rtol=0)
+
+
+def test_a_stage_saves_fp16_weights_and_a_record(tmp_path):
+    fit(VaeStage({"out_dir": str(tmp_path), "steps": 2}))
+    record = json.loads((tmp_path / "training/vae.json").read_text())
+    assert (record["stage"], record["steps"], record["objects"], record["device"]) == ("vae", 2, 16, "cpu")
+    vae = AutoencoderKL.from_pretrained(tmp_path / "stable_diffusion/vae", torch_dtype=torch.float16)
+    assert vae.config.scaling_factor == LATENT_SCALE
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_teacher_without_its_predecessor_says_what_to_train(tmp_path):
+    with pytest.raises(WeightsError, match="vae is missing; train it first"):
+        DiffusionStage({"kind": "stable_diffusion", "out_dir": str(tmp_path)})
+    with pytest.raises(WeightsError, match="unet is missing; train it first"):
+        DiffusionStage({"kind": "mvdream", "out_dir": str(tmp_path)})
+
+
+def test_the_scorer_learns_to_tell_solids_apart(tmp_path):
+    torch.manual_seed(0)
+    options = {"out_dir": str(tmp_path), "steps": 40, "warmup_steps": 5, "average_decay": 0.5}
+    system = ScorerStage(options)
+    fit(system, captions="scorer", single_share=1.0)
+    scorer = Scorer.load(tmp_path / "scorer")
+    pool = ShapeWorldData(TINY_DATA | {"captions": "scorer", "single_share": 1.0})
+    pool.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    pool.setup("fit")
+    pictures, captions = pool.pool.rgb[:, 0].float() / 255, list(pool.pool.captions)
+    assert scorer.recall(pictures, captions, captions) > 0.6
+    assert scorer.recall(pictures, captions[1:] + captions[:1], captions) < 0.3
+    with pytest.raises(ValueError, match="the bank lacks"):
+        scorer.recall(pictures[:1], captions[:1], captions[1:])
