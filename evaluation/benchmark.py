@@ -224,7 +224,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def load_pipeline(weights: Path, device: str) -> TextToMeshPipeline:
+def load_pipeline(weights: Path, device: torch.device) -> TextToMeshPipeline:
     """From a pipeline folder, from the weights in one, or from a checkpoint in a trial's ckpts folder."""
     if weights.is_dir():
         return TextToMeshPipeline.from_pretrained(weights, device)
@@ -234,9 +234,7 @@ def load_pipeline(weights: Path, device: str) -> TextToMeshPipeline:
     return TextToMeshPipeline.from_pretrained(weights.parent, device, weights=weights)
 
 
-def run(
-    given: argparse.Namespace,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def run(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The report, and one row for each view."""
     scorer = Scorer.load(given.scorer, given.device)
     pipeline = None if given.meshes else load_pipeline(given.weights, given.device)

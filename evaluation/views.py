@@ -75,10 +75,12 @@ def render_folder(
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
     """`--gpu N`; without it the first GPU, or the CPU if there is none."""
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument(
-        "--gpu", dest="device", type=lambda n: f"cuda:{int(n)}", default=default, help="number of the GPU to use"
-    )
+    first = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--gpu", dest="device", metavar="N", type=_gpu, default=first, help="number of the GPU to use")
+
+
+def _gpu(number: str) -> torch.device:
+    return torch.device("cuda", int(number))
 
 
 def main(arguments: list[str] | None = None) -> None:
