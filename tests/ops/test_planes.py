@@ -108,7 +108,8 @@ def test_triton_kernels_pass_the_tests_of_this_file():
     environment = {**os.environ, "PLANES_TEST_BACKEND": "triton"}
     if DEVICE == "cpu":
         environment["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", "not triton and not many", __file__]
+    options = ["-p", "no:cacheprovider", "--noconftest", "--jaxtyping-packages=triplaneturbo,beartype.beartype"]
+    command = [sys.executable, "-m", "pytest", *options, "-k", "not triton and not many", __file__]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout
     assert "5 passed" in run.stdout

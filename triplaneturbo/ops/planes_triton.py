@@ -2,8 +2,11 @@
 
 Nothing but planes, coordinates and results ever exists in memory, forward or backward. Texels are read and their
 gradients accumulated channels last, so a point touches four short contiguous runs. The plane gradient is summed
-with atomics: equal to rounding, not bit for bit, from run to run.
+with atomics: equal to rounding, not bit for bit, from run to run. `no_type_check` keeps run-time type checkers,
+which wrap every function, away from the kernels.
 """
+
+from typing import no_type_check
 
 import torch
 import triton
@@ -105,6 +108,7 @@ def _grid(planes: int, points: int) -> tuple[int, int]:
 
 
 @triton.jit
+@no_type_check
 def _cell(coords, point, valid, height, width):
     """First corner of each point's cell (row, column), clamped to just outside, and the fractions (x, y)."""
     column = ((tl.load(coords + 2 * point, mask=valid, other=0) + 1) * width - 1) / 2
@@ -117,6 +121,7 @@ def _cell(coords, point, valid, height, width):
 
 
 @triton.jit
+@no_type_check
 def _texels(row, column, valid, height, width, CHANNELS: tl.constexpr, CHANNEL_BLOCK: tl.constexpr):
     """Offsets [points, channels] into a channels-last plane, and which of them exist."""
     channel = tl.arange(0, CHANNEL_BLOCK)
@@ -126,6 +131,7 @@ def _texels(row, column, valid, height, width, CHANNELS: tl.constexpr, CHANNEL_B
 
 
 @triton.jit
+@no_type_check
 def _forward_kernel(
     table,
     coords,
@@ -168,6 +174,7 @@ def _forward_kernel(
 
 
 @triton.jit
+@no_type_check
 def _backward_kernel(
     table,
     coords,
