@@ -82,8 +82,8 @@ def test_agrees_with_the_volume_renderer(solid):
     volume = VolumeRenderer({"inv_std": 200.0, "ray_range": "box", **counts}, **scene(Solid(sdf))).eval()
     arguments = planes_of(size), cameras(20.0, 200.0), TEXT
     with torch.no_grad():
-        drawn = renderer(Solid(sdf), isosurface_resolution=96)(*arguments, size=(64, 64))
-        marched = volume(*arguments, size=(64, 64))
+        drawn = renderer(Solid(sdf), isosurface_resolution=96)(*arguments, size=(64, 90))
+        marched = volume(*arguments, size=(64, 90))
     inside = eroded(drawn.opacity[..., 0] == 1, 3)
     assert inside.sum() > 1000
     for name in ("depth", "normal", "disparity", "rgb"):

@@ -131,6 +131,7 @@ class VolumeRenderer(Renderer):
         draws: Draws | None = None,
         progress: Progress = START,
     ) -> Views:
+        """See `Renderer.forward`."""
         directions = ray_directions(cameras, *size)
         jitter = self.draw_jitter(draws, cameras.n_view * size[0] * size[1])
         return self.render_rays(planes, cameras, pooled_text, directions, jitter=jitter, progress=progress)
