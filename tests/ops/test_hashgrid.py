@@ -80,3 +80,7 @@ def test_gradients_equal_finite_differences():
             bumped.params[entry] += 1
         difference = (bumped(points) * weight).sum() - loss
         torch.testing.assert_close(grad[entry], difference)
+
+
+def test_no_points_give_no_rows():
+    assert small_grid()(torch.zeros(0, 3, dtype=torch.float64)).shape == (0, 8)

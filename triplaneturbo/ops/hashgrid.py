@@ -59,15 +59,20 @@ class HashGrid(nn.Module):
 def _lookup(points: Tensor, table: Tensor, scale: float, resolution: int) -> Tensor:
     position = points * scale + 0.5
     lowest = position.detach().floor()
-    fraction = (position - lowest).unsqueeze(1)
-    offsets = torch.tensor([[k & 1, k >> 1 & 1, k >> 2] for k in range(8)], device=points.device)
-    corners = lowest.long().unsqueeze(1) + offsets
-    wx, wy, wz = torch.where(offsets == 1, fraction, 1 - fraction).unbind(2)
-    x, y, z = corners.unbind(2)
+    # Per axis the lower and the upper grid line; the eight corners are their combinations, x fastest.
+    lines = torch.stack([lowest, lowest + 1], 2).long()
+    weights = torch.stack([1 - (position - lowest), position - lowest], 2)
+    (x, y, z), (wx, wy, wz) = _combinable(lines), _combinable(weights)
     if resolution**3 <= len(table):
         entries = x + resolution * (y + resolution * z)
     else:
         entries = x * _PRIMES[0] ^ y * _PRIMES[1] ^ z * _PRIMES[2]
-    entries = entries % len(table)
-    features = table.index_select(0, entries.flatten()).view(*entries.shape, -1)
-    return ((wx * wy * wz).unsqueeze(2) * features).sum(1)
+    entries = (entries % len(table)).flatten()
+    features = table.index_select(0, entries).view(len(points), 8, table.shape[1])
+    return ((wx * wy * wz).view(len(points), 8, 1) * features).sum(1)
+
+
+def _combinable(axes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The x, y and z rows of [N, 3, 2], shaped to broadcast to [N, 2 (z), 2 (y), 2 (x)]."""
+    x, y, z = axes.unbind(1)
+    return x[:, None, None, :], y[:, None, :, None], z[:, :, None, None]
