@@ -20,6 +20,7 @@ from triplaneturbo.geometry.field import (
     split_cotangent,
 )
 from triplaneturbo.geometry.generator import TriplaneGenerator
+from triplaneturbo.geometry.graph import GraphReplay
 from triplaneturbo.ops.planes import sample_planes, sample_planes_with_jacobian
 from triplaneturbo.registry import register
 from triplaneturbo.types import FieldSample
@@ -105,6 +106,8 @@ class FewStepTriplaneDualStableDiffusion(Module):
         if cfg.isosurface_deformable_grid:
             self.deformation_network = Mlp(geo, 3, *shape)
         self.bias = _parse_bias(cfg.sdf_bias, cfg.sdf_bias_params)
+        self.merged = False
+        self._replay = GraphReplay()
         self.register_buffer("bbox", torch.tensor([[-cfg.radius] * 3, [cfg.radius] * 3]))
         axes = torch.tensor(PLANE_AXES[cfg.rotate_planes], dtype=torch.float32)
         self.register_buffer("plane_axes", axes, persistent=False)
@@ -160,12 +163,28 @@ class FewStepTriplaneDualStableDiffusion(Module):
         noise: Float[Tensor, "N c h w"],
         n_steps: int = 4,
     ) -> Float[Tensor, "B 6 C H W"]:
-        """Planes after `n_steps` of DDIM from `noise`, without gradients."""
-        return self.decode(self.space_generator.sample(text, noise, n_steps))
+        """Planes after `n_steps` of DDIM from `noise`, without gradients.
+
+        Merged and on CUDA the whole computation is recorded as a graph on the first call of a shape and replayed by
+        the next: the generator launches 10 000 kernels, more than the host can issue while the device runs them.
+        """
+
+        def planes(text: Tensor, noise: Tensor) -> Tensor:
+            return self.decode(self.space_generator.sample(text, noise, n_steps))
+
+        if not (self.merged and noise.is_cuda):
+            return planes(text, noise)
+        return self._replay(planes, (text, noise), key=n_steps)
 
     def merge(self) -> None:
         """Fold the adapters into the weights for inference; see `TriplaneGenerator.merge`."""
         self.space_generator.merge()
+        self.merged = True
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Moving weights leaves a recording with their old addresses."""
+        self._replay = GraphReplay()
+        return super()._apply(fn, recurse)
 
     # The field
 
