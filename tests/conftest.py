@@ -3,17 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 install_import_hook(["triplaneturbo", "custom"], "beartype.beartype")
-
-import tiny  # noqa: E402 (the hook comes first)
-import torch  # noqa: E402
-
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of tiny networks and a prompt library, see tests/tiny.py."""
-    return tiny.write_world(tmp_path_factory.mktemp("world"))
+    """Folders of tiny networks and a prompt library, see tests/miniature.py."""
+    from miniature import write_world
+
+    return write_world(tmp_path_factory.mktemp("world"))

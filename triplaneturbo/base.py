@@ -73,9 +73,7 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
             raise ConfigError(f"{place} is {value!r}; allowed: {allowed}")
         return value
     if origin in (tuple, list):
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{place} must be a list, not {value!r}")
-        return origin(value)
+        return _convert_sequence(hint, value, place)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is float and isinstance(value, str):  # YAML reads 1e-15 as a string
@@ -84,6 +82,20 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
     if isinstance(kind, type) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
         raise ConfigError(f"{place} must be of type {kind.__name__}, not {value!r}")
     return value
+
+
+def _convert_sequence(hint: Any, value: Any, place: str) -> Any:
+    """A list for `list[T]`, a tuple for `tuple[T, ...]` and, of that length, for `tuple[T, U]`."""
+    origin, kinds = typing.get_origin(hint), typing.get_args(hint)
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{place} must be a list, not {value!r}")
+    if origin is list or kinds[-1] is Ellipsis:
+        kinds = kinds[:1] * len(value)
+    if len(kinds) != len(value):
+        raise ConfigError(f"{place} must have {len(kinds)} entries, not {list(value)!r}")
+    return origin(
+        _convert(kind, item, f"{place}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
+    )
 
 
 def _convert_union(hint: Any, value: Any, place: str) -> Any:

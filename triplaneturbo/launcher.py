@@ -121,7 +121,8 @@ def trainer_options(experiment: ExperimentConfig) -> dict[str, Any]:
             raise ConfigError(f"trainer.{key} is decided by the launcher; remove it")
         if key not in allowed:
             raise UnknownNameError(f"trainer has no option {key!r}; {nearest(key, allowed)}")
-    options.setdefault("accelerator", "gpu" if torch.cuda.is_available() else "cpu")
+    if options.get("accelerator", "auto") == "auto":
+        options["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
     options.setdefault("devices", 1 if options["accelerator"] == "cpu" else -1)
     if str(options.get("strategy", "auto")).startswith("ddp") and count_processes(options) == 1:
         options["strategy"] = "auto"

@@ -67,13 +67,13 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
         """Of the volume renderer's pictures."""
         ray_width: int = 64
         """Of the volume renderer's pictures."""
-        unsup_elevation_range: Range = (-10, 90)
+        unsup_elevation_range: Range = (-10.0, 90.0)
         """Degrees."""
-        unsup_azimuth_range: Range = (-180, 180)
+        unsup_azimuth_range: Range = (-180.0, 180.0)
         """Degrees."""
-        unsup_camera_distance_range: Range = (1, 1.5)
+        unsup_camera_distance_range: Range = (1.0, 1.5)
         """World units, or with relative_radius in units of 1 / tan(fovy / 2)."""
-        unsup_fovy_range: Range = (40, 70)
+        unsup_fovy_range: Range = (40.0, 70.0)
         """Vertical field of view, degrees."""
         relative_radius: bool = True
         """Choose the distance so that objects appear equally large at every field of view."""
@@ -112,7 +112,7 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
         camera_data_dir: Literal["none"] = "none"
         frontal_idx: Literal[24] = 24
         sup_unsup_mode: Literal["vanilla"] = "vanilla"
-        resolution_milestones: tuple = ()
+        resolution_milestones: tuple[int, ...] = ()
 
         def __post_init__(self) -> None:
             if self.batch_size < 1 or self.batch_size % self.n_view:
@@ -124,7 +124,7 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
                 raise ConfigError("data.resolution_milestones is not supported: sizes do not change during training")
             for name in ("elevation", "azimuth", "camera_distance", "fovy"):
                 bounds = getattr(self, f"unsup_{name}_range")
-                if len(bounds) != 2 or bounds[0] > bounds[1]:
+                if bounds[0] > bounds[1]:
                     raise ConfigError(f"data.unsup_{name}_range must be [low, high], not {list(bounds)}")
 
     def configure(self) -> None:

@@ -1,6 +1,6 @@
 """Adan: adaptive Nesterov momentum (Xie et al. 2022, arXiv 2208.06677)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ class Adan(torch.optim.Optimizer):
         self,
         params: Iterable[Any],
         lr: float = 1e-3,
-        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
+        betas: Sequence[float] = (0.98, 0.92, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         max_grad_norm: float = 0.0,
@@ -67,7 +67,7 @@ class Adan(torch.optim.Optimizer):
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         return (self.max_grad_norm / (norm + self.param_groups[0]["eps"])).clamp(max=1.0)
 
-    def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
+    def _update(self, group: dict[str, Any], params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
         beta1, beta2, beta3 = group["betas"]
         lr, decay, step = group["lr"], group["lr"] * group["weight_decay"], group["step"]
         for param, grad in zip(params, grads, strict=True):

@@ -165,9 +165,9 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
 
     def draw_timesteps(self, draws: Draws) -> Int[Tensor, "K B"]:
         """A timestep for each part and prompt, from the noisiest part down."""
-        groups = torch.tensor(self.timesteps, device=self.device).view(self.cfg.num_parts_training, -1)
-        picks = draws.integers("timesteps", 0, groups.shape[1], groups.shape[0])
-        return groups.gather(1, picks.T)
+        n_parts = self.cfg.num_parts_training
+        picks = draws.integers("timesteps", 0, len(self.timesteps) // n_parts, n_parts)
+        return pick_timesteps(self.timesteps, picks.T)
 
     def teacher_range(self, part: int) -> tuple[float, float] | None:
         """The share of all timesteps that the teachers of `part` look at, if it is not theirs to choose."""
@@ -228,3 +228,8 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.skipped, self.skipped_in_a_row = checkpoint["skipped"]
+
+
+def pick_timesteps(timesteps: list[int], picks: Int[Tensor, "K B"]) -> Int[Tensor, "K B"]:
+    """Entry `picks[i]` of part i of `timesteps`, which are divided into K equal parts in their order."""
+    return torch.tensor(timesteps, device=picks.device).view(len(picks), -1).gather(1, picks)

@@ -4,11 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 import yaml
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from custom.shapeworld.models import TEXT_WIDTH, build_scheduler, build_text_encoder, build_tokenizer
+from triplaneturbo.base import build
+from triplaneturbo.config import load_config
+from triplaneturbo.launcher import trainer_options
+from triplaneturbo.systems.checkpoint import AtomicCheckpointIO
 
 PROMPTS = ("a red cube", "a blue sphere", "a green cone", "a red torus", "a blue cone")
 
@@ -171,3 +176,13 @@ def write_configuration(world: Path, out: Path) -> Path:
     path = out / "tiny.yaml"
     path.write_text(yaml.safe_dump(configuration(world, out)))
     return path
+
+
+def assemble(world: Path, out: Path, *overrides: str, max_steps: int = 1) -> tuple[Any, Any, pl.Trainer]:
+    """System, data module and trainer of the configuration, as the launcher builds them, without loggers."""
+    experiment = load_config([write_configuration(world, out)], overrides)
+    torch.manual_seed(experiment.seed)
+    data = build(experiment.data_type, experiment.data, handed_down=experiment.handed_down)
+    system = build(experiment.system_type, experiment.system, handed_down=experiment.handed_down)
+    options = trainer_options(experiment) | {"max_steps": max_steps}
+    return system, data, pl.Trainer(**options, logger=False, callbacks=[], plugins=[AtomicCheckpointIO()])

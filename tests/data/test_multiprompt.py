@@ -1,0 +1,108 @@
+"""The data module: options, batches, evaluation, state."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from triplaneturbo.data.multiprompt import MultipromptDataModule
+from triplaneturbo.errors import ConfigError, UnknownNameError
+
+PROMPTS = [f"prompt {i}" for i in range(5)]
+
+
+def module(rank=0, processes=1, fn="fit", **options):
+    data = MultipromptDataModule({"prompts": PROMPTS, "batch_size": 8, "n_steps": 2, "seed": 3, **options})
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=processes, training=True, state=SimpleNamespace(fn=fn))
+    return data
+
+
+def stream(data, n):
+    return list(itertools.islice(iter(data.train_dataloader()), n))
+
+
+def test_a_step_has_fresh_cameras_for_each_part():
+    (batch,) = stream(module(), 1)
+    assert len(batch.cameras) == 2
+    assert [len(cameras) for cameras in batch.cameras] == [8, 8]
+    assert not torch.equal(batch.cameras[0].c2w, batch.cameras[1].c2w)
+    assert batch.samples == (0, 1)
+
+
+def test_prompts_are_drawn_without_replacement():
+    batches = stream(module(), 5)
+    assert sorted(p for batch in batches for p in batch.prompts) == sorted(PROMPTS * 2)
+
+
+def test_a_batch_does_not_depend_on_the_number_of_processes():
+    whole = stream(module(), 3)
+    parts = [stream(module(rank, 2, batch_size=4), 3) for rank in range(2)]
+    for step in range(3):
+        assert sum((rank[step].prompts for rank in parts), ()) == whole[step].prompts
+        for part in range(2):
+            joined = torch.cat([rank[step].cameras[part].c2w for rank in parts])
+            assert torch.equal(joined, whole[step].cameras[part].c2w)
+
+
+def test_continues_where_it_was():
+    data = module()
+    uninterrupted = stream(data, 6)
+    for batch in uninterrupted[:4]:
+        data.advance(batch)
+    assert data.epoch == 1
+    resumed = module()
+    resumed.load_state_dict(data.state_dict())
+    for old, new in zip(uninterrupted[4:], stream(resumed, 2), strict=True):
+        assert (old.prompts, old.samples, old.step) == (new.prompts, new.samples, new.step)
+        assert torch.equal(old.cameras[1].c2w, new.cameras[1].c2w)
+
+
+def test_refuses_the_state_of_other_prompts_but_not_in_evaluation():
+    state = module(prompts=["another"]).state_dict()
+    with pytest.raises(ConfigError, match=r"system\.weights"):
+        module().load_state_dict(state)
+    module(fn="validate").load_state_dict(state)
+
+
+def test_evaluation_shows_every_prompt_on_one_process():
+    batches = [batch for rank in range(3) for batch in module(rank, 3, n_val_views=4).val_dataloader()]
+    assert sorted(batch.prompts[0] for batch in batches) == PROMPTS
+    azimuth = batches[0].cameras[0].azimuth_deg
+    torch.testing.assert_close(azimuth, torch.tensor([0.0, 90, 180, 270]))
+    assert [batch.cameras for batch in module().predict_dataloader()] == [()] * 5
+
+
+def test_the_original_turntable_repeats_its_first_view():
+    (batch, *_) = module(n_test_views=4, compat="original").test_dataloader()
+    torch.testing.assert_close(batch.cameras[0].azimuth_deg, torch.tensor([0.0, 120, 240, 360]))
+
+
+def test_one_prompt_can_be_picked_for_evaluation():
+    data = module(eval_prompt="another")
+    assert [batch.prompts for batch in data.test_dataloader()] == [("another",)]
+    assert data.library.train == tuple(PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 6}, "multiple of n_view"),
+        ({"obj_library": "objaverse"}, "obj_library"),
+        ({"rgb_bg": [0, 0, 0]}, "3D data"),
+        ({"light_sample_strategy": "dreamfusion"}, "not lit"),
+        ({"pure_zeros": True}, "pure_zeros"),
+        ({"resolution_milestones": [100]}, "resolution_milestones"),
+        ({"unsup_fovy_range": [60, 40]}, "unsup_fovy_range"),
+        ({"prompts": []}, "at least one"),
+        ({"prompts": None}, "--prompt"),
+    ],
+)
+def test_errors_name_the_option(options, message):
+    with pytest.raises(ConfigError, match=message):
+        module(**options)
+
+
+def test_unknown_options_name_the_nearest():
+    with pytest.raises(UnknownNameError, match="'n_view'"):
+        module(n_views=4)
