@@ -1,0 +1,70 @@
+"""What README.md says works: its Python runs, its commands and files exist."""
+
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from readme import ROOT, commands, python_blocks
+from tiny_student import write_pipeline
+
+import launch
+from triplaneturbo.config import load_config
+
+README = (ROOT / "README.md").read_text()
+CONFIGURATIONS = sorted(ROOT.glob("configs/**/*.yaml"))
+
+
+def test_the_snippet_makes_meshes(tmp_path, tiny_world, monkeypatch):
+    (tmp_path / "load" / "shapeworld").mkdir(parents=True)
+    write_pipeline(tmp_path / "load" / "shapeworld", tiny_world / "sd")
+    monkeypatch.chdir(tmp_path)
+    snippet = python_blocks()[0]
+    assert "from_pretrained" in snippet
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert (tmp_path / "cube.glb").stat().st_size > 1000
+    written = {path.name for path in (tmp_path / "outputs" / "batch" / "a_blue_pyramid").iterdir()}
+    assert written == {"model.glb", "turntable.png", "prompt.txt"}
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python ")])
+def test_commands_parse(command, monkeypatch, capsys):
+    """Scripts exist and know the flags; configurations exist and know the keys."""
+    script, *arguments = shlex.split(command)[1:]
+    if script == "launch.py":
+        parsed = []
+        monkeypatch.setattr("triplaneturbo.launcher.launch", parsed.append)
+        assert launch.main(arguments) == 0
+        (request,) = parsed
+        files = [path for path in request.configs if path != "CONFIG"]
+        assert all(load_config([ROOT / path], request.overrides) for path in files)
+        return
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    known = capsys.readouterr().out
+    assert all(re.search(rf"{flag}\b", known) for flag in arguments if flag.startswith("--"))
+
+
+def test_the_two_commands_are_there():
+    text = (ROOT / "setup.sh").read_text()
+    for command in [c for c in commands() if c.startswith("./setup.sh")]:
+        assert re.search(rf"^    {command.split()[1]}\)", text, re.MULTILINE)
+    first_screen = README[:2500]
+    assert "./setup.sh demo" in first_screen
+    assert "./setup.sh test" in first_screen
+    assert "setup.sh" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_files_that_are_named_exist():
+    named = set(re.findall(r"\]\(([^):]+)\)", README))
+    named |= set(re.findall(r"`((?:configs|scripts|custom|docs)/[^`{}]+)`", README))
+    assert all((ROOT / name).exists() for name in named), sorted(n for n in named if not (ROOT / n).exists())
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
+def test_every_configuration_is_in_the_table(path: Path):
+    rows = [line for line in README.splitlines() if line.startswith("|")]
+    assert any(path.parent.name in row and re.search(rf"\b{re.escape(path.stem)}\b", row) for row in rows)
