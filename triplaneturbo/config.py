@@ -129,7 +129,7 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = (), **va
     files = ", ".join(map(str, paths))
     layers = [_read(path) for path in paths]
     try:
-        merged = OmegaConf.merge(*layers, OmegaConf.from_dotlist([_checked(o) for o in overrides]), values)
+        merged = OmegaConf.merge(*layers, *map(_parse_override, overrides), values)
         given = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         key = error.full_key
@@ -153,10 +153,13 @@ def _read(path: str | Path) -> Any:
     return layer
 
 
-def _checked(override: str) -> str:
+def _parse_override(override: str) -> Any:
     if "=" not in override or override.startswith(("-", "=")):
         raise ConfigError(f"{override!r} is neither a flag nor an override of the form key.key=value")
-    return override
+    try:
+        return OmegaConf.from_dotlist([override])
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of {override!r} is not valid YAML; quote it: key='\"value\"'") from error
 
 
 def _largest(schedule: Any) -> float:

@@ -128,7 +128,7 @@ def resolve_resume(resume: str | None, exp_dir: Path, tag: str) -> Path | None:
     if resume == "auto":
         trials = [exp_dir / tag, *exp_dir.glob(f"{_glob_escape(tag)}@*")]
         found = [path for path in (newest_checkpoint(trial / "ckpts") for trial in trials) if path]
-        return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+        return max(found, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
     path = _resolve_last(Path(resume))
     if not path.is_file():
         raise ConfigError(f"resume={resume}: there is no checkpoint {path}; give a file or `auto`")

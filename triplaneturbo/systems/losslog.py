@@ -33,7 +33,7 @@ class LossLog(Logger):
         """Nothing: the configuration is kept in a file of its own."""
 
     @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float | int], step: int | None = None) -> None:
         """Append one line and hand it to the operating system, so that a killed process loses nothing."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
@@ -54,12 +54,12 @@ class Records:
     for many steps."""
 
     def __init__(self) -> None:
-        self._rows: list[tuple[int, dict[str, float], dict[str, Tensor]]] = []
+        self._rows: list[tuple[int, Mapping[str, float | int], dict[str, Tensor]]] = []
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, step: int, known: dict[str, float], measured: dict[str, Tensor]) -> None:
+    def add(self, step: int, known: Mapping[str, float | int], measured: dict[str, Tensor]) -> None:
         """Keep one row: numbers the host knows, and scalars that are still being computed."""
         self._rows.append((step, known, measured))
 

@@ -1,0 +1,107 @@
+"""Files that are complete or not there, and which of them a run continues from."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from triplaneturbo.errors import ConfigError, WeightsError
+from triplaneturbo.systems.checkpoint import (
+    AtomicCheckpointIO,
+    newest_checkpoint,
+    numbered_checkpoints,
+    read_checkpoint,
+    resolve_resume,
+)
+
+SAVE_UNTIL_KILLED = """
+import sys, torch
+from triplaneturbo.systems.checkpoint import AtomicCheckpointIO
+for number in range(10**6):
+    AtomicCheckpointIO().save_checkpoint({"value": torch.full((200_000,), number)}, sys.argv[1])
+    print(number, flush=True)
+"""
+
+
+def test_a_kill_leaves_a_complete_file(tmp_path):
+    path = tmp_path / "a.ckpt"
+    command = [sys.executable, "-c", SAVE_UNTIL_KILLED, str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    for _ in range(3):
+        process.stdout.readline()
+    while not list(tmp_path.glob(".*.tmp")):
+        pass
+    process.kill()
+    process.wait()
+    value = read_checkpoint(path)["value"]
+    assert value.unique().numel() == 1
+    assert value[0] >= 2
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path):
+    path = tmp_path / "a.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    with pytest.raises(AttributeError):
+        AtomicCheckpointIO().save_checkpoint({"step": lambda: 2}, path)
+    assert read_checkpoint(path) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_reading_executes_nothing(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "executed",))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(WeightsError, match=r"evil\.ckpt"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "evil.ckpt", weights_only=False)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_damaged_and_missing_files_are_named(tmp_path):
+    torch.save({"a": torch.ones(1000)}, tmp_path / "cut.ckpt")
+    content = (tmp_path / "cut.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(content[: len(content) // 2])
+    for name in ("cut.ckpt", "none.ckpt"):
+        with pytest.raises(WeightsError, match=name):
+            read_checkpoint(tmp_path / name)
+
+
+def fill(folder, *names):
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def test_the_newest_is_that_of_the_largest_step(tmp_path):
+    fill(tmp_path / "a", "epoch=0-step=9.ckpt", "epoch=0-step=10.ckpt", "last.ckpt", ".epoch=0-step=11.ckpt.7.tmp")
+    assert newest_checkpoint(tmp_path / "a").name == "epoch=0-step=10.ckpt"
+    assert [p.name for p in numbered_checkpoints(tmp_path / "a")] == ["epoch=0-step=9.ckpt", "epoch=0-step=10.ckpt"]
+    fill(tmp_path / "b", "last.ckpt")
+    assert newest_checkpoint(tmp_path / "b").name == "last.ckpt"
+    fill(tmp_path / "c", ".last.ckpt.7.tmp")
+    assert newest_checkpoint(tmp_path / "c") is None
+
+
+def test_auto_looks_at_the_trials_of_its_tag_only(tmp_path):
+    assert resolve_resume("auto", tmp_path, "tag") is None
+    fill(tmp_path / "tagged" / "ckpts", "epoch=0-step=9.ckpt")
+    assert resolve_resume("auto", tmp_path, "tag") is None
+    fill(tmp_path / "tag@2" / "ckpts", "epoch=0-step=1.ckpt")
+    assert resolve_resume("auto", tmp_path, "tag").parent.parent.name == "tag@2"
+
+
+def test_last_stands_for_the_last_name(tmp_path):
+    for stamp in ("@20250101", "@20250301", "@20250201"):
+        fill(tmp_path / f"tag{stamp}" / "ckpts", "last.ckpt")
+    found = resolve_resume(f"{tmp_path}/tag@LAST/ckpts/last.ckpt", tmp_path, "tag")
+    assert found == tmp_path / "tag@20250301/ckpts/last.ckpt"
+    with pytest.raises(ConfigError, match="nothing"):
+        resolve_resume(f"{tmp_path}/other@LAST/ckpts/last.ckpt", tmp_path, "tag")
+
+
+def test_a_path_that_does_not_exist_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="auto"):
+        resolve_resume(str(tmp_path / "none.ckpt"), tmp_path, "tag")

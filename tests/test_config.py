@@ -1,0 +1,127 @@
+"""Reading experiments: files, overrides, interpolations, errors."""
+
+from pathlib import Path
+
+import pytest
+
+from triplaneturbo.config import ExperimentConfig, load_config, to_yaml
+from triplaneturbo.errors import ConfigError, UnknownNameError
+
+MINIMAL = "data_type: some-data\nsystem_type: some-system\n"
+
+
+def read(tmp_path, text, *overrides, **values):
+    path = tmp_path / "some.yaml"
+    path.write_text(MINIMAL + text)
+    return load_config([path], overrides, **values)
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("${calc_exp_lr_decay_rate:0.25,2}", 0.5),
+        ("${add:1,2}", 3),
+        ("${sub:1,2}", -1),
+        ("${mul:3,2}", 6),
+        ("${div:3,2}", 1.5),
+        ("${idiv:7,2}", 3),
+        ("${basename:a/b.json}", "b.json"),
+        ("${rmspace:'a b c',_}", "a_b_c"),
+        ("${tuple2:3}", [3.0, 3.0]),
+        ("${gt0:1}", True),
+        ("${gt0:0}", False),
+        ("${not:true}", False),
+        ("${cmaxgt0:0.0}", False),
+        ("${cmaxgt0:[0, 0.0, 0.5, 100]}", True),
+        ("${cmaxgt0:[5, 0.0, 0.0, 100]}", False),
+        ("${cmaxgt0:[0.5, 0.0, 100]}", True),
+        ("${cmaxgt0orcmaxgt0:0,[0, 1.0, 0.0, 100]}", True),
+        ("${cmaxgt0orcmaxgt0:0,0}", False),
+    ],
+)
+def test_resolvers(tmp_path, expression, value):
+    assert read(tmp_path, f'data:\n  x: "{expression}"\n').data["x"] == value
+
+
+def test_later_files_and_then_overrides_win(tmp_path):
+    first, second = tmp_path / "1.yaml", tmp_path / "2.yaml"
+    first.write_text(MINIMAL + "data: {a: 1, b: 1, c: 1}\n")
+    second.write_text("data: {b: 2, c: 2}\n")
+    assert load_config([first, second], ["data.c=3"]).data == {"a": 1, "b": 2, "c": 3}
+
+
+def test_overrides_keep_yaml_types_and_reach_interpolations(tmp_path):
+    overrides = "data.lr=[0, 2e-4, 1e-5, 100]", "data.name=a b", "data.flag=false"
+    config = read(tmp_path, "data: {copy: '${data.lr}'}\n", *overrides)
+    assert config.data == {"copy": [0, 2e-4, 1e-5, 100], "lr": [0, 2e-4, 1e-5, 100], "name": "a b", "flag": False}
+
+
+def test_published_tag_is_the_name_of_the_prompt_library(tmp_path):
+    text = "name: x\ntag: ${rmspace:${data.prompt_library},_}\ndata: {prompt_library: '???'}\n"
+    assert read(tmp_path, text, "data.prompt_library=some prompts").trial_dir == Path("outputs/x/some_prompts")
+    with pytest.raises(ConfigError, match=r"data\.prompt_library"):
+        read(tmp_path, text)
+
+
+def test_number_of_processes_is_there_for_interpolations(tmp_path):
+    assert read(tmp_path, "data: {n: '${mul:${n_gpus},3}'}\n", n_gpus=4).data == {"n": 12}
+
+
+def test_unknown_top_level_key_names_the_nearest(tmp_path):
+    with pytest.raises(UnknownNameError, match="did you mean 'system'"):
+        read(tmp_path, "", "sytem.loss.lambda_asd=1")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("data: {a: '${data.b}'}\n", (), r"data\.b"),
+        ("data: {a: '${nothing:1}'}\n", (), "nothing"),
+        ("data: {a: '${div:1,0}'}\n", (), "division by zero"),
+        ("", ("data.a",), "neither a flag nor an override"),
+        ("", ("--tran",), "neither a flag nor an override"),
+        ("a: [1\n", (), "not valid YAML"),
+        ("", ("tag=@x",), "quote it"),
+        ("seed: many\n", (), "seed must be of type int"),
+        ("compat: both\n", (), "allowed: 'right', 'original'"),
+        ("trial_dir: here\n", (), "follows from exp_root_dir"),
+        ("checkpoint: {every_n_train_steps: 0}\n", (), "every_n_train_steps must be 1 or more"),
+        ("checkpoint: {save_topk: 0}\n", (), "save_top_k"),
+    ],
+)
+def test_errors_say_where_and_what(tmp_path, text, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path, text, *overrides)
+
+
+def test_missing_file_and_file_without_a_mapping(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load_config([tmp_path / "nowhere.yaml"])
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="mapping"):
+        load_config([tmp_path / "list.yaml"])
+
+
+def test_required_keys_are_named():
+    with pytest.raises(ConfigError, match="system_type"):
+        load_config([], ["data_type=some-data"])
+
+
+def test_reading_touches_no_disk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = ExperimentConfig(data_type="d", system_type="s", name="n", tag="t", timestamp="@now")
+    assert config.trial_dir == Path("outputs/n/t@now")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_kept_configuration_reads_back(tmp_path):
+    config = read(tmp_path, "data: {a: [0, 1.0, 0.5, 10]}\ncheckpoint: {save_top_k: 3}\n")
+    kept = tmp_path / "parsed.yaml"
+    kept.write_text(to_yaml(config))
+    assert load_config([kept]) == config
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/**/*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_configuration_reads(path):
+    config = load_config([path], ["data.prompt_library=some_library"])
+    assert config.system_type

@@ -1,0 +1,252 @@
+"""From the command line to a trainer, with a toy system and with the whole method in miniature."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from miniature import PROMPTS, write_configuration
+
+import launch
+from triplaneturbo.config import ExperimentConfig
+from triplaneturbo.errors import ConfigError, UnknownNameError
+from triplaneturbo.extensions import import_extensions
+from triplaneturbo.launcher import Launch, count_processes, read_experiment, trainer_options
+
+ROOT = Path(__file__).parents[1]
+TOY = """
+import pytorch_lightning as pl
+import torch
+from dataclasses import dataclass
+from triplaneturbo.base import Component
+from triplaneturbo.registry import register
+
+@register("toy-data")
+class ToyData(Component, pl.LightningDataModule):
+    @dataclass(kw_only=True)
+    class Config:
+        size: int = 4
+        seed: int = -1
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.ones(1000, 3), batch_size=self.cfg.size)
+
+@register("toy-system")
+class ToySystem(Component, pl.LightningModule):
+    @dataclass(kw_only=True)
+    class Config:
+        lr: float = 0.1
+    def configure(self):
+        self.layer = torch.nn.Linear(3, 1)
+    def training_step(self, batch, batch_idx):
+        loss = self.layer(batch).square().mean()
+        self.log("loss", loss)
+        return loss
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.cfg.lr)
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A configuration of a plain Lightning module that an extension registers."""
+    extensions = tmp_path / "toy_extensions"
+    extensions.mkdir()
+    (extensions / "toy.py").write_text(TOY)
+    monkeypatch.setattr("triplaneturbo.launcher.CUSTOM_FOLDER", extensions)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    for name in [name for name in sys.modules if name.startswith("toy_extensions")]:
+        monkeypatch.delitem(sys.modules, name)
+    config = {
+        "name": "toy",
+        "tag": "t",
+        "exp_root_dir": str(tmp_path / "out"),
+        "use_timestamp": False,
+        "data_type": "toy-data",
+        "system_type": "toy-system",
+        "trainer": {"max_steps": 6, "log_every_n_steps": 2, "accelerator": "cpu"},
+        "checkpoint": {"every_n_train_steps": 2, "save_top_k": 2},
+    }
+    path = tmp_path / "toy.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def files(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "tb_logs" not in p.parts)
+
+
+def test_trains_a_plain_lightning_module(toy, tmp_path):
+    assert launch.main(["--config", str(toy), "--train", "data.size=5"]) == 0
+    trial = tmp_path / "out/toy/t"
+    assert files(trial) == [
+        "ckpts/epoch=0-step=4.ckpt",
+        "ckpts/epoch=0-step=6.ckpt",
+        "ckpts/last.ckpt",
+        "cmd.txt",
+        "configs/parsed.yaml",
+        "configs/raw.yaml",
+        "losses.jsonl",
+    ]
+    assert yaml.safe_load((trial / "configs/parsed.yaml").read_text())["data"] == {"size": 5}
+    assert [json.loads(line)["step"] for line in (trial / "losses.jsonl").read_text().splitlines()] == [1, 3, 5]
+
+
+def test_a_finished_run_can_be_continued(toy, tmp_path):
+    assert launch.main(["--config", str(toy), "--train"]) == 0
+    assert launch.main(["--config", str(toy), "--train", "resume=auto", "trainer.max_steps=8"]) == 0
+    assert "ckpts/epoch=0-step=8.ckpt" in files(tmp_path / "out/toy/t")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("system.lrr=1", "'lr'"),
+        ("sytem.lr=1", "'system'"),
+        ("system_type=toy-sistem", "toy-system"),
+        ("trainer.max_step=3", "'max_steps'"),
+        ("trainer.logger=false", "decided by the launcher"),
+        ("resume=nowhere.ckpt", "nowhere.ckpt"),
+        ("--trian", "--trian"),
+    ],
+)
+def test_errors_of_the_user_are_one_message(toy, capsys, override, message):
+    assert launch.main(["--config", str(toy), "--train", override]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_exactly_one_mode_is_needed(toy, capsys):
+    for modes in ([], ["--train", "--test"]):
+        with pytest.raises(SystemExit):
+            launch.main(["--config", str(toy), *modes])
+    assert "--train" in capsys.readouterr().err
+
+
+def test_a_broken_extension_stops_the_launch_with_file_and_line(toy, capsys, tmp_path):
+    (tmp_path / "toy_extensions/broken.py").write_text("import math\n\nmath.nonsense()\n")
+    assert launch.main(["--config", str(toy), "--train"]) == 2
+    message = capsys.readouterr().err
+    assert f"{tmp_path / 'toy_extensions/broken.py'}:3" in message
+    assert "nonsense" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [("x = 1\ny = (\n", 2), ("import module_that_is_nowhere\n", 1), ("def f():\n    raise KeyError(1)\n\n\nf()\n", 2)],
+)
+def test_the_place_of_any_kind_of_failure_is_found(tmp_path, content, line):
+    folder = tmp_path / f"broken_{line}_{len(content)}"
+    folder.mkdir()
+    (folder / "bad.py").write_text(content)
+    with pytest.raises(ConfigError, match=rf"bad\.py:{line}"):
+        import_extensions(folder)
+
+
+def test_disabled_and_private_extensions_are_left_out(tmp_path):
+    folder = tmp_path / "choosy"
+    (folder / "package").mkdir(parents=True)
+    (folder / "empty").mkdir()
+    for name in ("package/__init__.py", "module.py", "other_disabled.py", "_private.py"):
+        (folder / name).write_text("" if "module" in name or "init" in name else "1 / 0")
+    assert import_extensions(folder) == ["choosy.module", "choosy.package"]
+    assert import_extensions(tmp_path / "missing") == []
+
+
+def experiment(**trainer):
+    return ExperimentConfig(data_type="d", system_type="s", trainer=trainer)
+
+
+def test_one_device_needs_no_process_group():
+    options = trainer_options(experiment(strategy="ddp", accelerator="cpu"))
+    assert (options["devices"], options["strategy"]) == (1, "auto")
+    assert trainer_options(experiment(strategy="ddp", accelerator="cpu", devices=2))["strategy"] == "ddp"
+
+
+def test_processes_are_counted_over_nodes():
+    assert count_processes({"devices": 2}) == 2
+    assert count_processes({"devices": [0, 3, 5], "num_nodes": 2}) == 6
+    assert count_processes({"devices": "2"}) == 2
+
+
+def test_validation_is_timed_in_batches_whatever_the_size_of_the_library():
+    assert trainer_options(experiment(val_check_interval=5000))["check_val_every_n_epoch"] is None
+
+
+def test_unknown_trainer_option():
+    with pytest.raises(UnknownNameError, match="'precision'"):
+        trainer_options(experiment(precission=32))
+
+
+def test_trials_are_stamped_on_one_process_only(toy):
+    def name(*overrides):
+        request = Launch(mode="train", configs=[str(toy)], overrides=["use_timestamp=true", *overrides])
+        return read_experiment(request)[0].trial_name
+
+    assert name().startswith("t@")
+    assert name("timestamp='@mine'") == "t@mine"
+    assert name("trainer.devices=2") == "t"
+
+
+def test_auto_resume_finds_the_newest_trial_and_stays_in_it(toy, tmp_path):
+    request = Launch(mode="train", configs=[str(toy)], overrides=["use_timestamp=true", "resume=auto"])
+    assert read_experiment(request)[1] is None
+    for stamp, steps in (("@1", (2, 10)), ("@2", (4,))):
+        folder = tmp_path / f"out/toy/t{stamp}/ckpts"
+        folder.mkdir(parents=True)
+        for step in steps:
+            (folder / f"epoch=0-step={step}.ckpt").touch()
+        (folder / ".epoch=0-step=99.ckpt.123.tmp").touch()
+    config, checkpoint = read_experiment(request)
+    assert checkpoint == tmp_path / "out/toy/t@2/ckpts/epoch=0-step=4.ckpt"
+    assert config.trial_dir == tmp_path / "out/toy/t@2"
+
+
+@pytest.fixture(scope="module")
+def student(tiny_world, tmp_path_factory):
+    """A trained miniature and its configuration."""
+    out = tmp_path_factory.mktemp("student")
+    path = write_configuration(tiny_world, out)
+    assert launch.main(["--config", str(path), "--train", "trainer.max_steps=2", "trainer.val_check_interval=4"]) == 0
+    return path
+
+
+def test_training_looks_at_the_student(student):
+    save = student.parent / "tiny/trial/save"
+    assert files(save) == sorted(
+        f"it2-val-{slot}/a_red_cube{name}" for slot in ("1st", "2nd") for name in (".mp4", "/0.png", "/1.png")
+    )
+
+
+def test_the_loss_log_has_a_line_a_step(student):
+    lines = (student.parent / "tiny/trial/losses.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [(row["step"], row["prompts"]) for row in rows] == [(1, 4), (2, 8)]
+    assert rows[1]["lr"] == pytest.approx(1e-3 - 1e-4 * 0.9)
+    assert {"grad_norm", "skipped", "loss_sparsity_2nd", "loss_eikonal_2nd"} <= rows[0].keys()
+
+
+def test_export_to_a_folder_a_prompt(student, tmp_path):
+    arguments = ["--config", str(student), "--export", "resume=auto", "--out", str(tmp_path / "meshes")]
+    assert launch.main([*arguments, "--prompt", "a blue cone", "--prompt", "what? a/b"]) == 0
+    found = {path.parent.name: path for path in (tmp_path / "meshes").glob("*/model.glb")}
+    assert len(found) == 2
+    assert "a_blue_cone" in found
+    assert all((path.parent / "prompt.txt").exists() for path in found.values())
+
+
+def test_test_mode_writes_beside_the_training(student):
+    assert launch.main(["--config", str(student), "--test", "resume=auto", "trainer.limit_test_batches=1"]) == 0
+    assert (student.parent / f"tiny/trial/save/it2-test-1st/{PROMPTS[0].replace(' ', '_')}.mp4").exists()
+
+
+def test_weights_alone_can_be_taken_from_a_checkpoint(student):
+    last = student.parent / "tiny/trial/ckpts/last.ckpt"
+    assert launch.main(["--config", str(student), "--export", f"system.weights={last}"]) == 0
+    assert (student.parent / "tiny/trial/save/it0-export/a_red_cube/model.glb").exists()
+
+
+def test_help_needs_no_torch():
+    code = "import sys, launch\ntry: launch.main(['--help'])\nexcept SystemExit: assert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "--prompt" in result.stdout
