@@ -77,8 +77,9 @@ install_requirements() {
 }
 
 install() {
-    local stamp wanted
-    choose_environment "$(find_base_python)"
+    local base stamp wanted
+    base=$(find_base_python) || exit 1
+    choose_environment "$base"
     stamp=$("$python" -c 'import sys; print(sys.prefix)')/triplaneturbo-requirements
     wanted=$(cat "$REQUIREMENTS" "$CONSTRAINTS" | cksum)
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
