@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         from jaxtyping import install_import_hook
 
         install_import_hook(["triplaneturbo", "custom"], "beartype.beartype")
-    from triplaneturbo.errors import ConfigError, WeightsError
+    from triplaneturbo.errors import ConfigError, EmptyFieldError, WeightsError
     from triplaneturbo.launcher import Launch, launch
 
     request = Launch(
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     try:
         launch(request)
-    except (ConfigError, WeightsError) as error:
+    except (ConfigError, EmptyFieldError, WeightsError) as error:
         if flags.verbose:
             raise
         print(f"launch.py: {error}", file=sys.stderr)

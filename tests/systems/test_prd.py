@@ -1,0 +1,200 @@
+"""The method against a direct, memory-hungry way of writing it, and how it behaves when things go wrong."""
+
+import dataclasses
+
+import pytest
+import torch
+from miniature import assemble
+
+from triplaneturbo.draws import Draws
+from triplaneturbo.errors import ConfigError, WeightsError
+from triplaneturbo.schedule import Progress
+from triplaneturbo.systems.losses import regularisation
+from triplaneturbo.systems.prd import MAX_SKIPPED_IN_A_ROW, pick_timesteps
+
+
+class Spy:
+    """Sees the gradients of each update and the batches they come from."""
+
+    def __init__(self, system, monkeypatch, spoil=()):
+        self.gradients, self.batches = [], []
+        step, update = system.training_step, system.update
+
+        def training_step(batch, batch_idx):
+            self.batches.append(batch)
+            step(batch, batch_idx)
+
+        def spying_update(batch):
+            if len(self.gradients) in spoil:
+                next(p for p in system.geometry.parameters() if p.grad is not None).grad.view(-1)[0] = float("nan")
+            named = system.named_parameters()
+            self.gradients.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+            update(batch)
+
+        monkeypatch.setattr(system, "training_step", training_step)
+        monkeypatch.setattr(system, "update", spying_update)
+
+
+@pytest.fixture
+def run(tiny_world, tmp_path, monkeypatch):
+    """run(*overrides, max_steps=1, spoil=()) -> system, data module and spy after training."""
+
+    def start(*overrides, max_steps=1, spoil=()):
+        system, data, trainer = assemble(tiny_world, tmp_path, *overrides, max_steps=max_steps)
+        spy = Spy(system, monkeypatch, spoil)
+        trainer.fit(system, datamodule=data)
+        return system, data, spy
+
+    return start
+
+
+def direct_loss(system, batch, share):
+    """The sum of all losses of a step as one graph, with the score gradient as a fixed direction."""
+    cfg = system.cfg
+    draws = Draws(cfg.seed, batch.step, batch.samples, torch.device("cpu")).within("train")
+    clean = draws.normal("start", *batch.latent_shape).flatten(0, 1)
+    times = system.draw_timesteps(draws)
+    total = 0.0
+    for part, cameras in enumerate(batch.cameras):
+        local = draws.within(f"part{part}")
+        noise = local.normal("noise", *batch.latent_shape).flatten(0, 1)
+        t = times[part].repeat_interleave(6)
+        noisy = system.geometry.space_generator.schedule.add_noise(clean.detach(), noise, t)
+        clean = system.geometry.predict_clean(noisy, t, batch.condition.tokens)
+        planes = system.geometry.decode(clean)
+        views = [
+            system.render(renderer, planes, cameras, batch, local.within(f"renderer{slot}"))
+            for slot, renderer in system.slots.items()
+        ]
+        scores = system.guidance(views, cameras, batch.guidance, local, Progress())
+        for slot, view, score in zip(system.slots, views, scores, strict=True):
+            reference = (view.rgb * score.rgb).sum() + (view.normal * score.normal).sum()
+            reference = reference + (view.disparity * score.disparity).sum()
+            weight = cfg.loss.weight("asd", slot, Progress())
+            total = total + share * (weight * reference + regularisation(view, cfg.loss, slot, Progress())[0])
+    return total
+
+
+def test_gradients_are_those_of_the_whole_loss(run):
+    system, _, spy = run("system.optimizer.params.geometry.lr=0.0")
+    assert len(spy.batches) == 2
+    system.zero_grad()
+    sum(direct_loss(system, batch, share=1 / 4) for batch in spy.batches).backward()
+    found = spy.gradients[0]
+    expected = {name: p.grad for name, p in system.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    scale = max(gradient.abs().max() for gradient in expected.values())
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6 * float(scale), msg=name)
+
+
+def test_a_step_can_follow_every_part(run):
+    system, data, spy = run("system.step_every_part=true", "system.gradient_accumulation_steps=1", max_steps=4)
+    assert len(spy.batches) == 2
+    assert len(spy.gradients) == 4
+    assert (system.progress.step, data.position.batches) == (4, 2)
+
+
+def test_schedules_see_steps_and_epochs(run):
+    system, data, _ = run(max_steps=3)
+    assert system.progress == Progress(step=3, epoch=2)  # 12 prompts seen, 5 in the library
+    assert data.position.samples == 12
+
+
+def test_one_renderer_is_enough(run):
+    for slot in ("renderer", "renderer_2nd"):
+        system, _, spy = run(f"system.{slot}_type=''", "data.n_steps=1", "system.num_parts_training=1")
+        assert len(system.slots) == 1
+        assert all(gradient.isfinite().all() for gradient in spy.gradients[0].values())
+
+
+def test_updates_that_are_not_finite_are_skipped_and_counted(run, monkeypatch):
+    system, data, spy = run(max_steps=2, spoil=(0, 2))
+    assert len(spy.gradients) == 4
+    assert (system.skipped, system.skipped_in_a_row) == (2, 0)
+    assert system.progress.step == 2
+    assert data.position.batches == 8
+    assert all(p.isfinite().all() for p in system.parameters())
+
+
+def test_training_that_diverges_stops(run):
+    with pytest.raises(RuntimeError, match="lower the learning rate"):
+        run("data.n_steps=1", "system.num_parts_training=1", "system.renderer_type=''", spoil=range(99), max_steps=99)
+    assert MAX_SKIPPED_IN_A_ROW == 20
+
+
+def test_the_average_is_what_evaluation_sees(run):
+    system, *_ = run(max_steps=2)
+    name, parameter = next((n, p) for n, p in system.named_parameters() if n.endswith("sdf_network.layers.0.weight"))
+    trained, average = parameter.detach().clone(), system.average.averages[name].clone()
+    assert not torch.equal(trained, average)
+    system.on_validation_start()
+    assert torch.equal(parameter, average)
+    system.on_validation_end()
+    assert torch.equal(parameter, trained)
+
+
+def test_generation_is_the_same_every_time(run):
+    system, _, spy = run()
+    batch = dataclasses.replace(spy.batches[0], step=17)
+    system.eval()
+    planes = system.generate(batch)
+    assert torch.equal(planes, system.generate(batch))
+    text = dataclasses.replace(batch.condition, tokens=batch.condition.tokens[1:], pooled=batch.condition.pooled[1:])
+    second = dataclasses.replace(batch, samples=batch.samples[1:], condition=text)
+    torch.testing.assert_close(system.generate(second), planes[1:], rtol=1e-4, atol=1e-4)
+
+
+def test_only_what_is_trained_is_saved(run):
+    system, *_ = run()
+    state = system.state_dict()
+    trained = {name for name, p in system.named_parameters() if p.requires_grad}
+    frozen = {name for name, p in system.named_parameters() if not p.requires_grad} - {
+        "renderer_2nd.base_renderer.variance._inv_std"
+    }
+    assert trained <= state.keys()
+    assert not frozen & state.keys()
+    assert not any("guidance" in name for name in state)
+
+
+def test_a_state_of_another_system_is_refused_by_name(run):
+    system, *_ = run()
+    state = system.state_dict()
+    name = "geometry.sdf_network.layers.0.weight"
+    with pytest.raises(WeightsError, match=f"missing {name}"):
+        system.load_state_dict({k: v for k, v in state.items() if k != name})
+    with pytest.raises(WeightsError, match=r"unexpected geometry\.more"):
+        system.load_state_dict(state | {"geometry.more": torch.ones(1)})
+    with pytest.raises(WeightsError, match=name):
+        system.load_state_dict(state | {name: torch.ones(1)})
+
+
+def test_timesteps_are_drawn_within_their_part():
+    picks = torch.tensor([[0, 1], [1, 0]])
+    assert pick_timesteps([999, 749, 499, 249], picks).tolist() == [[999, 749], [249, 499]]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("system.num_steps_training=3", "multiple of num_parts_training"),
+        ("system.predition_type=epsilon", "predicts 'v_prediction'"),
+        ("system.scheduler_dir=elsewhere", "elsewhere"),
+        ("system.ema_decay=1.0", "ema_decay"),
+        ("system.step_every_part=true", "one of the two options"),
+        ("system.geometry_convert_from=x", "geometry_convert_from"),
+        ("system.guidance_type=''", "guidance_type"),
+    ],
+)
+def test_options_without_meaning_are_refused(run, override, message):
+    with pytest.raises(ConfigError, match=message):
+        run(override)
+
+
+def test_compat_and_seed_reach_the_parts_that_have_them(tiny_world, tmp_path):
+    system, data, _ = assemble(
+        tiny_world, tmp_path, "compat=original", "seed=5", "system.renderer.compat=right", max_steps=1
+    )
+    assert system.geometry.cfg.compat == "original"
+    assert system.renderer.cfg.compat == "right"
+    assert (data.cfg.compat, data.cfg.seed, system.cfg.seed) == ("original", 5, 5)

@@ -1,0 +1,40 @@
+"""Two processes do what one does with the same global batch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from miniature import write_configuration
+
+from triplaneturbo.systems.checkpoint import read_checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+
+def train(config, tag, *overrides):
+    command = [sys.executable, str(ROOT / "launch.py"), "--config", str(config), "--train", f"tag={tag}"]
+    # With a tiny eps first steps are signs of gradients, which magnifies the rounding of small ones.
+    options = ["trainer.max_steps=2", "trainer.accelerator=cpu", "system.optimizer.args.eps=1e-3", *overrides]
+    result = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    folder = config.parent / "tiny" / tag
+    rows = [json.loads(line) for line in (folder / "losses.jsonl").read_text().splitlines()]
+    return rows, read_checkpoint(folder / "ckpts/last.ckpt")["state_dict"]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tiny_world, tmp_path):
+    config = write_configuration(tiny_world, tmp_path)
+    one_log, one = train(config, "one", "data.batch_size=4")
+    pair = ("trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=2")
+    two_log, two = train(config, "two", *pair, "use_timestamp=true")
+    assert [(row["step"], row["prompts"]) for row in two_log] == [(1, 4), (2, 8)]
+    for first, second in zip(one_log, two_log, strict=True):
+        for name in ("grad_norm", "loss_sparsity_2nd", "loss_eikonal_2nd", "mv_gap", "sd_gap_2nd"):
+            assert second[name] == pytest.approx(first[name], rel=1e-4), name
+    difference = torch.cat([(one[name] - two[name]).flatten() for name in one])
+    size = torch.cat([one[name].flatten() for name in one])
+    assert difference.norm() <= 1e-4 * size.norm()
