@@ -5,6 +5,7 @@ from miniature import write_configuration
 from PIL import Image
 from tiny_student import write_pipeline
 
+from custom.shapeworld.splits import load_splits
 from evaluation import demo
 
 
@@ -13,20 +14,30 @@ def student(tmp_path, tiny_world):
     return write_pipeline(tmp_path / "student", tiny_world / "sd")
 
 
-def test_three_prompts_and_a_training(student, tiny_world, tmp_path, monkeypatch, capsys):
-    """All of it, with networks that know nothing, a few pixels and one training step."""
+def test_meshes_and_a_training(student, tiny_world, tmp_path, monkeypatch, capsys):
+    """All of it, with one prompt instead of three, networks that know nothing, and one training step."""
     monkeypatch.setattr(demo, "TRAINING", write_configuration(tiny_world, tmp_path))
+    monkeypatch.setattr(demo, "PROMPTS", demo.PROMPTS[:1])
     out = tmp_path / "out"
-    demo.main(["--student", str(student), "--out", str(out), "--minutes", "0.5", "trainer.max_steps=1"])
-    for name in ("a_red_cube", "a_blue_pyramid", "a_yellow_torus_on_a_green_sphere"):
-        assert (out / name / "model.glb").is_file()
-        assert Image.open(out / name / "turntable.png").size == (1024, 512)
+    small = ["trainer.max_steps=1", "system.exporter.turntable_size=16"]
+    demo.main(["--student", str(student), "--out", str(out), "--minutes", "0.5", *small])
+    assert (out / "a_red_cube" / "model.glb").is_file()
+    assert Image.open(out / "a_red_cube" / "turntable.png").size == (1024, 512)
     printed = capsys.readouterr().out
     for when in ("before", "after"):
         assert (out / when / "a_yellow_torus" / "model.glb").is_file()
         assert re.search(rf"{when} training +0\.\d{{3}} ", printed)
     constant = float(re.search(r"ignores the prompt +(\d\.\d+)", printed).group(1))
     assert 0.2 < constant < 0.8
+
+
+def test_prompts_are_known_and_unknown_to_the_student():
+    lists = load_splits()
+    seen, pair, stack = demo.PROMPTS
+    assert seen in lists["train"]
+    assert pair in lists["unseen_pairs"]
+    assert stack in lists["unseen_compositions"]
+    assert demo.TRAINED_PROMPT in lists["train"]
 
 
 def test_without_weights_it_says_where_they_come_from(tmp_path):
