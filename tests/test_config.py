@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from triplaneturbo.base import parse_config
 from triplaneturbo.config import ExperimentConfig, load_config, to_yaml
 from triplaneturbo.errors import ConfigError, UnknownNameError
+from triplaneturbo.extensions import import_extensions
+from triplaneturbo.registry import find
 
 MINIMAL = "data_type: some-data\nsystem_type: some-system\n"
 
@@ -121,7 +124,23 @@ def test_the_kept_configuration_reads_back(tmp_path):
     assert load_config([kept]) == config
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/**/*.yaml")), ids=lambda p: p.stem)
-def test_every_shipped_configuration_reads(path):
+SHIPPED = sorted(Path(__file__).parents[1].glob("configs/**/*.yaml"))
+
+
+def parts(options, place):
+    """Every (place, registered name, options) in a nested configuration."""
+    for key, value in options.items():
+        if key.endswith("_type") and isinstance(value, str) and value:
+            name = key.removesuffix("_type")
+            yield f"{place}.{name}", value, options.get(name) or {}
+            yield from parts(options.get(name) or {}, f"{place}.{name}")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_every_option_of_every_shipped_configuration_exists(path):
+    import_extensions(Path(__file__).parents[1] / "custom")
     config = load_config([path], ["data.prompt_library=some_library"])
-    assert config.system_type
+    found = list(parts(vars(config), "config"))
+    assert {place for place, *_ in found} >= {"config.data", "config.system"}
+    for place, name, options in found:
+        assert parse_config(find(name).Config, options, place)
