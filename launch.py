@@ -20,6 +20,10 @@ def main(arguments: list[str] | None = None) -> int:
     flags, overrides = parser.parse_known_args(arguments)
     if flags.out and flags.mode != "export":
         parser.error("--out goes with --export")
+    for unknown in (text for text in overrides if text.startswith("-")):
+        from triplaneturbo.errors import nearest
+
+        parser.error(f"there is no flag {unknown}; {nearest(unknown, parser._option_string_actions)}")
 
     if flags.gpu is not None:  # before torch is imported
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", flags.gpu)

@@ -108,7 +108,6 @@ def test_a_finished_run_can_be_continued(toy, tmp_path):
         ("trainer.max_step=3", "'max_steps'"),
         ("trainer.logger=false", "decided by the launcher"),
         ("resume=nowhere.ckpt", "nowhere.ckpt"),
-        ("--trian", "--trian"),
     ],
 )
 def test_errors_of_the_user_are_one_message(toy, capsys, override, message):
@@ -121,6 +120,12 @@ def test_exactly_one_mode_is_needed(toy, capsys):
         with pytest.raises(SystemExit):
             launch.main(["--config", str(toy), *modes])
     assert "--train" in capsys.readouterr().err
+
+
+def test_an_unknown_flag_names_the_nearest(toy, capsys):
+    with pytest.raises(SystemExit):
+        launch.main(["--config", str(toy), "--train", "--verbos"])
+    assert "did you mean '--verbose'" in capsys.readouterr().err
 
 
 def test_a_broken_extension_stops_the_launch_with_file_and_line(toy, capsys, tmp_path):
@@ -243,7 +248,15 @@ def test_test_mode_writes_beside_the_training(student):
 def test_weights_alone_can_be_taken_from_a_checkpoint(student):
     last = student.parent / "tiny/trial/ckpts/last.ckpt"
     assert launch.main(["--config", str(student), "--export", f"system.weights={last}"]) == 0
-    assert (student.parent / "tiny/trial/save/it0-export/a_red_cube/model.glb").exists()
+    assert (student.parent / "tiny/trial/save/it2-export/a_red_cube/model.glb").exists()
+
+
+def test_weights_alone_start_a_new_run(student):
+    last = student.parent / "tiny/trial/ckpts/last.ckpt"
+    arguments = ["--config", str(student), "--train", "tag=new", "trainer.max_steps=1", f"system.weights={last}"]
+    assert launch.main(arguments) == 0
+    (line,) = (student.parent / "tiny/new/losses.jsonl").read_text().splitlines()
+    assert (json.loads(line)["step"], json.loads(line)["lr"]) == (1, 1e-3)
 
 
 def test_help_needs_no_torch():

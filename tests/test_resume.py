@@ -9,7 +9,7 @@ import torch
 from miniature import write_configuration
 
 import launch
-from triplaneturbo.systems.checkpoint import newest_checkpoint, read_checkpoint
+from triplaneturbo.systems.checkpoint import newest_checkpoint, numbered_checkpoints, read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 # One renderer, one teacher, one part: fast, and all that a checkpoint has to keep is there.
@@ -55,11 +55,13 @@ def test_stopping_between_accumulated_batches_repeats_them(train):
 
 def test_another_folder_can_continue_a_run(train):
     first = train("first", "trainer.max_steps=2")
-    second = train("second", "trainer.max_steps=4", f"resume={first / 'ckpts/last.ckpt'}")
+    every = "checkpoint.every_n_train_steps=3"
+    second = train("second", "trainer.max_steps=4", every, f"resume={first / 'ckpts/last.ckpt'}")
     whole = train("whole", "trainer.max_steps=4")
     expected = (whole / "losses.jsonl").read_text().splitlines()
     assert (first / "losses.jsonl").read_text().splitlines() == expected[:2]
     assert (second / "losses.jsonl").read_text().splitlines() == expected[2:]
+    assert [path.stem.split("=")[-1] for path in numbered_checkpoints(second / "ckpts")] == ["3", "4"]
     states = [read_checkpoint(folder / "ckpts/last.ckpt") for folder in (second, whole)]
     for part in ("state_dict", "ema"):
         assert all(torch.equal(states[0][part][name], value) for name, value in states[1][part].items())

@@ -76,6 +76,8 @@ def launch(request: Launch) -> None:
         callbacks=_callbacks(experiment) if training else [],
         plugins=[AtomicCheckpointIO()],
     )
+    if not (training or checkpoint or experiment.system.get("weights")):
+        log.warning("neither resume= nor system.weights= is given: what is trained is still at its start values")
     _run(request.mode, trainer, system, datamodule, checkpoint)
 
 

@@ -19,6 +19,7 @@ from triplaneturbo.geometry.legacy import from_original
 from triplaneturbo.naming import slug
 from triplaneturbo.renderers.mesh import MeshRenderer
 from triplaneturbo.schedule import Progress
+from triplaneturbo.systems.checkpoint import read_checkpoint
 from triplaneturbo.systems.ema import ParameterAverage
 from triplaneturbo.systems.losses import LossConfig
 from triplaneturbo.systems.losslog import Records
@@ -173,15 +174,17 @@ class GeneratorSystem(Component, pl.LightningModule):
         return result
 
     def load_weights(self, path: str) -> None:
-        """Start from the weights of a checkpoint of ours or of the original.
+        """Start from the weights of a checkpoint of ours or of the original; averaged ones, if it has them.
 
-        Parts of the system that are not in the file keep their start values, which is logged.
+        Parts of the system that are not in the file keep their start values, which is logged. Evaluation sees the
+        schedules where the file left them; training starts them anew.
 
         Raises:
             WeightsError: the file has tensors that this system has no place for, or lacks some of a part.
         """
         ignored = tuple(f"{name}." for name in self.cfg.weights_ignore_modules or ())
-        state = {name: value for name, value in load_tensors(path).items() if not name.startswith(ignored or ("\0",))}
+        state, self.progress = read_weights(path)
+        state = {name: value for name, value in state.items() if not name.startswith(ignored or ("\0",))}
         geometry = {name.removeprefix("geometry."): v for name, v in state.items() if name.startswith("geometry.")}
         if any("peft_layers.layers." in name for name in geometry):
             state = {name: value for name, value in state.items() if not name.startswith("geometry.")}
@@ -194,6 +197,11 @@ class GeneratorSystem(Component, pl.LightningModule):
             raise WeightsError(f"{path}: missing {_some(incomplete)}; unexpected {_some(result.unexpected_keys)}")
         absent = sorted({name.split(".")[0] for name in result.missing_keys})
         log.info("took %s from %s; not in it: %s", sorted(present), path, absent or "nothing")
+
+    def on_train_start(self) -> None:
+        """Schedules begin where the trainer does, whatever weights were loaded."""
+        self.train()
+        self.progress = Progress(self.trainer.global_step, self.trainer.datamodule.epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.records.write(self.trainer.loggers)
@@ -284,6 +292,15 @@ class GeneratorSystem(Component, pl.LightningModule):
         self.swap_average()
         if self._empty:
             raise EmptyFieldError(f"{len(self._empty)} prompts gave no mesh:\n" + "\n".join(self._empty))
+
+
+def read_weights(path: str) -> tuple[dict[str, Tensor], Progress]:
+    """The trained tensors of a file, averaged ones if there are any, and the progress they stand for, if known."""
+    if path.endswith(".safetensors"):
+        return load_tensors(path), Progress()
+    content = read_checkpoint(path)
+    state = {**content.get("state_dict", content), **content.get("ema", {})}
+    return state, Progress(content.get("global_step", 0), content.get("progress", content).get("epoch", 0))
 
 
 def _some(names: list[str]) -> str:

@@ -59,7 +59,7 @@ class Checkpointer(pl.Callback):
         self.config = config
         self._saved_step = 0
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove what a killed run left unfinished."""
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:

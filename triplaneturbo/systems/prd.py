@@ -91,15 +91,15 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
         """Load the teachers. They are kept out of the module tree: they are neither trained nor saved."""
         if not self.cfg.guidance_type:
             raise ConfigError("training needs system.guidance_type")
+        n_steps = self.trainer.datamodule.cfg.n_steps
+        if n_steps != self.cfg.num_parts_training:
+            raise ConfigError(f"data.n_steps ({n_steps}) must be num_parts_training ({self.cfg.num_parts_training})")
         self.handed_down["parallel"] = self.cfg.parallel_guidance
         self._teachers = (self._build("guidance").to(self.device),)
 
     @property
     def guidance(self) -> Any:
         return self._teachers[0]
-
-    def on_train_start(self) -> None:
-        self.train()
 
     # The method
 
