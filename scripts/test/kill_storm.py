@@ -2,9 +2,10 @@
 
     python scripts/test/kill_storm.py CONFIG.yaml --out DIR --kills 20 --inside-save 3 [key=value ...]
 
-Kills (SIGKILL) fall at random moments; the last ones, as many as --inside-save asks for, fall while a checkpoint is
-being written. Succeeds if the loss logs of the two runs are equal to the byte and the final checkpoints to the bit.
-Runs on the CPU with one thread. Every life must save at least one checkpoint, so max_steps must allow for as many.
+Kills (SIGKILL) fall at random moments between two checkpoints; the last ones, as many as --inside-save asks for, fall
+while one is being written. Succeeds if the loss logs of the two runs are equal to the byte and the final checkpoints
+to the bit. Runs on the CPU with one thread. Every life saves one checkpoint or two, so max_steps must allow for as
+many.
 """
 
 import argparse
@@ -87,7 +88,18 @@ def equal(a: object, b: object) -> bool:
     return a == b
 
 
-def storm(flags: argparse.Namespace, request: Launch, folder: Path) -> None:
+def run_undisturbed(request: Launch, output: Path, folder: Path) -> float:
+    """Let a run end; returns the mean time between two of its checkpoints."""
+    child = start(request, output)
+    times: dict[Path | None, float] = {}
+    while not finished(child):
+        times.setdefault(newest_checkpoint(folder), time.monotonic())
+        time.sleep(0.005)
+    times.pop(None, None)
+    return (max(times.values()) - min(times.values())) / max(len(times) - 1, 1)
+
+
+def storm(flags: argparse.Namespace, request: Launch, folder: Path, interval: float) -> None:
     """Kill and resume until there were enough kills, then let the run end."""
     dice = random.Random(flags.seed)
     kills = cut = 0
@@ -95,7 +107,7 @@ def storm(flags: argparse.Namespace, request: Launch, folder: Path) -> None:
         child = start(request, flags.out / "storm.log")
         enough = kills >= flags.kills and cut >= flags.inside_save
         aim = flags.kills - kills <= flags.inside_save - cut
-        delay = dice.uniform(0, flags.max_delay)
+        delay = dice.uniform(0, interval)
         result = wait_and_kill(child, folder, 1e9 if enough else delay, aim and not enough)
         if result is None:
             break
@@ -112,7 +124,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--inside-save", type=int, default=3)
-    parser.add_argument("--max-delay", type=float, default=0.5, help="seconds from a checkpoint to the next kill")
     parser.add_argument("--seed", type=int, default=0)
     flags, overrides = parser.parse_known_args()
     torch.set_num_threads(1)
@@ -124,10 +135,8 @@ def main() -> None:
         for tag in ("reference", "storm")
     }
     folders = {tag: read_experiment(request)[0].trial_dir for tag, request in requests.items()}
-    child = start(requests["reference"], flags.out / "reference.log")
-    while not finished(child):
-        time.sleep(0.05)
-    storm(flags, requests["storm"], folders["storm"] / "ckpts")
+    interval = run_undisturbed(requests["reference"], flags.out / "reference.log", folders["reference"] / "ckpts")
+    storm(flags, requests["storm"], folders["storm"] / "ckpts", interval)
     logs = [(folder / "losses.jsonl").read_bytes() for folder in folders.values()]
     states = [read_checkpoint(newest_checkpoint(folder / "ckpts")) for folder in folders.values()]
     same_log, same_state = logs[0] == logs[1], equal(*({**state, "loops": None} for state in states))
