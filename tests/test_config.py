@@ -130,7 +130,7 @@ SHIPPED = sorted(Path(__file__).parents[1].glob("configs/**/*.yaml"))
 def parts(options, place):
     """Every (place, registered name, options) in a nested configuration."""
     for key, value in options.items():
-        if key.endswith("_type") and isinstance(value, str) and value:
+        if key.endswith("_type") and key.removesuffix("_type") in options:
             name = key.removesuffix("_type")
             yield f"{place}.{name}", value, options.get(name) or {}
             yield from parts(options.get(name) or {}, f"{place}.{name}")

@@ -40,10 +40,11 @@ def parse_config(cls: type, given: Any, owner: str) -> Any:
         raise ConfigError(f"{owner} must be a mapping of options, not {given!r}")
     hints = get_type_hints(cls)
     allowed = {f.name for f in fields(cls) if f.init}
+    refused = refused_options(cls)
     values = {}
     for key, value in given.items():
-        if key in getattr(cls, "REFUSED", {}):
-            raise ConfigError(f"{owner}.{key} is not supported: {cls.REFUSED[key]}")
+        if key in refused:
+            raise ConfigError(f"{owner}.{key} is not supported: {refused[key]}")
         if key not in allowed:
             raise UnknownNameError(f"{owner} has no option {key!r}; {nearest(str(key), allowed)}")
         values[key] = _convert(hints[key], value, f"{owner}.{key}")
@@ -55,6 +56,11 @@ def parse_config(cls: type, given: Any, owner: str) -> Any:
         if hints[f.name] is Schedule and not isinstance(getattr(config, f.name), Schedule):
             object.__setattr__(config, f.name, Schedule.parse(getattr(config, f.name)))
     return config
+
+
+def refused_options(cls: type) -> dict[str, str]:
+    """Options that the configuration `cls` or a class it extends refuses, with reason and alternative."""
+    return {key: why for base in reversed(cls.__mro__) for key, why in vars(base).get("REFUSED", {}).items()}
 
 
 def _convert(hint: Any, value: Any, place: str) -> Any:
@@ -116,6 +122,10 @@ def _to_float(text: str, place: str) -> float:
         return float(text)
     except ValueError as error:
         raise ConfigError(f"{place} must be a number, not {text!r}") from error
+
+
+# The refusal of the option `weights`, which every part of the original's systems has.
+NO_OWN_WEIGHTS = "load a checkpoint into the whole system with system.weights"
 
 
 class Component:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from triplaneturbo.base import Module
+from triplaneturbo.base import NO_OWN_WEIGHTS, Module
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.ops.hashgrid import HashGrid
 from triplaneturbo.registry import register
@@ -58,6 +58,7 @@ class HashGridEnvironment(Module):
     @dataclass(kw_only=True)
     class Config:
         REFUSED: ClassVar[dict[str, str]] = {
+            "weights": NO_OWN_WEIGHTS,
             "random_aug_prob": "random_aug is not supported; remove it",
             "random_aug_color": "random_aug is not supported; remove it",
         }

@@ -37,6 +37,7 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
         REFUSED: ClassVar[dict[str, str]] = {
             **dict.fromkeys(("obj_library_dir", "rgb_bg", "normal_bg", "depth_bg"), _NO_3D_DATA),
             **dict.fromkeys(("light_sample_strategy", "unsup_light_distance_range"), _NO_LIGHT),
+            "resolution_milestones": "sizes do not change during training; set height, width, ray_height and ray_width",
             "target_prompt": "prompts are not edited; use eval_prompt or a prompt library",
             "eval_fix_camera": "evaluation shows a whole turntable; set n_val_views and n_test_views",
         }
@@ -112,7 +113,6 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
         camera_data_dir: Literal["none"] = "none"
         frontal_idx: Literal[24] = 24
         sup_unsup_mode: Literal["vanilla"] = "vanilla"
-        resolution_milestones: tuple[int, ...] = ()
 
         def __post_init__(self) -> None:
             if self.batch_size < 1 or self.batch_size % self.n_view:
@@ -120,8 +120,6 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
                     f"data.batch_size counts views, so it must be a multiple of n_view={self.n_view}, "
                     f"not {self.batch_size}"
                 )
-            if self.resolution_milestones:
-                raise ConfigError("data.resolution_milestones is not supported: sizes do not change during training")
             for name in ("elevation", "azimuth", "camera_distance", "fovy"):
                 bounds = getattr(self, f"unsup_{name}_range")
                 if bounds[0] > bounds[1]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from triplaneturbo.base import Module
+from triplaneturbo.base import NO_OWN_WEIGHTS, Module
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.geometry.field import (
     PLANE_AXES,
@@ -37,7 +37,7 @@ class FewStepTriplaneDualStableDiffusion(Module):
     @dataclass(kw_only=True)
     class Config:
         REFUSED: ClassVar[dict[str, str]] = {
-            "weights": "load a checkpoint into the whole system with system.weights",
+            "weights": NO_OWN_WEIGHTS,
             "isosurface": "the surface is extracted when a mesh is asked for; there is nothing to switch",
         }
 

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from triplaneturbo.base import Module
+from triplaneturbo.base import NO_OWN_WEIGHTS, Module
 from triplaneturbo.diffusion import NoiseSchedule, few_step_timesteps
 from triplaneturbo.errors import ConfigError, WeightsError
 from triplaneturbo.geometry import sd_configs
@@ -35,6 +35,7 @@ class TriplaneGenerator(Module):
     @dataclass(kw_only=True)
     class Config:
         REFUSED: ClassVar[dict[str, str]] = {
+            "weights": NO_OWN_WEIGHTS,
             "prompt_bias_lr_multiplier": "give the prompt bias its own learning rate in optimizer.params",
         }
 
@@ -42,8 +43,8 @@ class TriplaneGenerator(Module):
         """Folder in diffusers layout with unet/, vae/ and scheduler/."""
         training_type: str = "self_lora_rank_16-cross_lora_rank_16-locon_rank_16"
         """Ranks of the adapters, or 'full': train all of U-Net and decoder, without adapters."""
-        timestep: int = 999
-        """Of one-step generation; accepted for old configurations, generate() chooses its own."""
+        timestep: Any = 999
+        """Accepted for old configurations: of one-step generation; generate() chooses its own."""
         output_dim: int = 32
         """Channels of the decoded planes, before they are split into shape and colour."""
         gradient_checkpoint: bool = False

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from triplaneturbo.base import Module
+from triplaneturbo.base import NO_OWN_WEIGHTS, Module
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.geometry.field import Mlp, MlpConfig
 from triplaneturbo.registry import register
@@ -19,7 +19,7 @@ class NoMaterial(Module):
     @dataclass(kw_only=True)
     class Config:
         REFUSED: ClassVar[dict[str, str]] = {
-            "weights": "load a checkpoint into the whole system with system.weights",
+            "weights": NO_OWN_WEIGHTS,
         }
 
         n_output_dims: int = 3
@@ -27,7 +27,7 @@ class NoMaterial(Module):
         color_activation: Literal["sigmoid", "sigmoid-mipnerf"] = "sigmoid"
         """sigmoid-mipnerf reaches from -0.001 to 1.001, so that pure black and white are within reach."""
         requires_normal: bool = False
-        """Whether renderers compute normals; colours do not depend on them."""
+        """Accepted for old configurations: colours do not depend on normals."""
         input_feature_dims: int | None = None
         """Features a further network reads; needs mlp_network_config. None: features are colours already."""
         mlp_network_config: MlpConfig | None = None

@@ -1,12 +1,12 @@
 """What the renderers share: the scene they look at and how they are called."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from triplaneturbo.base import Module
+from triplaneturbo.base import NO_OWN_WEIGHTS, Module
 from triplaneturbo.draws import Draws
 from triplaneturbo.schedule import Progress
 from triplaneturbo.types import Cameras, Views
@@ -30,6 +30,8 @@ class Renderer(Module):
 
     @dataclass(kw_only=True)
     class Config:
+        REFUSED: ClassVar[dict[str, str]] = {"weights": NO_OWN_WEIGHTS}
+
         radius: float = 1.0
         """Half the side of the cube that holds the object."""
 

@@ -1,14 +1,14 @@
 """Full-size pictures for the price of small ones: a coarse picture of everything, a sharp patch pasted into it."""
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from triplaneturbo.base import Module
+from triplaneturbo.base import NO_OWN_WEIGHTS, Module
 from triplaneturbo.cameras import ray_directions
 from triplaneturbo.draws import Draws, keyed_generator
 from triplaneturbo.errors import ConfigError
@@ -40,6 +40,11 @@ class PatchRenderer(Module):
 
     @dataclass(kw_only=True)
     class Config:
+        REFUSED: ClassVar[dict[str, str]] = {
+            "weights": NO_OWN_WEIGHTS,
+            "radius": "the renderer that is wrapped has it: set base_renderer.radius",
+        }
+
         base_renderer_type: str
         """Registered name of the renderer that is wrapped."""
         base_renderer: dict | None = None

@@ -73,9 +73,9 @@ class VolumeRenderer(Renderer):
             "prune_alpha_threshold": "it prunes an occupancy grid; samples are placed by importance here, so remove it",
         }
 
-        num_samples_per_ray: int = 64
+        num_samples_per_ray: int = 512
         """Fine intervals, placed where light is absorbed."""
-        num_samples_per_ray_importance: int = 128
+        num_samples_per_ray_importance: int = 64
         """Even intervals, which find out where that is."""
         near_plane: float = 0.1
         """Start of the stretch of each ray that is looked at, with ray_range planes."""
@@ -85,7 +85,7 @@ class VolumeRenderer(Renderer):
         """box: look at each ray only where it is inside the cube of half side `radius`."""
         use_volsdf: bool = False
         """VolSDF density in place of NeuS opacity."""
-        learned_variance_init: float = 0.4605
+        learned_variance_init: float = 0.3
         """Sharpness s = exp(10 x) of the surface: the first x."""
         trainable_variance: bool = True
         """Whether x is learned."""
@@ -104,7 +104,7 @@ class VolumeRenderer(Renderer):
         normal_direction: NormalDirection = "camera"
         """Axes of the normal picture, see `shading.normals_as_colors`."""
         estimator: str = "importance"
-        """Only importance."""
+        """Only importance: an occupancy grid belongs to one scene."""
 
         def __post_init__(self) -> None:
             if self.estimator != "importance":

@@ -51,9 +51,9 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
         scheduler_dir: str | None = None
         """Must be the generator's folder, whose noise schedule is used; None: do not check."""
         noise_scheduler: Literal["ddpm", "ddim"] = "ddpm"
-        """Both name the same way of adding noise."""
+        """Accepted for old configurations: both name the same way of adding noise."""
         sample_scheduler: Literal["ddim"] = "ddim"
-        """How planes are generated."""
+        """How planes are generated; only ddim does so in a few steps."""
         timesteps_from_T: Literal[True] = True
         """The first timestep is the noisiest."""
         initialize_shape: bool = False
