@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from triplaneturbo.ops.marching_cubes import marching_cubes
+from triplaneturbo.ops.marching_cubes import marching_cubes, marching_cubes_packed
 from triplaneturbo.ops.marching_cubes_tables import CORNERS, EDGES, triangles_of_cases
 
 
@@ -133,3 +133,15 @@ def test_a_field_without_a_sign_change_gives_an_empty_mesh(value):
     assert vertices.shape == (0, 3)
     assert faces.shape == (0, 3)
     vertices.sum().backward()
+
+
+def test_grids_in_a_batch_stay_apart():
+    rng = torch.Generator().manual_seed(2)
+    fields = torch.rand(3, 5, 6, 7, dtype=torch.float64, generator=rng)
+    fields[1] = 1
+    shifts = 0.1 * torch.randn(3, 5, 6, 7, 3, dtype=torch.float64, generator=rng)
+    vertices, faces, grid = marching_cubes_packed(fields, shifts, level=0.5)
+    singles = [marching_cubes(field, shift, level=0.5) for field, shift in zip(fields, shifts, strict=True)]
+    assert torch.equal(vertices, torch.cat([single[0] for single in singles]))
+    assert grid.bincount().tolist() == [len(single[0]) for single in singles]
+    assert torch.equal(faces, torch.cat([singles[0][1], singles[2][1] + len(singles[0][0])]))

@@ -246,3 +246,22 @@ def test_blending_is_linear_in_the_image():
     torch.testing.assert_close(both, 2 * blended + antialias(second, raster, positions, faces))
     (grad,) = torch.autograd.grad((blended * weight).sum(), first)
     torch.testing.assert_close((grad * first).sum(), (blended * weight).sum())
+
+
+def test_several_meshes_are_drawn_as_each_alone():
+    first, second = sphere(10, 0.5), sphere(14, 0.6)
+    empty = first[0][:0], first[1][:0]
+    views = [torch.cat([perspective(v, 2.0), perspective(v.flip(1), 2.5)]) for v, _ in (first, empty, second)]
+    alone_images = []
+    for positions, (vertices, faces) in zip(views, (first, empty, second), strict=True):
+        raster = rasterize(positions, faces, 12, 16)
+        image = interpolate(vertices, raster, faces) + interpolate(positions, raster, faces)[..., :3]
+        alone_images.append(antialias(image, raster, positions, faces))
+    positions, vertices = torch.cat(views, 1), torch.cat([first[0], second[0]])
+    faces = torch.cat([first[1], second[1] + len(first[0])])
+    mesh_index = torch.tensor([0] * len(first[1]) + [2] * len(second[1]))
+    raster = rasterize(positions, faces, 12, 16, mesh_index, n_meshes=3)
+    image = interpolate(vertices, raster, faces) + interpolate(positions, raster, faces)[..., :3]
+    together = antialias(image, raster, positions, faces, mesh_index)
+    assert together.any()
+    torch.testing.assert_close(together, torch.cat(alone_images))

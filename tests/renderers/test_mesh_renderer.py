@@ -9,7 +9,7 @@ from triplaneturbo.errors import ConfigError, EmptyFieldError
 from triplaneturbo.geometry.isosurface import extract
 from triplaneturbo.renderers.mesh import MeshRenderer
 from triplaneturbo.renderers.shading import disparity, normals_as_colors
-from triplaneturbo.renderers.surface import force_surface, surface_mesh, surface_points
+from triplaneturbo.renderers.surface import force_surface, surface_meshes, surface_points
 from triplaneturbo.renderers.volume import VolumeRenderer
 from triplaneturbo.schedule import Progress
 
@@ -42,6 +42,16 @@ class Waves(Solid):
 
     def basis(self, points):
         return torch.cat([(5 * points).sin(), (4 * points + 1).cos()], -1)
+
+
+class LiftedWaves(Waves):
+    """The same, coloured by the planes; with a large last texel the field is positive everywhere."""
+
+    def sdf(self, planes, points):
+        return super().sdf(planes, points) + planes[:, -1:, -1, -1, -1:].square()
+
+    def features(self, planes, points):
+        return 2 * points + planes[:, :3, 0, 0, 0].unsqueeze(1)
 
 
 def wavy_planes(batch=1):
@@ -103,12 +113,42 @@ def test_each_prompt_is_drawn_from_its_own_planes_and_views():
         torch.testing.assert_close(both.extras["meshes"][prompt].vertices, alone.extras["meshes"][0].vertices)
 
 
+@pytest.mark.parametrize("detached", [True, False])
+def test_a_batch_equals_single_calls_with_and_without_a_surface(detached):
+    planes = wavy_planes(3)
+    planes[1, -1, -1, -1, -1] = 3.0
+    weights = torch.randn(6, 14, 18, 3, generator=torch.Generator().manual_seed(1))
+    view = cameras(0.0, 70.0, 150.0, 220.0, 10.0, 300.0, n_view=2)
+    subject = renderer(LiftedWaves(), isosurface_resolution=15, allow_empty_flag=detached, surface_samples=True)
+
+    def draw(single, rows):
+        leaf = single.clone().requires_grad_()
+        views = subject(leaf, view.select(rows, 2), TEXT.expand(len(leaf), -1), size=(14, 18))
+        loss = sum((getattr(views, name) * weights[rows]).sum() for name in PICTURES)
+        return views, torch.autograd.grad(loss, leaf)[0]
+
+    together, gradient = draw(planes, slice(0, 6))
+    for prompt in range(3):
+        rows = slice(2 * prompt, 2 * prompt + 2)
+        alone, truth = draw(planes[prompt : prompt + 1], rows)
+        for name in PICTURES:
+            torch.testing.assert_close(getattr(together, name)[rows], getattr(alone, name))
+        for name in ("sdf", "sdf_grad"):
+            torch.testing.assert_close(together.extras[name][prompt], alone.extras[name][0])
+        mesh, single = together.extras["meshes"][prompt], alone.extras["meshes"][0]
+        assert len(mesh.faces) > 0
+        assert torch.equal(mesh.faces, single.faces)
+        torch.testing.assert_close(mesh.vertices, single.vertices)
+        torch.testing.assert_close(gradient[prompt], truth[0], rtol=1e-4, atol=1e-4)
+
+
 def test_gradients_are_those_through_the_whole_grid():
     resolution = 13
     line = torch.linspace(-1, 1, resolution)
     grid = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1).view(1, -1, 3)
     planes = wavy_planes().requires_grad_()
-    vertices, faces = surface_mesh(Waves(), planes, resolution, radius=1.0)
+    (mesh,) = surface_meshes(Waves(), planes, resolution, radius=1.0)
+    vertices, faces = mesh.vertices, mesh.faces
     sdf, deformation = Waves().sdf_and_deformation(planes, grid)
     shape = (resolution,) * 3
     expected, expected_faces = extract(sdf.view(shape), deformation.view(*shape, 3), 1.0)
@@ -135,9 +175,10 @@ def test_deformation_is_in_cells_of_the_training_grid_unless_original():
     for compat in ("right", "original"):
         geometry = Waves()
         still = torch.cat([planes.flatten()[:6], torch.zeros(18)]).view_as(planes)
-        rest = surface_mesh(geometry, still, 25, radius=1.0)
+        (rest,) = surface_meshes(geometry, still, 25, radius=1.0)
         geometry.cfg.compat = compat
-        moved.append((surface_mesh(geometry, planes, 25, radius=1.0)[0] - rest[0]).abs().mean())
+        (mesh,) = surface_meshes(geometry, planes, 25, radius=1.0)
+        moved.append((mesh.vertices - rest.vertices).abs().mean())
     torch.testing.assert_close(moved[0], 2 * moved[1])
 
 
@@ -193,7 +234,8 @@ def test_color_pulls_on_the_surface():
 def test_a_field_without_surface_gets_a_stand_in(sign):
     geometry = Solid(lambda points, size: sign * (points.square().sum(-1, keepdim=True) + size))
     planes = planes_of(0.3).requires_grad_()
-    vertices, faces = surface_mesh(geometry, planes, 12, radius=1.0)
+    (mesh,) = surface_meshes(geometry, planes, 12, radius=1.0)
+    vertices, faces = mesh.vertices, mesh.faces
     assert len(faces) > 0
     assert vertices.abs().max() <= 1.2
     (gradient,) = torch.autograd.grad(vertices.square().sum(), planes)

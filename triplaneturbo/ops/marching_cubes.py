@@ -25,6 +25,20 @@ def marching_cubes(
     (positive signed volume), and both are ordered by grid position. With `pad` the grid is surrounded by points
     of value level + 1, so the mesh is closed. A field without a sign change gives no vertices and no faces.
     """
+    deformation = None if deformation is None else deformation[None]
+    vertices, faces, _ = marching_cubes_packed(sdf[None], deformation, level=level, pad=pad)
+    return vertices, faces
+
+
+def marching_cubes_packed(
+    sdf: Float[Tensor, "B X Y Z"],
+    deformation: Float[Tensor, "B X Y Z 3"] | None = None,
+    *,
+    level: float = 0.0,
+    pad: bool = True,
+) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"], Int[Tensor, " V"]]:
+    """`marching_cubes` of B grids at once: vertices and faces of all meshes one after the other, and the grid that
+    each vertex belongs to. Faces hold rows of the joint vertices."""
     if pad:
         sdf = F.pad(sdf, [1] * 6, value=level + 1)
         if deformation is not None:
@@ -34,26 +48,27 @@ def marching_cubes(
     vertices = _vertices(sdf, deformation, edges, level)
     if pad:
         vertices = vertices - 1
-    return vertices, _triangles(inside, edges)
+    return vertices, _triangles(inside, edges), edges // (3 * inside[0].numel())
 
 
 def _crossed_edges(inside: Tensor) -> Tensor:
     """Sorted ids (grid point * 3 + axis) of the grid edges with one end inside: [V]."""
     crossed = inside.new_zeros(*inside.shape, 3)
     for axis in range(3):
-        size = inside.shape[axis] - 1
-        change = inside.narrow(axis, 0, size) ^ inside.narrow(axis, 1, size)
-        crossed[..., axis].narrow(axis, 0, size).copy_(change)
+        size = inside.shape[1 + axis] - 1
+        change = inside.narrow(1 + axis, 0, size) ^ inside.narrow(1 + axis, 1, size)
+        crossed[..., axis].narrow(1 + axis, 0, size).copy_(change)
     return crossed.view(-1).nonzero().squeeze(1)
 
 
 def _vertices(sdf: Tensor, deformation: Tensor | None, edges: Tensor, level: float) -> Tensor:
-    _, rows, columns = sdf.shape
+    _, layers, rows, columns = sdf.shape
     axis = edges % 3
     start = edges // 3
     strides = torch.tensor([rows * columns, columns, 1], device=sdf.device)
     stop = start + strides[axis]
-    position0 = torch.stack([start // (rows * columns), start // columns % rows, start % columns], 1).to(sdf.dtype)
+    place = [start // (rows * columns) % layers, start // columns % rows, start % columns]
+    position0 = torch.stack(place, 1).to(sdf.dtype)
     position1 = position0 + F.one_hot(axis, 3)
     if deformation is not None:
         deformation = deformation.reshape(-1, 3)
@@ -66,29 +81,26 @@ def _vertices(sdf: Tensor, deformation: Tensor | None, edges: Tensor, level: flo
 
 
 def _triangles(inside: Tensor, edges: Tensor) -> Tensor:
-    _, rows, columns = inside.shape
+    _, layers, rows, columns = inside.shape
     cases = _cases(inside)
-    cells = ((cases != 0) & (cases != 255)).nonzero()
-    case = cases[tuple(cells.T)].long()
-    corner = (cells[:, 0] * rows + cells[:, 1]) * columns + cells[:, 2]
+    grid, x, y, z = cells = ((cases != 0) & (cases != 255)).nonzero().unbind(1)
+    case = cases[cells].long()
+    corner = ((grid * layers + x) * rows + y) * columns + z
 
     offsets = _edge_offsets(rows, columns, inside.device)
     candidates = _triangle_table(inside.device)[case]
     present = candidates[..., 0] >= 0
     ids = (corner.view(-1, 1, 1) * 3 + offsets[candidates])[present]
-    # Only entries of crossed edges are ever read.
-    number = torch.empty(inside.numel() * 3, dtype=torch.long, device=inside.device)
-    number[edges] = torch.arange(len(edges), device=inside.device)
-    return number[ids]
+    return torch.searchsorted(edges, ids)
 
 
 def _cases(inside: Tensor) -> Tensor:
     """Case of every cell: bit k is set where corner k is outside."""
     outside = (~inside).to(torch.uint8)
-    x, y, z = (size - 1 for size in inside.shape)
-    cases = outside.new_zeros(x, y, z)
+    grids, x, y, z = inside.shape[0], *(size - 1 for size in inside.shape[1:])
+    cases = outside.new_zeros(grids, x, y, z)
     for bit, (i, j, k) in enumerate(CORNERS):
-        cases |= outside[i : i + x, j : j + y, k : k + z] << bit
+        cases |= outside[:, i : i + x, j : j + y, k : k + z] << bit
     return cases
 
 

@@ -1,6 +1,10 @@
 """Differentiable triangle rasterisation: visibility, interpolation of attributes, antialiased silhouettes.
 
 Row i, column j of an image is centred at ((2j+1)/W - 1, (2i+1)/H - 1) in normalised device coordinates.
+
+Several meshes, each seen from V cameras of its own, are drawn at once: their vertices and faces are joined, faces hold
+rows of the joint vertices, and the mesh of every face is given as `mesh_index`. Image m * V + v (of M in all) shows
+mesh m from its camera v; `positions_clip[v]` has each vertex as camera v of the vertex's mesh sees it.
 """
 
 from dataclasses import dataclass
@@ -30,66 +34,77 @@ class Raster:
     positions.
     """
 
-    face_index: Int[Tensor, "V H W"]
-    barycentric: Float[Tensor, "V H W 3"]
-    depth: Float[Tensor, "V H W"]
+    face_index: Int[Tensor, "M H W"]
+    barycentric: Float[Tensor, "M H W 3"]
+    depth: Float[Tensor, "M H W"]
 
 
-def rasterize(positions_clip: Float[Tensor, "V N 4"], faces: Int[Tensor, "F 3"], height: int, width: int) -> Raster:
-    """Nearest face at every pixel centre, seen from either side, for V views of one mesh.
+def rasterize(
+    positions_clip: Float[Tensor, "V N 4"],
+    faces: Int[Tensor, "F 3"],
+    height: int,
+    width: int,
+    mesh_index: Int[Tensor, " F"] | None = None,
+    n_meshes: int = 1,
+) -> Raster:
+    """Nearest face at every pixel centre, seen from either side, for V views of each mesh.
 
     Smaller z/w is nearer, of equal depths the lower face index wins: the result is the same on every device.
     Faces with a vertex at w <= 0 are dropped, not clipped; so are pixels with z/w outside [-1, 1].
     """
     views = positions_clip.shape[0]
+    images = n_meshes * views
     with torch.no_grad():
-        face_index = _visible_faces(positions_clip, faces, height, width)
+        image = _images(views, faces, mesh_index)
+        face_index = _visible_faces(positions_clip, faces, image, (images, height, width))
         pixels = (face_index >= 0).nonzero().squeeze(1)
-        view, row, column = pixels // (height * width), pixels // width % height, pixels % width
+        view, row, column = pixels // (height * width) % views, pixels // width % height, pixels % width
         corners = faces[face_index[pixels]] + (view * positions_clip.shape[1]).unsqueeze(1)
         x = (2 * column + 1).to(positions_clip.dtype) / width - 1
         y = (2 * row + 1).to(positions_clip.dtype) / height - 1
     vertices = positions_clip.reshape(-1, 4).index_select(0, corners.flatten()).view(-1, 3, 4)
     weights, depth = _perspective_barycentric(vertices, x, y)
-    barycentric = weights.new_zeros(views * height * width, 3).index_copy(0, pixels, weights)
-    depth_image = depth.new_zeros(views * height * width).index_copy(0, pixels, depth)
+    barycentric = weights.new_zeros(images * height * width, 3).index_copy(0, pixels, weights)
+    depth_image = depth.new_zeros(images * height * width).index_copy(0, pixels, depth)
     return Raster(
-        face_index.view(views, height, width),
-        barycentric.view(views, height, width, 3),
-        depth_image.view(views, height, width),
+        face_index.view(images, height, width),
+        barycentric.view(images, height, width, 3),
+        depth_image.view(images, height, width),
     )
 
 
 def interpolate(
     attributes: Float[Tensor, "V N C"] | Float[Tensor, "N C"], raster: Raster, faces: Int[Tensor, "F 3"]
-) -> Float[Tensor, "V H W C"]:
+) -> Float[Tensor, "M H W C"]:
     """Vertex attributes at every pixel, 0 where empty.
 
     Differentiable in the attributes and, through the barycentrics, in the positions.
     """
-    views, height, width = raster.face_index.shape
+    images, height, width = raster.face_index.shape
     count, channels = attributes.shape[-2:]
     face = raster.face_index.flatten()
     pixels = (face >= 0).nonzero().squeeze(1)
     corners = faces[face[pixels]]
     if attributes.dim() == 3:
-        corners = corners + (pixels // (height * width) * count).unsqueeze(1)
+        view = pixels // (height * width) % len(attributes)
+        corners = corners + (view * count).unsqueeze(1)
     values = attributes.reshape(-1, channels).index_select(0, corners.flatten()).view(-1, 3, channels)
     weights = raster.barycentric.reshape(-1, 3).index_select(0, pixels)
     seen = (weights.unsqueeze(2) * values).sum(1)
     return (
-        seen.new_zeros(views * height * width, channels)
+        seen.new_zeros(images * height * width, channels)
         .index_copy(0, pixels, seen)
-        .view(views, height, width, channels)
+        .view(images, height, width, channels)
     )
 
 
 def antialias(
-    image: Float[Tensor, "V H W C"],
+    image: Float[Tensor, "M H W C"],
     raster: Raster,
     positions_clip: Float[Tensor, "V N 4"],
     faces: Int[Tensor, "F 3"],
-) -> Float[Tensor, "V H W C"]:
+    mesh_index: Int[Tensor, " F"] | None = None,
+) -> Float[Tensor, "M H W C"]:
     """Blends pixels along silhouettes by how far the silhouette reaches into them (Laine et al. 2020, 3.6).
 
     Where a visible silhouette edge (no face on its other side, or one folded back) passes between two
@@ -107,7 +122,7 @@ def antialias(
     w = positions_clip[..., 3:]
     screen = ((positions_clip[..., :2] / torch.where(w > 0, w, 1) + 1) * size - 1) / 2
     with torch.no_grad():
-        near, far, axis, line, cell, ends = _silhouette_crossings(raster, screen, positions_clip, faces)
+        near, far, axis, line, cell, ends = _silhouette_crossings(raster, screen, positions_clip, faces, mesh_index)
     points = screen.reshape(-1, 2).index_select(0, ends.flatten()).view(-1, 2, 2)
     position, _ = _crossing(points, axis, line)
     share = torch.where(near < far, position - cell, cell + 1 - position) - 0.5
@@ -130,13 +145,14 @@ class _Crossings(NamedTuple):
     ends: Tensor  # end points of the edge, rows of the flattened vertices [n, 2]
 
 
-def _silhouette_crossings(raster: Raster, screen: Tensor, positions: Tensor, faces: Tensor) -> _Crossings:
+def _silhouette_crossings(
+    raster: Raster, screen: Tensor, positions: Tensor, faces: Tensor, mesh_index: Tensor | None
+) -> _Crossings:
     """At most one crossing for each pair of pixels and covered side: the one that reaches farthest."""
     height, width = raster.face_index.shape[1:]
     points = screen.reshape(-1, 2)
-    edges = _silhouette_edges(screen, positions, faces)
+    edges, image = _silhouette_edges(screen, positions, faces, _images(len(screen), faces, mesh_index))
     edge, axis, line = _crossed_lines(points[edges[:, 0]], points[edges[:, 1]], height, width)
-    view = edges[edge, 0] // screen.shape[1]
     start, stop, third = edges[edge].unbind(1)
     ends = torch.stack([start, stop], 1)
     position, fraction = _crossing(points[ends], axis, line)
@@ -144,7 +160,7 @@ def _silhouette_crossings(raster: Raster, screen: Tensor, positions: Tensor, fac
 
     in_row = axis == 0
     inside = (cell >= 0) & (cell < torch.where(in_row, width, height) - 1)
-    first = torch.where(in_row, line * width + cell, cell * width + line) + view * height * width
+    first = torch.where(in_row, line * width + cell, cell * width + line) + image[edge] * (height * width)
     first = torch.where(inside, first, 0)
     second = torch.where(inside, first + torch.where(in_row, 1, width), 0)
     direction = points[stop] - points[start]
@@ -190,25 +206,21 @@ def _crossing(ends: Tensor, axis: Tensor, line: Tensor) -> tuple[Tensor, Tensor]
     return along[:, 0] + fraction * (along[:, 1] - along[:, 0]), fraction
 
 
-def _silhouette_edges(screen: Tensor, positions: Tensor, faces: Tensor) -> Tensor:
-    """Edges with no face on their other side as seen: their ends and their face's third vertex [n, 3].
+def _silhouette_edges(screen: Tensor, positions: Tensor, faces: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Edges with no face on their other side as seen: their ends and their face's third vertex [n, 3], and the image
+    that shows them [n].
 
     Vertices are rows of the flattened [V*N]. Edges of faces with a vertex at w <= 0 are left out.
     """
     count = screen.shape[1]
-    opposite = _opposite_vertices(faces, count)
-    in_front = positions[..., 3] > 0
-    edges = []
-    for turn in range(3):
-        a, b, c = faces.roll(-turn, 1).unbind(1)
-        other = opposite[:, turn]
-        origin = screen[:, a]
-        direction = screen[:, b] - origin
-        folded = _cross(direction, screen[:, c] - origin) * _cross(direction, screen[:, other] - origin) > 0
-        drawn = in_front[:, a] & in_front[:, b] & in_front[:, c]
-        view, face = (drawn & (folded | (other < 0))).nonzero().unbind(1)
-        edges.append(torch.stack([a[face], b[face], c[face]], 1) + (view * count).unsqueeze(1))
-    return torch.cat(edges)
+    a, b, c = (faces.roll(-turn, 1).flatten() for turn in range(3))
+    other = _opposite_vertices(faces, count).flatten()
+    origin = screen[:, a]
+    direction = screen[:, b] - origin
+    folded = _cross(direction, screen[:, c] - origin) * _cross(direction, screen[:, other] - origin) > 0
+    drawn = (positions[..., 3] > 0)[:, faces].all(-1).repeat_interleave(3, 1)
+    view, edge = (drawn & (folded | (other < 0))).nonzero().unbind(1)
+    return torch.stack([a[edge], b[edge], c[edge]], 1) + (view * count).unsqueeze(1), image[view, edge // 3]
 
 
 def _opposite_vertices(faces: Tensor, count: int) -> Tensor:
@@ -241,8 +253,15 @@ def _perspective_barycentric(vertices: Tensor, x: Tensor, y: Tensor) -> tuple[Te
     return weights, depth
 
 
-def _visible_faces(positions: Tensor, faces: Tensor, height: int, width: int) -> Tensor:
-    """Index of the nearest face at every pixel, -1 where there is none: [V*H*W]."""
+def _images(views: int, faces: Tensor, mesh_index: Tensor | None) -> Tensor:
+    """Image that shows each face in each view: [V, F]."""
+    view = torch.arange(views, device=faces.device).unsqueeze(1)
+    return view.expand(-1, len(faces)) if mesh_index is None else mesh_index * views + view
+
+
+def _visible_faces(positions: Tensor, faces: Tensor, image: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Index of the nearest face at every pixel, -1 where there is none: [M*H*W]."""
+    images, height, width = shape
     views, count, _ = positions.shape
     screen, depth = _screen_vertices(positions.reshape(-1, 4), height, width)
     in_front = positions[..., 3].reshape(-1) > 0
@@ -250,18 +269,19 @@ def _visible_faces(positions: Tensor, faces: Tensor, height: int, width: int) ->
     corners = (faces + first_vertex).view(-1, 3).unbind(1)
     low, extent = _pixel_boxes([screen[corner] for corner in corners], height, width)
     boxes = extent[:, 0].long() * extent[:, 1] * (in_front[corners[0]] & in_front[corners[1]] & in_front[corners[2]])
+    image = image.flatten()
 
-    nearest = torch.full((views * height * width,), _EMPTY, device=positions.device)
+    nearest = torch.full((images * height * width,), _EMPTY, device=positions.device)
     for part in _bounded_parts(boxes, _FRAGMENTS_GPU if positions.is_cuda else _FRAGMENTS_CPU):
         sizes = boxes[part]
-        triangle = part.repeat_interleave(sizes)
-        within = torch.arange(len(triangle), device=part.device)
-        within -= (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        row = torch.arange(len(part), device=part.device).repeat_interleave(sizes)
+        triangle = part[row]
+        within = torch.arange(len(triangle), device=part.device) - (sizes.cumsum(0) - sizes)[row]
         offset = torch.stack([within % extent[triangle, 0], within // extent[triangle, 0]], 1)
         pixel = low[triangle] + offset
         owner = [corner[triangle] for corner in corners]
         covered, z = _coverage([screen[o] for o in owner], [depth[o] for o in owner], pixel)
-        index = (triangle // len(faces) * height + pixel[:, 1]) * width + pixel[:, 0]
+        index = (image[triangle] * height + pixel[:, 1]) * width + pixel[:, 0]
         key = _sortable(z) << 32 | triangle % len(faces)
         nearest.scatter_reduce_(0, index[covered], key[covered], "amin")
     return torch.where(nearest == _EMPTY, -1, nearest & 0xFFFFFFFF)

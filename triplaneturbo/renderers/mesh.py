@@ -1,8 +1,7 @@
 """Rasterised pictures of the surface: every prompt's field becomes a mesh, drawn from its views."""
 
-import itertools
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +15,9 @@ from triplaneturbo.ops.mesh import keep_large_components, vertex_normals
 from triplaneturbo.ops.rasterize import Raster, antialias, interpolate, rasterize
 from triplaneturbo.registry import register
 from triplaneturbo.renderers.base import START, NormalDirection, Renderer, check_views
+from triplaneturbo.renderers.packing import PackedMeshes, PromptTable
 from triplaneturbo.renderers.shading import NORMAL_BACKGROUND, WHITE, disparity, normals_as_colors, over
-from triplaneturbo.renderers.surface import surface_mesh
+from triplaneturbo.renderers.surface import surface_meshes
 from triplaneturbo.schedule import Progress, Schedule
 from triplaneturbo.types import Cameras, Mesh, Views
 
@@ -99,22 +99,19 @@ class MeshRenderer(Renderer):
         deformation_share = self.cfg.def_grad_shrink(progress)
         if self.cfg.compat == "original" and deformation_share != 0:
             deformation_share = sdf_share
-        meshes = []
-        for single in planes.split(1):
-            vertices, faces = surface_mesh(
-                self.scene.geometry,
-                single,
-                self.cfg.isosurface_resolution,
-                radius=self.cfg.radius,
-                sdf_share=sdf_share,
-                deformation_share=deformation_share,
-                detach_if_empty=self.cfg.allow_empty_flag,
-            )
-            if self.cfg.isosurface_remove_outliers:
-                threshold = self.cfg.isosurface_outlier_n_faces_threshold
-                vertices, faces = keep_large_components(vertices, faces, threshold)
-            meshes.append(Mesh(vertices, faces))
-        return meshes
+        meshes = surface_meshes(
+            self.scene.geometry,
+            planes,
+            self.cfg.isosurface_resolution,
+            radius=self.cfg.radius,
+            sdf_share=sdf_share,
+            deformation_share=deformation_share,
+            detach_if_empty=self.cfg.allow_empty_flag,
+        )
+        if not self.cfg.isosurface_remove_outliers:
+            return meshes
+        threshold = self.cfg.isosurface_outlier_n_faces_threshold
+        return [Mesh(*keep_large_components(mesh.vertices, mesh.faces, threshold)) for mesh in meshes]
 
     def render_meshes(
         self,
@@ -126,41 +123,37 @@ class MeshRenderer(Renderer):
     ) -> Views:
         """Pictures of given meshes, one for each prompt, coloured by the planes; `directions` of the background."""
         check_views(planes, cameras)
-        n_view = cameras.n_view
-        views = []
-        for i, mesh in enumerate(meshes):
-            rows = slice(i * n_view, (i + 1) * n_view)
-            text = pooled_text if self.cfg.compat == "original" else pooled_text[i : i + 1]
-            background = self.scene.background(directions[rows], text)
-            views.append(self._draw(mesh, planes[i : i + 1], cameras.select(rows, n_view), background))
-        return _join(views)
+        height, width = directions.shape[1:3]
+        packed = PackedMeshes.join(meshes)
+        clip = _clip_positions(packed, world_to_clip(cameras, width / height))
+        raster = rasterize(clip, packed.faces, height, width, packed.face_mesh, packed.count)
+        background = self._background(directions, pooled_text, cameras.n_view)
+        views = self.shade(packed, raster, clip, planes, cameras, background)
+        views.extras["meshes"] = meshes
+        return views
 
-    def _draw(
-        self, mesh: Mesh, planes: Float[Tensor, "1 6 C h w"], cameras: Cameras, background: Float[Tensor, "V H W 3"]
-    ) -> Views:
-        """Pictures of one prompt's mesh."""
-        height, width = background.shape[1:3]
-        homogeneous = F.pad(mesh.vertices, (0, 1), value=1.0)
-        clip = torch.einsum("vij,nj->vni", world_to_clip(cameras, width / height), homogeneous)
-        return self.shade(mesh, rasterize(clip, mesh.faces, height, width), clip, planes, cameras, background)
+    def _background(self, directions: Tensor, pooled_text: Tensor, n_view: int) -> Tensor:
+        if self.cfg.compat == "right":
+            return self.scene.background(directions, pooled_text)
+        return torch.cat([self.scene.background(part, pooled_text) for part in directions.split(n_view)])
 
     def shade(
         self,
-        mesh: Mesh,
+        meshes: PackedMeshes,
         raster: Raster,
         clip: Float[Tensor, "V N 4"],
-        planes: Float[Tensor, "1 6 C h w"],
+        planes: Float[Tensor, "B 6 C h w"],
         cameras: Cameras,
-        background: Float[Tensor, "V H W 3"],
+        background: Float[Tensor, "M H W 3"],
     ) -> Views:
-        """Pictures of one prompt's mesh from what each pixel sees."""
+        """Pictures of the meshes from what each pixel sees."""
         visible = raster.face_index >= 0
-        mask = visible.unsqueeze(-1).to(mesh.vertices.dtype)
-        attributes = torch.cat([mesh.vertices, vertex_normals(mesh.vertices, mesh.faces)], -1)
-        points, normal = interpolate(attributes, raster, mesh.faces).split(3, -1)
+        mask = visible.unsqueeze(-1).to(meshes.vertices.dtype)
+        attributes = torch.cat([meshes.vertices, vertex_normals(meshes.vertices, meshes.faces)], -1)
+        points, normal = interpolate(attributes, raster, meshes.faces).split(3, -1)
         normal = F.normalize(normal, dim=-1)
         if self.cfg.compat == "original":
-            depth = interpolate(clip, raster, mesh.faces)[..., 2:3]
+            depth = interpolate(clip, raster, meshes.faces)[..., 2:3]
         else:
             depth = torch.linalg.vector_norm(points - cameras.positions[:, None, None], dim=-1, keepdim=True) * mask
         color, extras = self._surface_colors(planes, points, visible)
@@ -173,35 +166,33 @@ class MeshRenderer(Renderer):
             "comp_normal": (normal + 1) / 2 * mask,
             "rgb": over(color, mask, background),
         }
-        smooth = antialias(torch.cat(list(layers.values()), -1), raster, clip, mesh.faces)
+        smooth = antialias(torch.cat(list(layers.values()), -1), raster, clip, meshes.faces, meshes.face_mesh)
         widths = [layer.shape[-1] for layer in layers.values()]
         pictures = dict(zip(layers, smooth.split(widths, -1), strict=True))
-        extras |= {"comp_normal": pictures.pop("comp_normal"), "meshes": [mesh]}
+        extras["comp_normal"] = pictures.pop("comp_normal")
         return Views(**pictures, depth=depth, extras=extras)
 
     def _surface_colors(
-        self, planes: Tensor, points: Float[Tensor, "V H W 3"], visible: Tensor
-    ) -> tuple[Float[Tensor, "V H W 3"], dict[str, list[Tensor]]]:
+        self, planes: Tensor, points: Float[Tensor, "M H W 3"], visible: Tensor
+    ) -> tuple[Float[Tensor, "M H W 3"], dict[str, Any]]:
         """Colours at the visible points, 0 elsewhere, and with `surface_samples` the field there."""
         pixels = visible.flatten().nonzero().squeeze(1)
-        seen = points.reshape(-1, 3).index_select(0, pixels)[None]
+        table = PromptTable(pixels // (visible.numel() // len(planes)), len(planes))
+        seen = table.fill(points.reshape(-1, 3).index_select(0, pixels), spare=self.cfg.radius)
         extras = {}
         if self.cfg.surface_samples:
             found = self.scene.geometry.query(planes, seen, features=True, normals=True)
-            features, extras = found.features, {"sdf": [found.sdf[0]], "sdf_grad": [found.sdf_grad[0]]}
+            features, extras = found.features, {"sdf": table.rows(found.sdf), "sdf_grad": table.rows(found.sdf_grad)}
         else:
             features = self.scene.geometry.features(planes, seen)
-        colors = self.scene.material(features)[0]
+        colors = table.read(self.scene.material(features))
         canvas = colors.new_zeros(visible.numel(), 3).index_copy(0, pixels, colors)
         return canvas.view(*visible.shape, 3), extras
 
 
-def _join(views: list[Views]) -> Views:
-    """The pictures of several prompts as one, rows prompt-major."""
-    names = ("rgb", "normal", "disparity", "opacity", "depth", "normal_white")
-    extras = {}
-    for name in views[0].extras:
-        values = [v.extras[name] for v in views]
-        is_picture = isinstance(values[0], Tensor)
-        extras[name] = torch.cat(values) if is_picture else list(itertools.chain.from_iterable(values))
-    return Views(**{name: torch.cat([getattr(v, name) for v in views]) for name in names}, extras=extras)
+def _clip_positions(meshes: PackedMeshes, matrices: Float[Tensor, "M 4 4"]) -> Float[Tensor, "V N 4"]:
+    """Every vertex as the cameras of its own mesh see it."""
+    table = PromptTable(meshes.vertex_mesh, meshes.count)
+    homogeneous = table.fill(F.pad(meshes.vertices, (0, 1), value=1.0), spare=1.0)
+    clip = homogeneous @ matrices.view(meshes.count, -1, 4).transpose(1, 2)
+    return table.read(clip).unflatten(1, (-1, 4)).transpose(0, 1).contiguous()

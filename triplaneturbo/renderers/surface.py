@@ -1,4 +1,4 @@
-"""The surface of a field as a mesh for training: gradients flow through the few grid points that touch it."""
+"""The surfaces of fields as meshes for training: gradients flow through the few grid points that touch them."""
 
 import math
 from typing import Any
@@ -9,26 +9,29 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from triplaneturbo.errors import EmptyFieldError
-from triplaneturbo.geometry.isosurface import extract
+from triplaneturbo.ops.marching_cubes import marching_cubes_packed
+from triplaneturbo.renderers.packing import PromptTable, split_meshes
 from triplaneturbo.renderers.shading import shrink_gradient
+from triplaneturbo.types import Mesh
 
-# Grid points evaluated at a time without gradient.
-_CHUNK = 1 << 19
+# Grid points evaluated at a time without gradient, of all prompts together.
+_CHUNK_CPU = 1 << 19
+_CHUNK_GPU = 1 << 21
 # Grid points next to the boundary that are put outside when a field has no surface.
 _BORDER = 2
 
 
-def surface_mesh(
+def surface_meshes(
     geometry: Any,
-    planes: Float[Tensor, "1 6 C h w"],
+    planes: Float[Tensor, "B 6 C h w"],
     resolution: int,
     *,
     radius: float,
     sdf_share: float = 1.0,
     deformation_share: float = 1.0,
     detach_if_empty: bool = False,
-) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
-    """Surface of one field on a grid of `resolution`^3 points over [-radius, radius]^3: world vertices, faces.
+) -> list[Mesh]:
+    """Surface of every field on a grid of `resolution`^3 points over [-radius, radius]^3, in world units.
 
     Vertices depend on the ends of crossed grid edges alone. The whole grid is therefore evaluated without gradient
     and only those points again with it: the gradients are the same as through the whole grid.
@@ -38,69 +41,101 @@ def surface_mesh(
         detach_if_empty: a field without a surface gets a stand-in (`force_surface`); whether it passes no gradient.
 
     Raises:
-        EmptyFieldError: the field is not finite.
+        EmptyFieldError: a field is not finite.
     """
+    prompts = len(planes)
+    grids = (prompts, *(resolution,) * 3)
     line = torch.linspace(-radius, radius, resolution, device=planes.device, dtype=planes.dtype)
     points = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1).view(-1, 3)
     with torch.no_grad():
-        values = torch.cat([geometry.sdf(planes, part[None]) for part in points.split(_CHUNK)], 1).view(-1)
-        shape = (resolution,) * 3
-        extremes = torch.stack([values.argmin(), values.argmax()])
-        empty = _is_empty(values[extremes])
-        if empty:
-            stand_in = force_surface(values.view(shape), extremes)
-            active = torch.cat([surface_points(stand_in), extremes]).unique()
-        else:
-            active = surface_points(values.view(shape))
-    if empty and detach_if_empty:
+        values = _grid_values(geometry, planes, points)
+        extremes = torch.stack([values.argmin(1), values.argmax(1)], 1)
+        empty = _empty_fields(values.gather(1, extremes))
+        active = _active_points(values.view(grids), extremes, empty)
+        prompt, place = active // len(points), active % len(points)
+    if detach_if_empty and len(empty) == prompts:
         sdf_share = deformation_share = 0.0
     with torch.set_grad_enabled(torch.is_grad_enabled() and max(sdf_share, deformation_share) > 0):
-        sdf, deformation = geometry.sdf_and_deformation(planes, points[active][None])
-        dense = values.index_copy(0, active, shrink_gradient(sdf.flatten(), sdf_share)).view(shape)
+        table = PromptTable(prompt, prompts)
+        sdf, deformation = geometry.sdf_and_deformation(planes, table.fill(points[place], spare=radius))
+        attached = ~torch.isin(prompt, empty).unsqueeze(1) if detach_if_empty and len(empty) else None
+
+        def at_surface(field: Tensor, share: float) -> Tensor:
+            found = shrink_gradient(table.read(field), share)
+            return found if attached is None else torch.where(attached, found, found.detach())
+
+        dense = values.flatten().index_copy(0, active, at_surface(sdf, sdf_share)[:, 0]).view(grids)
         if deformation is not None:
-            cells = shrink_gradient(deformation[0], deformation_share) * _cells(geometry, resolution)
-            deformation = torch.zeros_like(points).index_copy(0, active, cells).view(*shape, 3)
-        return extract(force_surface(dense, extremes) if empty else dense, deformation, radius)
+            cells = at_surface(deformation, deformation_share) * _cells(geometry, resolution)
+            deformation = cells.new_zeros(dense.numel(), 3).index_copy(0, active, cells).view(*grids, 3)
+        vertices, faces, mesh = marching_cubes_packed(_with_stand_ins(dense, extremes, empty), deformation)
+        vertices = vertices * (2 * radius / (resolution - 1)) - radius
+    return split_meshes(vertices, faces, mesh, prompts)
 
 
-def surface_points(sdf: Float[Tensor, "X Y Z"]) -> Int[Tensor, " K"]:
+def surface_points(sdf: Float[Tensor, "*B X Y Z"]) -> Int[Tensor, " K"]:
     """Flat indices, ascending, of the grid points at either end of a grid edge that crosses the surface; beyond the
     grid is outside."""
     inside = F.pad(sdf < 0, [1] * 6)
     touched = torch.zeros_like(inside)
-    for axis in range(3):
+    for axis in (-3, -2, -1):
         size = inside.shape[axis] - 1
         crossed = inside.narrow(axis, 0, size) ^ inside.narrow(axis, 1, size)
         touched.narrow(axis, 0, size).logical_or_(crossed)
         touched.narrow(axis, 1, size).logical_or_(crossed)
-    return touched[1:-1, 1:-1, 1:-1].flatten().nonzero().squeeze(1)
+    return touched[..., 1:-1, 1:-1, 1:-1].flatten().nonzero().squeeze(1)
 
 
-def force_surface(sdf: Float[Tensor, "R R R"], extremes: Int[Tensor, "2"]) -> Float[Tensor, "R R R"]:
-    """A field of one sign made to have a surface (InstantMesh, Xu et al. 2024): -1 - max is added to the centre
+def force_surface(sdf: Float[Tensor, "*B R R R"], extremes: Int[Tensor, "*B 2"]) -> Float[Tensor, "*B R R R"]:
+    """Fields of one sign made to have a surface (InstantMesh, Xu et al. 2024): -1 - max is added to the centre
     point, 1 - min to the two outermost layers, and points that become exactly 0 keep their value.
 
-    extremes: flat indices of a smallest and a largest value. Gradients flow to the points at the surface so made
-    and to these two.
+    extremes: flat indices, in its grid, of a smallest and a largest value. Gradients flow to the points at the surface
+    so made and to these two.
     """
-    low, high = sdf.flatten()[extremes]
-    outer = torch.ones_like(sdf)
+    low, high = sdf.flatten(-3).gather(-1, extremes)[..., None, None, None].unbind(-4)
+    outer = sdf.new_ones(sdf.shape[-3:])
     outer[_BORDER:-_BORDER, _BORDER:-_BORDER, _BORDER:-_BORDER] = 0
-    centre = torch.zeros_like(sdf)
-    centre[tuple(n // 2 for n in sdf.shape)] = 1
+    centre = torch.zeros_like(outer)
+    centre[tuple(n // 2 for n in outer.shape)] = 1
     forced = sdf + outer * (1 - low) - centre * (1 + high)
     return torch.where(forced == 0, sdf, forced)
 
 
-def _is_empty(extremes: Tensor) -> bool:
-    """Whether values between these two, smallest and largest, are all of one sign."""
-    low, high = extremes.tolist()
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise EmptyFieldError(
-            "the field is not finite: training has diverged or the planes are broken; lower the learning rate, or "
-            "go back to an earlier checkpoint"
-        )
-    return low > 0 or high < 0
+def _grid_values(geometry: Any, planes: Tensor, points: Tensor) -> Tensor:
+    """sdf of every field at all the points: [B, N]."""
+    chunk = (_CHUNK_GPU if planes.is_cuda else _CHUNK_CPU) // len(planes)
+    parts = points.expand(len(planes), -1, -1).split(max(1, chunk), 1)
+    return torch.cat([geometry.sdf(planes, part) for part in parts], 1).squeeze(2)
+
+
+def _empty_fields(extremes: Tensor) -> Tensor:
+    """Numbers of the fields whose values, between these two, smallest and largest, are all of one sign."""
+    empty = []
+    for number, (low, high) in enumerate(extremes.tolist()):
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise EmptyFieldError(
+                "the field is not finite: training has diverged or the planes are broken; lower the learning rate, or "
+                "go back to an earlier checkpoint"
+            )
+        if low > 0 or high < 0:
+            empty.append(number)
+    return torch.tensor(empty, dtype=torch.long, device=extremes.device)
+
+
+def _active_points(values: Tensor, extremes: Tensor, empty: Tensor) -> Tensor:
+    """Flat indices, ascending, of the grid points that the meshes depend on."""
+    touched = surface_points(_with_stand_ins(values, extremes, empty))
+    if len(empty) == 0:
+        return touched
+    of_stand_ins = extremes[empty] + empty.unsqueeze(1) * values[0].numel()
+    return torch.cat([touched, of_stand_ins.flatten()]).unique()
+
+
+def _with_stand_ins(sdf: Tensor, extremes: Tensor, empty: Tensor) -> Tensor:
+    if len(empty) == 0:
+        return sdf
+    return sdf.index_copy(0, empty, force_surface(sdf[empty], extremes[empty]))
 
 
 def _cells(geometry: Any, resolution: int) -> float:
