@@ -1,0 +1,27 @@
+"""Recorded cases: one test for each file of a folder."""
+
+from pathlib import Path
+
+import pytest
+from workbench import Workbench
+
+HERE = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden-dir", metavar="DIR", help="a folder of recorded cases (*.npz); default: those beside")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case_path" not in metafunc.fixturenames:
+        return
+    folder = Path(metafunc.config.getoption("golden_dir", None) or HERE / "data")
+    paths = sorted(folder.glob("*.npz"))
+    if not paths:
+        raise pytest.UsageError(f"--golden-dir: {folder} holds no *.npz files")
+    metafunc.parametrize("case_path", paths, ids=[path.stem for path in paths])
+
+
+@pytest.fixture(scope="session")
+def workbench(tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    return Workbench(tmp_path_factory.mktemp("models"))

@@ -1,0 +1,97 @@
+"""From noise to planes, and from planes to the field."""
+
+import pytest
+import torch
+from golden_case import Case
+from torch import Tensor
+from workbench import Workbench
+
+from families.networks import unet_epsilons, vae_epsilons
+from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
+from triplaneturbo.geometry.field import combine, plane_coordinates
+from triplaneturbo.geometry.legacy import to_original
+from triplaneturbo.ops.planes import sample_planes
+
+
+def _generator(case: Case, workbench: Workbench) -> FewStepTriplaneDualStableDiffusion:
+    base = workbench.sd_folder(case.meta["sd"], case.meta["scheduler"])
+    geometry = workbench.geometry(case.meta["geometry"], base)
+    generator = geometry.space_generator
+    case.require("epsilons of the U-Net", unet_epsilons(generator.unet))
+    case.require("epsilons of the decoder", vae_epsilons(generator.decoder))
+    return geometry
+
+
+def generator(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    geometry = _generator(case, workbench)
+    case.require("n_state_keys", len(to_original(geometry.state_dict())) == case.meta["n_state_keys"])
+    noisy, text = case["noisy"], case["text_embed"]
+    times = {name: torch.full((len(noisy),), int(name)) for name in case.with_prefix("eps_t") if name.isdigit()}
+    with torch.no_grad():
+        for name, t in times.items():
+            case.close(f"eps_t{name}", geometry.denoise(noisy, t, text), 1e-4)
+        case.close("eps_tvec", geometry.denoise(noisy, case["tvec"], text), 5e-4)
+
+
+@torch.no_grad()
+def generator_decode(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    planes = _generator(case, workbench).decode(case["latents"])
+    stride = case.meta["stride"]
+    case.close("planes", planes[..., ::stride, ::stride], 5e-5)
+    case.close("planes_mean", planes.mean((-2, -1)), 5e-5)
+    case.close("planes_std", planes.std((-2, -1)), 5e-5)
+
+
+def field_query(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    geometry = workbench.geometry(case.meta["geometry"])
+    planes, points = case["planes"].clone().requires_grad_(), case["points"]
+    found = geometry.query(planes, points, features=True, normals=True)
+    raw = found.sdf - geometry.bias.value(points)
+    coords = plane_coordinates(points, geometry.plane_axes)  # encodings are recorded for points in units of the radius
+    sdf, deformation = geometry.sdf_and_deformation(planes, points)
+    n_export = len(case["export_features"])
+    flat = {"sdf": found.sdf, "sdf_orig": raw, "features": found.features, "sdf_grad": found.sdf_grad}
+    for name, value in flat.items():
+        case.close(name, value.flatten(0, 1), 2e-5)
+    case.close("normal", found.normal.flatten(0, 1), 1e-4)
+    case.close("forward_sdf", geometry.sdf(planes, points), 2e-5)
+    case.close("field_sdf", sdf, 2e-5)
+    case.close("deformation", deformation, 2e-5)
+    case.close("export_features", geometry.features(planes, points)[:n_export], 2e-5)
+    for name, part, how in (
+        ("enc_geo", planes[:, :3], geometry.cfg.geo_interpolate),
+        ("enc_tex", planes[:, 3:], geometry.cfg.tex_interpolate),
+    ):
+        case.close(name, combine(sample_planes(part, coords), how), 2e-5)
+
+    scalar = sum(
+        (flat[name].flatten(0, 1) * case[weight]).sum()
+        for name, weight in (("sdf", "w_sdf"), ("features", "w_feat"), ("sdf_grad", "w_grad"))
+    )
+    scalar.backward()
+    case.close("planes_grad", planes.grad, 2e-5)
+    network_gradients(case, geometry, 2e-5)
+
+
+def network_gradients(case: Case, geometry: FewStepTriplaneDualStableDiffusion, tolerance: float) -> None:
+    """The recorded gradients of the field's networks."""
+    for name in case.with_prefix("gradmlp:"):
+        case.close(f"gradmlp:{name}", _gradient(geometry, name), tolerance)
+
+
+def _gradient(geometry: FewStepTriplaneDualStableDiffusion, name: str) -> Tensor:
+    parameter = geometry.get_parameter(name)
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+@torch.no_grad()
+def inference_end_to_end(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    geometry = _generator(case, workbench)
+    planes = geometry.generate(case["text_embed"], case["noise"], case.meta["num_steps"])
+    stride = case.meta["stride"]
+    case.close("planes", planes[..., ::stride, ::stride], 2e-4)
+    found = geometry.query(planes, case["points"], features=True, normals=True)
+    case.close("sdf", found.sdf.flatten(0, 1), 2e-4)
+    case.close("features", found.features.flatten(0, 1), 2e-4)
+    case.close("normal", found.normal.flatten(0, 1), 1e-3)
+    case.close("deformation", geometry.sdf_and_deformation(planes, case["points"])[1], 2e-4)

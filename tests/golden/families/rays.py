@@ -1,0 +1,136 @@
+"""Volume rendering."""
+
+import pytest
+import torch
+from golden_case import Case
+from torch import Tensor
+from workbench import Workbench, cameras
+
+from families.planes import network_gradients
+from families.scene import analytic_field, scene
+from triplaneturbo.renderers.patch import PatchDraws, PatchRenderer
+from triplaneturbo.renderers.sampling import Jitter, place_samples
+from triplaneturbo.renderers.volume import VolumeRenderer
+from triplaneturbo.schedule import Progress
+from triplaneturbo.systems.losses import eikonal, sparsity
+from triplaneturbo.types import Cameras, Views
+
+_LOSS = "sum(w*comp_rgb)+sum(w*comp_normal_cam_vis)+sum(w*disparity)+3*eikonal+2*sparsity"
+# Name in a case, name in Views.
+_PICTURES = {
+    "comp_rgb": "rgb",
+    "comp_normal_cam_vis": "normal",
+    "comp_normal_cam_vis_white": "normal_white",
+    "disparity": "disparity",
+    "opacity": "opacity",
+    "depth": "depth",
+}
+# The unit sum of normals means nothing where nothing was summed.
+_MIN_OPACITY = 0.01
+
+
+def importance_sampler(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.option("sigma", "a*exp(-(((t0+t1)/2-c)/w)^2)")
+    meta, (height, centre, width) = case.meta, (case[name] for name in "acw")
+    near, far = (torch.full((1, len(height)), meta[name]) for name in ("near", "far"))
+
+    def density(t: Tensor) -> Tensor:
+        return height * torch.exp(-(((t - centre) / width) ** 2))
+
+    jitter = Jitter(case["jitter_prop"][None], case["jitter_fine"][None])
+    for prefix, draws, tolerance in (("", None, 1e-5), ("strat_", jitter, 1e-4)):
+        (edges,) = place_samples(near, far, density, n_proposal=meta["n_prop"], n_fine=meta["n"], jitter=draws)
+        case.close(f"{prefix}t_starts", edges[:, :-1], tolerance)
+        case.close(f"{prefix}t_ends", edges[:, 1:], tolerance)
+
+
+def volume_render_analytic(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = VolumeRenderer(case.meta["renderer"], **scene(case, analytic_field(case.meta["geometry"])))
+    no_planes = torch.zeros(1, 6, 1, 2, 2)
+    views = _render(case, renderer, no_planes, 1e-4)
+    if "eval_comp_rgb" in case:
+        renderer.eval()
+        evaluated = renderer.render_rays(no_planes, _cameras(case, 1), _no_text(1), case["rays_d"], progress=_now(case))
+        case.close("eval_comp_rgb", evaluated.rgb, 1e-4)
+        case.close("eval_disparity", evaluated.disparity, 1e-4)
+    case.require("the field passes no gradient on", not views.rgb.requires_grad)
+
+
+def volume_render_triplane(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.option("loss", _LOSS)
+    geometry = workbench.geometry(case.meta["geometry"])
+    renderer = VolumeRenderer(case.meta["renderer"], **scene(case, geometry))
+    planes = case["planes"].clone().requires_grad_()
+    views = _render(case, renderer, planes, 5e-4)
+    pictures = ("comp_rgb", "comp_normal_cam_vis", "disparity")
+    loss = sum((case[f"w_{name}"] * getattr(views, _PICTURES[name])).sum() for name in pictures)
+    loss = loss + 3 * eikonal(views) + 2 * sparsity(views)
+    loss.backward()
+    case.close("loss", loss, 5e-4)
+    case.close("grad_planes", planes.grad, 2e-3)
+    network_gradients(case, geometry, 2e-3)
+
+
+def patch_renderer(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = dict(case.meta["renderer"])
+    options = {"base_renderer_type": "generative-space-sdf-volume-renderer", **base.pop("patch"), "base_renderer": base}
+    renderer = PatchRenderer(options, **scene(case, analytic_field(case.meta["geometry"]))).train()
+    case.close("rays_o", case["c2w"][:, None, None, :3, 3].expand_as(case["rays_d"]), 1e-6)
+    draws = PatchDraws(int(case["patch_y"]), int(case["patch_x"]))
+    views = renderer.render(torch.zeros(1, 6, 1, 2, 2), _cameras(case, 1), _no_text(1), case["rays_d"], draws)
+    for name in _PICTURES.keys() & case.arrays.keys():
+        case.close(name, getattr(views, _PICTURES[name]), 1e-4)
+    case.close("comp_normal", views.extras["comp_normal"], 1e-3)
+
+
+def _render(case: Case, renderer: VolumeRenderer, planes: Tensor, tolerance: float) -> Views:
+    """Pictures and samples of a training call, compared."""
+    case.ignore("light_positions")  # materials are not lit
+    meta, directions, n_prompts = case.meta, case["rays_d"], len(planes)
+    jitter = None
+    if "jitter_prop" in case:
+        jitter = Jitter(*(case[f"jitter_{name}"].view(n_prompts, -1) for name in ("prop", "fine")))
+    case.require("jitter where it is drawn", (jitter is not None) == renderer.cfg.randomized)
+    case.require(
+        "rgb_grad_shrink_now", abs(renderer.cfg.rgb_grad_shrink(_now(case)) - meta["rgb_grad_shrink_now"]) < 1e-12
+    )
+    made = _cameras(case, n_prompts)
+    case.close("rays_o", made.positions[:, None, None].expand_as(directions), 1e-6)
+    views = renderer.train().render_rays(
+        planes, made, _no_text(n_prompts), directions, jitter=jitter, progress=_now(case)
+    )
+    for name, ours in _PICTURES.items():
+        case.close(name, getattr(views, ours), tolerance)
+    background = renderer.scene.background(directions, _no_text(n_prompts))
+    case.close("comp_rgb_bg", background, tolerance)
+    case.close("comp_rgb_fg", views.rgb - (1 - views.opacity) * background, tolerance)
+    case.close("z_variance", views.extras["z_variance"], tolerance)
+    case.close("comp_normal", views.extras["comp_normal"], tolerance, where=case["opacity"] > _MIN_OPACITY)
+    case.close("inv_std", views.extras["inv_std"], tolerance)
+    case.close("eikonal", eikonal(views), tolerance)
+    case.close("sparsity", sparsity(views), tolerance)
+    _compare_samples(case, views, tolerance)
+    return views
+
+
+def _compare_samples(case: Case, views: Views, tolerance: float) -> None:
+    rays = case["sample_ray_index"]
+    n_rays = views.opacity.numel()
+    for name in case.with_prefix("samples_"):
+        recorded = case[f"samples_{name}"]
+        ours = views.extras[name].unflatten(0, (n_rays, -1))[rays[: len(recorded)]]
+        per_length = name in ("weights", "t_intervals", "t_points", "sdf", "normal")
+        case.close(f"samples_{name}", ours.view_as(recorded), 2e-3 if per_length else tolerance)
+
+
+def _cameras(case: Case, n_prompts: int) -> Cameras:
+    c2w = case["c2w"]
+    return cameras(c2w, len(c2w) // n_prompts, distance=case["camera_distances"])
+
+
+def _now(case: Case) -> Progress:
+    return Progress(case.meta["global_step"])
+
+
+def _no_text(n_prompts: int) -> Tensor:
+    return torch.zeros(n_prompts, 1)

@@ -1,0 +1,63 @@
+"""What the recorded pictures show: the analytic field, its colours and its background."""
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from golden_case import Case
+from torch import Tensor, nn
+
+from triplaneturbo.base import Module
+from triplaneturbo.materials import NoMaterial
+from triplaneturbo.registry import register
+from triplaneturbo.types import FieldSample
+
+LINEAR_BACKGROUND = "recorded-linear-background"
+
+
+@register(LINEAR_BACKGROUND)
+class LinearBackground(Module):
+    """0.5 + 0.4 direction."""
+
+    def forward(self, directions: Tensor, pooled_text: Tensor) -> Tensor:
+        return 0.5 + 0.4 * directions
+
+
+class AnalyticField(nn.Module):
+    """sdf = |p| - 0.5 + a sin 5x sin 4y sin 3z; features = 2 sin((3x, 2y, 4z) + (0, 1, 2)). Planes do not matter."""
+
+    def __init__(self, amplitude: float) -> None:
+        super().__init__()
+        self.amplitude = amplitude
+        self.cfg = SimpleNamespace(compat="original")
+
+    def sdf(self, planes: Tensor, points: Tensor) -> Tensor:
+        wave = (points * points.new_tensor([5, 4, 3])).sin().prod(dim=-1, keepdim=True)
+        return points.norm(dim=-1, keepdim=True) - 0.5 + self.amplitude * wave
+
+    def query(self, planes: Tensor, points: Tensor, *, features: bool = True, normals: bool = False) -> FieldSample:
+        with torch.enable_grad():
+            inner = points.detach().requires_grad_()
+            sdf = self.sdf(planes, inner)
+            (gradient,) = torch.autograd.grad(sdf.sum(), inner)
+        colours = 2 * (points * points.new_tensor([3, 2, 4]) + points.new_tensor([0, 1, 2])).sin()
+        return FieldSample(sdf.detach(), colours, gradient, F.normalize(gradient, dim=-1))
+
+
+def analytic_field(description: str) -> AnalyticField:
+    """The field that a case describes in words."""
+    found = re.match(
+        r"analytic(?: amp=|: \|x\|-0\.5\+)([\d.]+)(?:$|\*sin\(5x\)sin\(4y\)sin\(3z\); features )", description
+    )
+    if found is None:
+        raise NotImplementedError(f"no analytic field is known as {description!r}")
+    return AnalyticField(float(found[1]))
+
+
+def scene(case: Case, geometry: Any) -> dict[str, Any]:
+    """Constructor arguments of a renderer."""
+    case.option("background", "0.5+0.4*dirs")
+    material = NoMaterial({"color_activation": "sigmoid-mipnerf"})
+    return {"geometry": geometry, "material": material, "background": LinearBackground()}

@@ -1,0 +1,160 @@
+"""From fields to meshes, and pictures and files of them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_case import Case
+from torch import Tensor
+from workbench import Workbench, cameras
+
+from families.scene import scene
+from triplaneturbo.cameras import world_to_clip
+from triplaneturbo.exporters.files import write_mesh
+from triplaneturbo.geometry.isosurface import extract, extract_meshes, field_grid
+from triplaneturbo.materials import NoMaterial
+from triplaneturbo.ops.mesh import signed_volume, vertex_normals
+from triplaneturbo.ops.rasterize import Raster, rasterize
+from triplaneturbo.renderers import mesh as mesh_renderer
+from triplaneturbo.types import Mesh
+
+_EIGHT_BITS = 0.5 / 255
+
+
+def mesh_rasterizer(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of the recorded meshes from the recorded rasters: no antialiasing, barycentrics without gradient."""
+    case.option("grad_scalar", "sum(w*comp_rgb)+sum(w*comp_normal_cam_vis)")
+    meta = case.meta
+    geometry = workbench.geometry(meta["geometry"])
+    renderer = mesh_renderer.MeshRenderer({**meta["renderer"], "compat": "original"}, **scene(case, geometry)).train()
+    planes = case["planes"].clone().requires_grad_()
+    made = _cameras(case, len(planes))
+    case.close("mvp_mtx", world_to_clip(made, 1.0), 1e-5)
+    case.close("camera_positions", made.positions, 1e-5)
+    meshes, rasters = [], []
+    for i, own in enumerate(renderer.surfaces(planes)):
+        mesh, raster = _recorded_mesh(case, i, own), _recorded_raster(case, i)
+        case.close(f"mesh{i}_v_nrm", vertex_normals(mesh.vertices, mesh.faces), 1e-5)
+        _compare_visibility(case, f"rast{i}", mesh, raster, i)
+        meshes.append(mesh)
+        rasters.append(raster)
+    turns = iter(rasters)
+    monkeypatch.setattr(mesh_renderer, "rasterize", lambda *geometry_and_size: next(turns))
+    monkeypatch.setattr(mesh_renderer, "antialias", lambda pictures, *others: pictures)
+    directions = case["rays_d_rasterize"]
+    views = renderer.render_meshes(meshes, planes, made, torch.zeros(len(planes), 1), directions)
+    for name, picture in {
+        "comp_rgb": views.rgb,
+        "comp_rgb_bg": renderer.scene.background(directions, directions),
+        "comp_normal": views.extras["comp_normal"],
+        "comp_normal_cam_vis": views.normal,
+        "comp_normal_cam_vis_white": views.normal_white,
+        "disparity": views.disparity,
+        "opacity": views.opacity,
+        "depth": views.depth,
+    }.items():
+        case.close(name, picture, 1e-4)
+    loss = (case["w_comp_rgb"] * views.rgb).sum() + (case["w_comp_normal_cam_vis"] * views.normal).sum()
+    loss.backward()
+    case.close("grad_planes", planes.grad, 1e-4)
+
+
+def _cameras(case: Case, n_prompts: int):
+    """The field of view is what the projection matrix says: the length of its y row is 1 / tan(fovy / 2)."""
+    c2w = case["c2w"]
+    fovy = 2 * torch.atan(1 / case["mvp_mtx"][:, 1, :3].norm(dim=-1))
+    return cameras(c2w, len(c2w) // n_prompts, fovy=fovy, distance=case["camera_distances"])
+
+
+def _recorded_mesh(case: Case, i: int, own: Mesh) -> Mesh:
+    """Our vertices, differentiable, in the recorded order, with the recorded faces."""
+    order = match(case, f"mesh{i}_v", own.vertices, 1e-5)
+    case.require(f"mesh{i}_f: number of faces", len(own.faces) == len(case[f"mesh{i}_f"]))
+    return Mesh(own.vertices[order], case[f"mesh{i}_f"].long())
+
+
+def _recorded_raster(case: Case, i: int) -> Raster:
+    """From (u, v, z/w, triangle + 1) of each pixel."""
+    u, v, depth, triangle = case[f"rast{i}"].unbind(-1)
+    face_index = triangle.long() - 1
+    weights = torch.stack([u, v, 1 - u - v], dim=-1) * (face_index >= 0).unsqueeze(-1)
+    return Raster(face_index, weights, depth)
+
+
+def _compare_visibility(case: Case, name: str, mesh: Mesh, recorded: Raster, i: int) -> None:
+    """The project's own rasteriser sees the same triangles at the same places."""
+    rows = recorded.face_index.shape[0]
+    homogeneous = F.pad(mesh.vertices.detach(), (0, 1), value=1.0)
+    clip = torch.einsum("vij,nj->vni", case["mvp_mtx"][i * rows : (i + 1) * rows], homogeneous)
+    own = rasterize(clip, mesh.faces, *recorded.face_index.shape[1:])
+    case.within(f"{name}: triangles", float((own.face_index != recorded.face_index).float().mean()), 0.0)
+    case.within(f"{name}: barycentric", float((own.barycentric - recorded.barycentric).abs().max()), 1e-3)
+    case.within(f"{name}: depth", float((own.depth - recorded.depth).abs().max()), 1e-5)
+
+
+def match(case: Case, name: str, vertices: Tensor, tolerance: float) -> Tensor:
+    """For each recorded vertex the number of ours at its place; every one of ours is taken once."""
+    recorded = case[name]
+    distance, nearest = torch.cdist(recorded.double(), vertices.detach().double()).min(dim=1)
+    case.within(name, float(distance.max() / recorded.abs().max()), tolerance)
+    case.require(f"{name}: a permutation", len(nearest.unique()) == len(nearest) == len(vertices))
+    return nearest
+
+
+def marching_cubes(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.option("field", "sqrt(sum(((x-c)/r)^2))-1")
+    resolution = case.meta["resolution"]
+    centre, radii = (torch.tensor(case.meta[name]) for name in "cr")
+    line = torch.linspace(-1, 1, resolution)
+    grid = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), dim=-1)
+    vertices, faces = extract((((grid - centre) / radii).norm(dim=-1) - 1), None, 1.0)
+    for kind in ("diffmc", "mccpu"):
+        first = case[f"{kind}_grid0"]
+        case.close(f"{kind}_grid0", (grid.flatten(0, 2)[: len(first)] + 1) / 2, 1e-5)
+        match(case, f"{kind}_v", vertices, 1e-5)
+        case.close(f"{kind}_vmin", vertices.amin(0), 1e-5)
+        case.close(f"{kind}_vmax", vertices.amax(0), 1e-5)
+        case.require(f"{kind}_f: number of faces", case[f"{kind}_f"].shape == faces.shape)
+        case.close(f"{kind}_signed_volume", signed_volume(vertices, faces), 1e-5)
+
+
+def mesh_export(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolution, deforms = case.meta["resolution"], case.meta["use_deformation"]
+    geometry = workbench.geometry({**case.meta["geometry"], "isosurface_deformable_grid": deforms})
+    planes = case["planes"]
+    with torch.no_grad():
+        sdf, deformation = field_grid(geometry, planes, resolution, with_deformation=deforms)
+    case.close("grid_sdf", sdf.reshape(len(planes), -1, 1), 1e-5)
+    if deforms:
+        case.close("grid_deformation", deformation.reshape(len(planes), -1, 3), 1e-5)
+    material = NoMaterial({"color_activation": "sigmoid-mipnerf"})
+    (mesh,) = extract_meshes(geometry, material, planes, resolution, ["a recorded case"])
+    order = match(case, "v_pos", mesh.vertices, 1e-5)
+    case.close("v_rgb", mesh.colors[order], 1e-5)
+    case.require("faces: number", mesh.faces.shape == case["faces"].shape)
+    recorded = Mesh(mesh.vertices[order], case["faces"].long(), mesh.colors[order])
+    case.close("v_nrm", vertex_normals(recorded.vertices, recorded.faces), 1e-4)
+    _compare_obj(case, recorded, workbench.folder / "recorded.obj")
+
+
+def _compare_obj(case: Case, mesh: Mesh, path: Path) -> None:
+    """The rows of the file, whose vertices may come in another order than the mesh's."""
+    write_mesh(path, mesh, normals=False)
+    rows = [line.split() for line in path.read_text().splitlines()]
+    vertices = torch.tensor([[float(x) for x in row[1:]] for row in rows if row[0] == "v"])
+    faces = torch.tensor([[int(x) for x in row[1:]] for row in rows if row[0] == "f"])
+    recorded = case["obj_v"]
+    distance, nearest = torch.cdist(recorded[:, :3].double(), vertices[:, :3].double()).min(dim=1)
+    case.within("obj_v: places", float(distance.max()), 1e-5)
+    case.within("obj_v: colours", float((vertices[nearest, 3:] - recorded[:, 3:]).abs().max()), _EIGHT_BITS + 1e-5)
+    case.require("obj_v: a permutation", len(nearest.unique()) == len(nearest) == len(vertices))
+    case.equal("obj_f", case["obj_f"])
+    case.require("obj_f", _cycles(nearest[case["obj_f"].long() - 1]) == _cycles(faces - 1))
+
+
+def _cycles(faces: Tensor) -> set[tuple[int, ...]]:
+    """Triangles without regard to their order and to where each begins."""
+    begins = faces.argmin(dim=1, keepdim=True)
+    turned = faces.gather(1, (begins + torch.arange(3)) % 3)
+    return set(map(tuple, turned.tolist()))

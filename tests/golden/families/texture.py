@@ -1,0 +1,46 @@
+"""The environment map."""
+
+import pytest
+from formula_weights import formula
+from golden_case import Case
+from torch import Tensor, nn
+from workbench import Workbench
+
+from triplaneturbo.background.hashgrid_environment import HashGridEnvironment
+
+# Every so many-th column of the first matrix is recorded.
+_COLUMNS = 8
+
+
+class RecordedEncoding(nn.Module):
+    """In the place of the hash grid."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.case = case
+
+    def forward(self, points: Tensor) -> Tensor:
+        self.case.close("encoding_input", points, 2e-5)
+        return self.case["encoding_output"]
+
+
+def background(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = case.options("encoding_dims", "state_keys")
+    environment = HashGridEnvironment({**options, "pos_encoding_config": _encoding(case.meta["encoding_dims"])})
+    state = environment.state_dict()
+    for key, shape in case.meta["state_keys"].items():
+        case.require(f"shape of {key}", list(state[key].shape) == shape)
+        state[key] = formula(key, shape)
+    environment.load_state_dict(state)
+    environment.encoding = RecordedEncoding(case)
+    directions, text = case["dirs"], case["text_embed_global"]
+    case.close("color", environment.train()(directions, text), 2e-5)
+    first, second = environment.layer_weights(text)
+    case.close("w0_sub", first[..., ::_COLUMNS], 2e-5)
+    case.close("w1", second, 2e-5)
+    case.close("eval_color", environment.eval()(directions, text), 2e-5)
+
+
+def _encoding(width: int) -> dict[str, int]:
+    """Two features a level, as in the recipes; the tables themselves are not used."""
+    return {"n_levels": width // 2, "n_features_per_level": 2, "log2_hashmap_size": 4}

@@ -1,0 +1,159 @@
+"""The optimiser, and one whole training step."""
+
+from typing import Any
+
+import pytest
+import torch
+from formula_weights import fill_geometry, formula
+from golden_case import Case
+from torch import Tensor
+from workbench import Workbench, cameras
+
+from families.diffusion import run_training_step
+from families.guidance import TEACHERS, text_states
+from families.scene import LINEAR_BACKGROUND
+from triplaneturbo.cameras import ray_directions
+from triplaneturbo.geometry.adapters import N_PLANES
+from triplaneturbo.geometry.legacy import to_original
+from triplaneturbo.schedule import Progress
+from triplaneturbo.systems.adan import Adan
+from triplaneturbo.systems.losses import regularisation
+from triplaneturbo.systems.prd import ProgressiveRenderingDistillation
+from triplaneturbo.types import Batch, Cameras, ScoreGradient, TextStates, Views
+
+# Rounding of the chain of networks and renderer, measured by the recording's second run, is up to 3e-3.
+_PICTURES, _NORMS, _GRADIENTS = 1e-2, 1e-2, 2e-2
+
+
+def adan(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = [name.removeprefix("p") for name in case.arrays if name[0] == "p"]
+    parameters = [torch.nn.Parameter(case[f"p{n}"].clone()) for n in numbers]
+    optimiser = Adan(parameters, **case.options("steps"))
+    path: list[list[Tensor]] = []
+    for step in range(case.meta["steps"]):
+        for n, parameter in zip(numbers, parameters, strict=True):
+            parameter.grad = case[f"grads{n}"][step].clone()
+        optimiser.step()
+        path.append([parameter.detach().clone() for parameter in parameters])
+    for n, values in zip(numbers, zip(*path, strict=True), strict=True):
+        case.close(f"traj{n}", torch.stack(values), 1e-6)
+
+
+def training_step(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    meta = case.meta
+    n_parts = meta["num_parts"]
+    system = _system(case, workbench)
+    pictures: list[tuple[Views, Tensor]] = []
+    own_loss = system.loss
+
+    def loss(views: Views, score: ScoreGradient, slot: str, share: float) -> Tensor:
+        terms, _ = regularisation(views, system.cfg.loss, slot, system.progress)
+        pictures.append((views, terms.detach()))
+        return own_loss(views, score, slot, share)
+
+    monkeypatch.setattr(system, "loss", loss)
+    monkeypatch.setattr(system, "manual_backward", lambda scalar: scalar.backward())
+    text = case["condition_text"]
+    sets = [_cameras(case, part, len(text)) for part in range(n_parts)]
+    batch = Batch(
+        prompts=("a cube",) * len(text),
+        samples=tuple(range(len(text))),
+        step=0,
+        cameras=tuple(sets),
+        image_size=(1, 1),
+        ray_size=tuple(case["part0_rays_d"].shape[1:3]),
+        latent_shape=(N_PLANES, *case["noise"].shape[1:]),
+        condition=TextStates(text, text[:, -1], text[:1], text[:1]),
+        guidance=(text_states(case, "1st"), text_states(case, "2nd")),
+    )
+    run_training_step(system, batch, _streams(case, n_parts, len(text)), monkeypatch)
+
+    for part, (views, _) in enumerate(pictures):
+        case.close(f"part{part}_comp_rgb", views.rgb, _PICTURES)
+        case.close(f"part{part}_comp_normal_cam_vis", views.normal, _PICTURES)
+        case.close(f"part{part}_disparity", views.disparity, _PICTURES)
+    case.close("regularization", torch.stack([terms for _, terms in pictures]), _PICTURES)
+    _compare_gradients(case, system)
+
+
+def _system(case: Case, workbench: Workbench) -> ProgressiveRenderingDistillation:
+    """The system with a volume renderer as its second; the teachers beside it."""
+    meta = case.meta
+    base = workbench.sd_folder(meta["sd_generator"])
+    system = ProgressiveRenderingDistillation(
+        {
+            "num_parts_training": meta["num_parts"],
+            "num_steps_training": meta["num_steps"],
+            "geometry_type": "few-step-triplane-dual-stable-diffusion",
+            "geometry": workbench.geometry_options(meta["geometry"], base),
+            "material": {"color_activation": "sigmoid-mipnerf"},
+            "background_type": LINEAR_BACKGROUND,
+            "renderer_2nd_type": "generative-space-sdf-volume-renderer",
+            "renderer_2nd": meta["renderer"],
+            "loss": meta["lambdas"],
+            "compat": "original",
+        }
+    )
+    fill_geometry(system.geometry)
+    system._teachers = (workbench.guidance(meta["guidance"]),)
+    system.progress = Progress(meta["global_step"])
+    return system
+
+
+def _cameras(case: Case, part: int, n_prompts: int) -> Cameras:
+    """The field of view is that of the recorded rays; those of the project must be the same."""
+    recorded = {name: case[f"part{part}_{name}"] for name in ("c2w", "rays_d", "rays_o", "azimuth", "elevation")}
+    c2w, rays = recorded["c2w"], recorded["rays_d"]
+    height = rays.shape[1]
+    local = torch.einsum("mji,mj->mi", c2w[:, :3, :3], rays[:, 0, 0])  # through the centre of the first pixel
+    made = cameras(
+        c2w,
+        len(c2w) // n_prompts,
+        fovy=2 * torch.atan(local[:, 1] / -local[:, 2] * height / (height - 1)),
+        distance=case[f"part{part}_camera_distances"],
+        distance_relative=case[f"part{part}_camera_distances_relative"],
+        elevation_deg=recorded["elevation"],
+        azimuth_deg=recorded["azimuth"],
+    )
+    case.close(f"part{part}_rays_d", ray_directions(made, *rays.shape[1:3]), 5e-6)
+    case.close(f"part{part}_rays_o", made.positions[:, None, None].expand_as(rays), 5e-6)
+    return made
+
+
+def _streams(case: Case, n_parts: int, n_prompts: int) -> dict[str, Tensor]:
+    """The recorded draws by the names the training step asks for."""
+
+    def rows(values: Tensor) -> Tensor:
+        return values.unflatten(0, (n_prompts, -1))
+
+    picks = torch.stack([case[f"timestep_draw{part}"] for part in range(n_parts)], dim=1)
+    streams = {"train/start": rows(case["noise"]), "train/timesteps": picks}
+    for part in range(n_parts):
+        start = f"train/part{part}"
+        streams[f"{start}/noise"] = rows(case[f"part{part}_noise_draw"])
+        streams[f"{start}/view0"] = case[f"part{part}_sd_view_draw"]
+        for kind in TEACHERS:
+            streams[f"{start}/{kind}0/t"] = case[f"part{part}_{kind}_t"]
+            streams[f"{start}/{kind}0/plus"] = case[f"part{part}_{kind}_plus_rand"]
+            streams[f"{start}/{kind}0/noise"] = rows(case[f"part{part}_{kind}_noise"])
+            if f"part{part}_{kind}_vae_noise" in case:
+                streams[f"{start}/{kind}0/vae"] = rows(case[f"part{part}_{kind}_vae_noise"])
+    return streams
+
+
+def _compare_gradients(case: Case, system: ProgressiveRenderingDistillation) -> None:
+    trained = {name: p for name, p in system.geometry.named_parameters() if p.requires_grad}
+    idle = {name for name, parameter in trained.items() if parameter.grad is None}
+    case.require("no_grad_keys", idle == set(case.meta["no_grad_keys"]))
+    gradients: dict[str, Any] = to_original({name: p.grad for name, p in trained.items() if name not in idle})
+    keys = case.meta["grad_keys"]
+    case.require("grad_keys", set(keys) == set(gradients))
+    norms, projections = case["grad_norms"].tolist(), case["grad_proj"].tolist()
+    for key, norm, projection in zip(keys, norms, projections, strict=True):
+        gradient = gradients[key].double()
+        case.within("grad_norms", abs(float(gradient.norm()) - norm) / norm, _NORMS)
+        # A unit vector: an error of the gradient shows in full at most.
+        direction = formula(f"proj:{key}.w", (1, gradient.numel())).double().flatten()
+        case.within("grad_proj", abs(float(direction @ gradient.flatten()) - projection) / norm, _GRADIENTS)
+    for key in case.with_prefix("grad:"):
+        case.close(f"grad:{key}", gradients[key], _GRADIENTS)

@@ -1,0 +1,112 @@
+"""One recorded case: what went in, what came out, and how far this project is from it."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+class Case:
+    """The arrays and the hyper-parameters of one file.
+
+    Arrays are read by `case[name]`; `close` and `equal` compare. Failures are collected, so that one run shows them
+    all; an array that nothing has read is a failure, too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with np.load(path) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        self.meta: dict[str, Any] = json.loads(bytes(arrays.pop("meta_json")).decode())
+        self.arrays = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        self.unread = set(self.arrays)
+        self.failures: list[str] = []
+        self.errors: dict[str, float] = {}
+
+    @property
+    def family(self) -> str:
+        return self.meta["family"]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.unread.discard(name)
+        return self.arrays[name]
+
+    def get(self, name: str, default: Tensor) -> Tensor:
+        if name not in self:
+            return default
+        return self[name]
+
+    def with_prefix(self, prefix: str) -> list[str]:
+        """What follows `prefix` in the names of arrays that begin with it."""
+        return [name.removeprefix(prefix) for name in self.arrays if name.startswith(prefix)]
+
+    def ignore(self, *names: str) -> None:
+        """Arrays that have no counterpart here; the caller says why."""
+        self.unread.difference_update(names)
+
+    def option(self, key: str, *allowed: Any) -> Any:
+        """meta[key], which must be one of `allowed`."""
+        value = self.meta[key]
+        if value not in allowed:
+            raise NotImplementedError(f"{key} is {value!r}; this runner knows {', '.join(map(repr, allowed))}")
+        return value
+
+    def options(self, *others: str) -> dict[str, Any]:
+        """All of meta but `others` and what only describes the case."""
+        return {key: value for key, value in self.meta.items() if key not in {"case", "family", "note", *others}}
+
+    def close(
+        self, name: str, actual: Tensor | float, tolerance: float, *, where: Tensor | None = None, stride: int = 1
+    ) -> None:
+        """max |actual - expected| over max |expected|, both only `where` it is true, is at most `tolerance`.
+
+        stride: the stored pictures [M, H, W, C] are every so many-th pixel of the actual ones.
+        """
+        expected = self[name].double()
+        actual = torch.as_tensor(actual).detach().double()
+        if stride > 1:
+            actual = actual[:, ::stride, ::stride]
+        if actual.shape != expected.shape:
+            self.failures.append(f"{name}: shape {list(actual.shape)}, recorded {list(expected.shape)}")
+            return
+        gap = (actual - expected).abs()
+        gap = gap if where is None else gap[where.expand_as(gap)]
+        self.within(name, float(gap.max() / expected.abs().max().clamp(min=1e-30)), tolerance)
+
+    def equal(self, name: str, actual: Tensor) -> None:
+        """Every entry is the same."""
+        expected = self[name]
+        same = actual.shape == expected.shape and bool((actual == expected).all())
+        self.within(name, 0.0 if same else float("inf"), 0.0)
+
+    def within(self, name: str, error: float, tolerance: float) -> None:
+        """An error measured by the caller is at most `tolerance`; NaN is not."""
+        self.errors[name] = max(error, self.errors.get(name, 0.0))
+        if not error <= tolerance:
+            self.failures.append(f"{name}: error {error:.2e}, tolerance {tolerance:.0e}")
+
+    def require(self, name: str, condition: bool) -> None:
+        """`name` is a fact that must hold."""
+        if not condition:
+            self.failures.append(f"{name}: does not hold")
+
+    def verdict(self) -> None:
+        """Log the errors; raise AssertionError if there were failures or arrays that nothing has read."""
+        if self.errors:
+            worst = max(self.errors, key=self.errors.get)
+            log.info("%s: %d compared, largest error %.1e (%s)", self.family, len(self.errors), *self._of(worst))
+        failures = list(self.failures)
+        if self.unread:
+            failures.append(f"not compared: {', '.join(sorted(self.unread))}")
+        assert not failures, "\n".join([f"family {self.family}:", *failures])
+
+    def _of(self, name: str) -> tuple[float, str]:
+        return self.errors[name], name

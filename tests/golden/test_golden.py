@@ -1,0 +1,16 @@
+"""What the original computes, recorded, against what this project computes with compat=original (README.md)."""
+
+from pathlib import Path
+
+import pytest
+from families import FAMILIES
+from golden_case import Case
+from workbench import Workbench
+
+
+def test_recorded_case(case_path: Path, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(case_path)
+    if case.family not in FAMILIES:
+        pytest.fail(f"{case_path.name}: no procedure for family {case.family!r}; known: {', '.join(sorted(FAMILIES))}")
+    FAMILIES[case.family](case, workbench, monkeypatch)
+    case.verdict()

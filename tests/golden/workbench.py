@@ -1,0 +1,128 @@
+"""The project's parts with formula weights, built from a case's hyper-parameters and kept for the next case."""
+
+import json
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from formula_weights import fill, fill_geometry, filled
+from ldm_names import unet_shapes, vae_shapes
+from miniature import unet, vae
+from torch import Tensor
+
+from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
+from triplaneturbo.guidance import AsynchronousScoreDistillation
+from triplaneturbo.guidance.rules import ScoreEstimates
+from triplaneturbo.guidance.teachers import LDM_SCHEDULE
+from triplaneturbo.types import Cameras
+from triplaneturbo.weights.ldm import build_unet, build_vae
+
+# RichDreamer's transformers project with 1 x 1 convolutions, MVDream's with matrices.
+LINEAR = {"mv": True, "rd": False}
+# What the recorded guidance hyper-parameters hold besides options of the guidance.
+_NOT_GUIDANCE = ("mv", "rd", "sd", "global_step")
+
+
+def ldm_unet(model: Mapping[str, Any], *, linear: bool, camera_dim: int = 16) -> UNet2DConditionModel:
+    """A multi-view teacher's U-Net, through the conversion of published checkpoints."""
+    heads = {"heads": model["num_heads"]} if "num_heads" in model else {"head_width": model["num_head_channels"]}
+    shapes = unet_shapes(model, linear=linear, camera_dim=camera_dim)
+    return build_unet(_filled(shapes), "a recorded case", **heads)
+
+
+def ldm_vae(model: Mapping[str, Any]) -> AutoencoderKL:
+    """MVDream's first stage, through the same conversion."""
+    return build_vae(_filled(vae_shapes(model)), "a recorded case")
+
+
+def sd_networks(sd: Mapping[str, Any]) -> tuple[UNet2DConditionModel, AutoencoderKL]:
+    """U-Net and autoencoder of a Stable Diffusion."""
+    networks = UNet2DConditionModel.from_config(sd["unet"]), AutoencoderKL.from_config(sd["vae"])
+    return fill(networks[0], "unet."), fill(networks[1], "vae.")
+
+
+def cameras(c2w: Tensor, n_view: int | None = None, **known: Tensor) -> Cameras:
+    """Cameras of which a case records some fields; the others are NaN, so that using one shows."""
+    unknown = c2w.new_full((len(c2w),), float("nan"))
+    names = ("fovy", "distance", "distance_relative", "elevation_deg", "azimuth_deg")
+    return Cameras(c2w=c2w, n_view=n_view or len(c2w), **{name: known.get(name, unknown) for name in names})
+
+
+class WatchedGuidance(AsynchronousScoreDistillation):
+    """Remembers what the last teacher said."""
+
+    seen: ScoreEstimates
+
+    def latent_gradient(self, estimates: ScoreEstimates, options: Any) -> Tensor:
+        self.seen = estimates
+        return super().latent_gradient(estimates, options)
+
+
+class Workbench:
+    """Folders of models, written once for each set of hyper-parameters."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def sd_folder(self, sd: Mapping[str, Any], scheduler: Mapping[str, Any] = LDM_SCHEDULE) -> Path:
+        def write(folder: Path) -> None:
+            unet, vae = sd_networks(sd)
+            unet.save_pretrained(folder / "unet")
+            vae.save_pretrained(folder / "vae")
+
+        return self._written(["sd", sd], scheduler, write)
+
+    def ldm_folder(self, kind: str, model: Mapping[str, Any]) -> Path:
+        """Of MVDream ("mv") or RichDreamer ("rd")."""
+
+        def write(folder: Path) -> None:
+            ldm_unet(model, linear=LINEAR[kind]).save_pretrained(folder / "unet")
+            if kind == "mv":
+                ldm_vae(model).save_pretrained(folder / "vae")
+
+        return self._written([kind, model], LDM_SCHEDULE, write)
+
+    def small_folder(self, scheduler: Mapping[str, Any] = LDM_SCHEDULE) -> Path:
+        """A Stable Diffusion for cases that record what its networks said, or have no need of them."""
+
+        def write(folder: Path) -> None:
+            unet(camera=False).save_pretrained(folder / "unet")
+            vae().save_pretrained(folder / "vae")
+
+        return self._written(["small"], scheduler, write)
+
+    def _written(self, key: list[Any], scheduler: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+        content = json.dumps([*key, scheduler], sort_keys=True)
+        folder = self.folder / sha256(content.encode()).hexdigest()[:16]
+        if not folder.exists():
+            write(folder)
+            (folder / "scheduler").mkdir()
+            (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+        return folder
+
+    def geometry_options(self, geometry: Mapping[str, Any], base: Path) -> dict[str, Any]:
+        """Recorded geometry options, on top of the base model in a folder."""
+        generator = {**geometry["space_generator_config"], "pretrained_model_name_or_path": str(base)}
+        return {**geometry, "space_generator_config": generator, "compat": "original"}
+
+    def geometry(self, geometry: Mapping[str, Any], base: Path | None = None) -> FewStepTriplaneDualStableDiffusion:
+        built = FewStepTriplaneDualStableDiffusion(self.geometry_options(geometry, base or self.small_folder()))
+        fill_geometry(built)
+        return built
+
+    def guidance(self, meta: Mapping[str, Any], **changes: Any) -> WatchedGuidance:
+        """The guidance with recorded options and teachers; meta holds nothing else."""
+        options = {key: value for key, value in meta.items() if key not in _NOT_GUIDANCE}
+        paths = {f"{kind}_ckpt_path": self.ldm_folder(kind, meta[kind]) for kind in ("mv", "rd") if kind in meta}
+        if "sd" in meta:
+            paths["sd_model_name_or_path"] = self.sd_folder(meta["sd"])
+        paths = {key: str(path) for key, path in paths.items()}
+        # The recorded gradients are the same whichever way autograd took; here there is one way.
+        return WatchedGuidance({**options, **paths, "auto_grad": True, "compat": "original", **changes})
+
+
+def _filled(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    return filled({name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
