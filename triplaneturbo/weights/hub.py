@@ -331,7 +331,6 @@ class Network:
         if self.offline:
             raise HostDown("HF_HUB_OFFLINE is set")
         part = path.with_name(path.name + ".part")
-        part.parent.mkdir(parents=True, exist_ok=True)
         try:
             _continue_download(source.url, part)
         except (urllib.error.URLError, OSError) as error:
@@ -368,6 +367,7 @@ def _continue_download(url: str, part: Path) -> None:
     with response:
         resumed = response.status == HTTPStatus.PARTIAL_CONTENT
         expected = int(response.headers.get("Content-Length", -1)) + (have if resumed else 0)
+        part.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab" if resumed else "wb") as file:
             shutil.copyfileobj(response, file, _CHUNK)
     if expected >= 0 and part.stat().st_size != expected:

@@ -1,0 +1,69 @@
+"""The doctor says what there is, on any machine, however broken."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from triplaneturbo import doctor
+from triplaneturbo.weights.hub import EVERYTHING
+
+ROOT = Path(__file__).parents[1]
+TITLES = (
+    "Machine",
+    "Devices",
+    "Required packages",
+    "Optional packages",
+    "Kernels",
+    "The miniature world",
+    "Weights and",
+)
+
+
+def run(*path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "triplaneturbo.doctor"]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_a_cpu_machine():
+    done = run()
+    assert done.returncode == 0
+    assert "Traceback" not in done.stdout + done.stderr
+    for title in TITLES:
+        assert f"\n{title}" in "\n" + done.stdout
+    assert "everything runs on the CPU" in done.stdout
+    assert "cannot be found out" not in done.stdout
+    assert max(map(len, done.stdout.splitlines())) < 160
+
+
+def test_a_broken_torch_is_reported_and_the_rest_is_said(tmp_path):
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')\n")
+    done = run(tmp_path)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "Devices\n  cannot be found out: OSError: libcudart.so.12: cannot open" in done.stdout
+    assert "nd_mv_ema.ckpt" in done.stdout
+
+
+def test_missing_and_present_files_and_what_to_do(tmp_path):
+    lines = list(doctor.weights(tmp_path))
+    assert sum(line.startswith("MISSING") for line in lines) == len(EVERYTHING)
+    assert lines[-2:] == [
+        "for meshes and their evaluation: python scripts/prepare/download_eval_only.py",
+        "for training: python scripts/prepare/download_full.py (--list says from where, --only NAME takes one)",
+    ]
+    here = list(doctor.weights(ROOT))
+    assert "there    load/dreamfusion_415_prompt_library.json: the evaluation's prompts" in here
+
+
+def test_kernels_follow_what_is_installed(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert "planes             triton" in doctor.kernels()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert any(line.startswith("planes             torch (triton needs") for line in doctor.kernels())
+
+
+def test_every_package_that_is_required_is_asked_for():
+    named = {line.split(">")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()}
+    assert set(doctor.REQUIRED) <= named

@@ -1,0 +1,148 @@
+"""What this machine has of what the program can use: `python -m triplaneturbo.doctor`. It changes nothing, and exits 0."""
+
+import importlib.metadata
+import importlib.util
+import os
+import pkgutil
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from triplaneturbo.weights.hub import EVALUATION, EVERYTHING, Asset
+
+ROOT = Path(__file__).resolve().parents[1]
+REQUIRED = (
+    "torch",
+    "numpy",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "pytorch-lightning",
+    "omegaconf",
+    "jaxtyping",
+    "trimesh",
+)
+# Distribution, module, what it is for.
+OPTIONAL = (
+    ("triton", "triton", "faster kernels on CUDA"),
+    ("imageio-ffmpeg", "imageio_ffmpeg", "films of validation and tests"),
+    ("open_clip_torch", "open_clip", "CLIP models of that package in the evaluation"),
+    ("gradio", "gradio", "a web page"),
+    ("wandb", "wandb", "system.loggers.wandb"),
+    ("xformers", "xformers", "not used: attention is torch's own"),
+    ("diso", "diso", "not used: marching cubes is ours"),
+    ("nvdiffrast", "nvdiffrast", "not used: the rasteriser is ours"),
+    ("tinycudann", "tinycudann", "not used: the hash grid is ours"),
+)
+GIB = 2**30
+
+
+def report(root: Path = ROOT) -> str:
+    """Everything there is to say, as text."""
+    sections = {
+        "Machine": machine,
+        "Devices": devices,
+        "Required packages": required_packages,
+        "Optional packages": optional_packages,
+        "Kernels": kernels,
+        "The miniature world": lambda: miniature(root),
+        "Weights and prompts of the full-size recipes": lambda: weights(root),
+    }
+    return "\n\n".join("\n".join([title, *(f"  {line}" for line in _lines(of))]) for title, of in sections.items())
+
+
+def _lines(section: Callable[[], Iterable[str]]) -> list[str]:
+    """A section, or why it cannot be written: a broken installation is what a doctor is called for."""
+    try:
+        return list(section())
+    except Exception as error:
+        return [f"cannot be found out: {type(error).__name__}: {error}"]
+
+
+def machine() -> Iterable[str]:
+    yield f"Python {platform.python_version()} ({sys.executable})"
+    yield f"{platform.platform()}, {os.cpu_count()} CPU cores"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    disk = shutil.disk_usage(ROOT)
+    yield f"memory {memory / GIB:.0f} GiB; disk {disk.free / GIB:.0f} GiB free"
+
+
+def devices() -> Iterable[str]:
+    import torch
+
+    yield f"torch {torch.__version__}, built for CUDA {torch.version.cuda or 'no'}"
+    if not torch.cuda.is_available():
+        yield "no CUDA device can be used: everything runs on the CPU, in float32"
+        return
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        yield (
+            f"{index}: {properties.name}, compute capability {properties.major}.{properties.minor}, "
+            f"{free / GIB:.0f} of {total / GIB:.0f} GiB free"
+        )
+    yield "networks run in bfloat16 (network_dtype: auto), fields and renderers in float32"
+
+
+def required_packages() -> Iterable[str]:
+    for name in REQUIRED:
+        yield f"{name:18} {_version(name) or 'MISSING: ./setup.sh'}"
+
+
+def optional_packages() -> Iterable[str]:
+    for distribution, module, purpose in OPTIONAL:
+        there = importlib.util.find_spec(module) is not None
+        state = (_version(distribution) or "installed") if there else "not installed"
+        yield f"{distribution:18} {state:14} {purpose}"
+
+
+def kernels() -> Iterable[str]:
+    """The choice of `backend: auto`: Triton where there is a Triton twin, a CUDA device and Triton; else torch."""
+    import torch
+
+    from triplaneturbo import ops
+
+    names = {module.name for module in pkgutil.iter_modules(ops.__path__)}
+    fast = torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
+    for name in sorted(n for n in names if not n.endswith(("_triton", "_tables"))):
+        twin = f"{name}_triton" in names
+        reason = "" if fast or not twin else " (triton needs CUDA and the package triton)"
+        yield f"{name:18} {'triton' if twin and fast else 'torch'}{reason}"
+
+
+def miniature(root: Path) -> Iterable[str]:
+    folder = root / "load" / "shapeworld"
+    parts = ("stable_diffusion", "mvdream", "richdreamer", "scorer")
+    missing = [part for part in parts if not (folder / part).is_dir()]
+    if missing:
+        yield f"{folder}: missing {', '.join(missing)}; made by: bash scripts/train/shapeworld.sh"
+    else:
+        yield f"{folder}: there; try: ./setup.sh demo"
+
+
+def weights(root: Path) -> Iterable[str]:
+    absent = [asset for asset in EVERYTHING if asset.missing(root)]
+    for asset in EVERYTHING:
+        yield f"{'MISSING' if asset in absent else 'there':8} {asset.target}: {asset.what}"
+    yield from _how_to_get(absent)
+
+
+def _how_to_get(absent: list[Asset]) -> Iterable[str]:
+    if any(asset in EVALUATION for asset in absent):
+        yield "for meshes and their evaluation: python scripts/prepare/download_eval_only.py"
+    if absent:
+        yield "for training: python scripts/prepare/download_full.py (--list says from where, --only NAME takes one)"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.stdout.write(report() + "\n")
