@@ -34,13 +34,12 @@ def mesh_rasterizer(case: Case, workbench: Workbench, monkeypatch: pytest.Monkey
     case.close("camera_positions", made.positions, 1e-5)
     meshes, rasters = [], []
     for i, own in enumerate(renderer.surfaces(planes)):
-        mesh, raster = _recorded_mesh(case, i, own), _recorded_raster(case, i)
-        case.close(f"mesh{i}_v_nrm", vertex_normals(mesh.vertices, mesh.faces), 1e-5)
-        _compare_visibility(case, f"rast{i}", mesh, raster, i)
-        meshes.append(mesh)
-        rasters.append(raster)
-    turns = iter(rasters)
-    monkeypatch.setattr(mesh_renderer, "rasterize", lambda *geometry_and_size: next(turns))
+        meshes.append(_recorded_mesh(case, i, own))
+        rasters.append(_recorded_raster(case, i))
+        case.close(f"mesh{i}_v_nrm", vertex_normals(meshes[i].vertices, meshes[i].faces), 1e-5)
+        _compare_visibility(case, i, meshes[i], rasters[i])
+    raster = _joined(rasters, meshes)
+    monkeypatch.setattr(mesh_renderer, "rasterize", lambda *meshes_and_size: raster)
     monkeypatch.setattr(mesh_renderer, "antialias", lambda pictures, *others: pictures)
     directions = case["rays_d_rasterize"]
     views = renderer.render_meshes(meshes, planes, made, torch.zeros(len(planes), 1), directions)
@@ -70,7 +69,7 @@ def _cameras(case: Case, n_prompts: int):
 def _recorded_mesh(case: Case, i: int, own: Mesh) -> Mesh:
     """Our vertices, differentiable, in the recorded order, with the recorded faces."""
     order = match(case, f"mesh{i}_v", own.vertices, 1e-5)
-    case.require(f"mesh{i}_f: number of faces", len(own.faces) == len(case[f"mesh{i}_f"]))
+    compare_faces(case, f"mesh{i}_f", order, own.faces)
     return Mesh(own.vertices[order], case[f"mesh{i}_f"].long())
 
 
@@ -82,9 +81,19 @@ def _recorded_raster(case: Case, i: int) -> Raster:
     return Raster(face_index, weights, depth)
 
 
-def _compare_visibility(case: Case, name: str, mesh: Mesh, recorded: Raster, i: int) -> None:
+def _joined(rasters: list[Raster], meshes: list[Mesh]) -> Raster:
+    """Rasters of several meshes as one, whose faces are numbered through."""
+    before, numbered = 0, []
+    for raster, mesh in zip(rasters, meshes, strict=True):
+        numbered.append(torch.where(raster.face_index >= 0, raster.face_index + before, -1))
+        before += len(mesh.faces)
+    weights, depth = (torch.cat([getattr(raster, name) for raster in rasters]) for name in ("barycentric", "depth"))
+    return Raster(torch.cat(numbered), weights, depth)
+
+
+def _compare_visibility(case: Case, i: int, mesh: Mesh, recorded: Raster) -> None:
     """The project's own rasteriser sees the same triangles at the same places."""
-    rows = recorded.face_index.shape[0]
+    name, rows = f"rast{i}", len(recorded.face_index)
     homogeneous = F.pad(mesh.vertices.detach(), (0, 1), value=1.0)
     clip = torch.einsum("vij,nj->vni", case["mvp_mtx"][i * rows : (i + 1) * rows], homogeneous)
     own = rasterize(clip, mesh.faces, *recorded.face_index.shape[1:])
@@ -102,6 +111,11 @@ def match(case: Case, name: str, vertices: Tensor, tolerance: float) -> Tensor:
     return nearest
 
 
+def compare_faces(case: Case, name: str, order: Tensor, faces: Tensor) -> None:
+    """The same triangles, in any order and beginning anywhere. order: see `match`."""
+    case.require(f"{name}: the same triangles", _cycles(order[case[name].long()]) == _cycles(faces))
+
+
 def marching_cubes(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     case.option("field", "sqrt(sum(((x-c)/r)^2))-1")
     resolution = case.meta["resolution"]
@@ -112,10 +126,9 @@ def marching_cubes(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyP
     for kind in ("diffmc", "mccpu"):
         first = case[f"{kind}_grid0"]
         case.close(f"{kind}_grid0", (grid.flatten(0, 2)[: len(first)] + 1) / 2, 1e-5)
-        match(case, f"{kind}_v", vertices, 1e-5)
+        compare_faces(case, f"{kind}_f", match(case, f"{kind}_v", vertices, 1e-5), faces)
         case.close(f"{kind}_vmin", vertices.amin(0), 1e-5)
         case.close(f"{kind}_vmax", vertices.amax(0), 1e-5)
-        case.require(f"{kind}_f: number of faces", case[f"{kind}_f"].shape == faces.shape)
         case.close(f"{kind}_signed_volume", signed_volume(vertices, faces), 1e-5)
 
 
@@ -132,7 +145,7 @@ def mesh_export(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatc
     (mesh,) = extract_meshes(geometry, material, planes, resolution, ["a recorded case"])
     order = match(case, "v_pos", mesh.vertices, 1e-5)
     case.close("v_rgb", mesh.colors[order], 1e-5)
-    case.require("faces: number", mesh.faces.shape == case["faces"].shape)
+    compare_faces(case, "faces", order, mesh.faces)
     recorded = Mesh(mesh.vertices[order], case["faces"].long(), mesh.colors[order])
     case.close("v_nrm", vertex_normals(recorded.vertices, recorded.faces), 1e-4)
     _compare_obj(case, recorded, workbench.folder / "recorded.obj")

@@ -37,6 +37,9 @@ def adan(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> N
         path.append([parameter.detach().clone() for parameter in parameters])
     for n, values in zip(numbers, zip(*path, strict=True), strict=True):
         case.close(f"traj{n}", torch.stack(values), 1e-6)
+        # Parameters are a thousand times larger than what a step changes of them.
+        moved, expected = torch.stack(values) - case[f"p{n}"], case[f"traj{n}"] - case[f"p{n}"]
+        case.within(f"traj{n}: way", float((moved - expected).abs().max() / expected.abs().max()), 1e-3)
 
 
 def training_step(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
