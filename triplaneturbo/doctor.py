@@ -1,4 +1,4 @@
-"""What this machine has of what the program can use: `python -m triplaneturbo.doctor`. It changes nothing, and exits 0."""
+"""What this machine has of what the program can use: `python -m triplaneturbo.doctor`. Changes nothing."""
 
 import importlib.metadata
 import importlib.util

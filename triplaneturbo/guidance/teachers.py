@@ -25,10 +25,15 @@ from triplaneturbo.registry import register
 from triplaneturbo.types import Cameras, TextStates, Views
 from triplaneturbo.weights.files import load_tensors
 from triplaneturbo.weights.folders import load_schedule, load_unet, load_vae
-from triplaneturbo.weights.ldm import EMA_PREFIX, UNET_PREFIX, VAE_PREFIX, build_unet, build_vae, log_unused
-
-# The schedule that Stable Diffusion 1 and 2, MVDream and RichDreamer were trained with.
-LDM_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000, "beta_schedule": "scaled_linear"}
+from triplaneturbo.weights.ldm import (
+    EMA_PREFIX,
+    LDM_SCHEDULE,
+    UNET_PREFIX,
+    VAE_PREFIX,
+    build_unet,
+    build_vae,
+    log_unused,
+)
 
 
 class Teacher(Module):

@@ -21,6 +21,8 @@ UNET_PREFIX = "model.diffusion_model."
 EMA_PREFIX = "model_ema."
 VAE_PREFIX = "first_stage_model."
 SCALING_FACTOR = 0.18215
+# The schedule that Stable Diffusion 1 and 2, MVDream and RichDreamer were trained with.
+LDM_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000, "beta_schedule": "scaled_linear"}
 
 logger = logging.getLogger(__name__)
 

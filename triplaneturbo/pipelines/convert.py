@@ -1,0 +1,121 @@
+"""Published checkpoints as folders of safetensors, and a student of ours as a checkpoint of the original.
+
+Checkpoints are read without executing anything in them; one that holds code is refused.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from triplaneturbo.config import load_config
+from triplaneturbo.errors import WeightsError
+from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
+from triplaneturbo.geometry.legacy import from_original, to_original
+from triplaneturbo.pipelines.text_to_mesh import CONFIG_FILE, PipelineConfig
+from triplaneturbo.weights.files import load_tensors, replacing, save_tensors
+from triplaneturbo.weights.ldm import LDM_SCHEDULE, UNET_PREFIX, VAE_PREFIX, build_unet, build_vae
+
+Kind = Literal["mvdream", "richdreamer", "student"]
+GEOMETRY = "geometry."
+# Grid points along an edge in which the published pipeline looks for the surface.
+PUBLISHED_RESOLUTION = 160
+
+
+def kind_of(state: Mapping[str, Tensor], source: str | Path) -> Kind:
+    """What a checkpoint holds, by the names of its tensors and the form of its projections.
+
+    Raises:
+        WeightsError: it is none of the three.
+    """
+    if any(name.startswith(GEOMETRY) and ".peft_layers." in name for name in state):
+        return "student"
+    projections = [t for name, t in state.items() if name.startswith(UNET_PREFIX) and name.endswith(".proj_in.weight")]
+    if not projections:
+        raise WeightsError(
+            f"{source} is neither MVDream's, RichDreamer's nor a student's checkpoint: it holds no tensors named "
+            f"{UNET_PREFIX}* or {GEOMETRY}space_generator.peft_layers.*"
+        )
+    return "mvdream" if projections[0].dim() == 2 else "richdreamer"
+
+
+def convert(source: str | Path, folder: str | Path, config: str | Path) -> Kind:
+    """Write the published checkpoint `source` as `folder`, which takes its place in configurations and pipelines.
+
+    MVDream gives unet/, vae/ and scheduler/, RichDreamer unet/ and scheduler/: what it runs on. A student gives a
+    folder for `TextToMeshPipeline.from_pretrained`.
+
+    Args:
+        config: the recipe of a student; its base model is referred to where it is.
+
+    Raises:
+        WeightsError: the file is missing, damaged, holds code, is of another kind, or does not fit `config`.
+    """
+    state, folder = load_tensors(source), Path(folder)
+    kind = kind_of(state, source)
+    if kind == "student":
+        _write_student(state, folder, config)
+        return kind
+    head = {"head_width": 64} if kind == "mvdream" else {"heads": 8}
+    models = {"unet": build_unet(state, source, **head)}
+    if kind == "mvdream":
+        if not any(name.startswith(VAE_PREFIX) for name in state):
+            raise WeightsError(f"{source} holds no autoencoder ({VAE_PREFIX}*), which MVDream needs")
+        models["vae"] = build_vae(state, source)
+    for part, model in models.items():
+        model.save_pretrained(folder / part)
+    _write_json(folder / "scheduler" / "scheduler_config.json", LDM_SCHEDULE)
+    return kind
+
+
+def _write_student(state: Mapping[str, Tensor], folder: Path, config: str | Path) -> None:
+    experiment = load_config([config], ["data.prompt_library=none"])
+    options = {**experiment.system["geometry"], "compat": "original"}  # deformation in cells of the grid in use
+    own = {name.removeprefix(GEOMETRY): t for name, t in state.items() if name.startswith(GEOMETRY)}
+    with torch.device("meta"):
+        geometry = FewStepTriplaneDualStableDiffusion(options)
+    renamed = from_original(own, geometry.state_dict())
+    pipeline = PipelineConfig(
+        base=os.path.relpath(geometry.cfg.space_generator_config.pretrained_model_name_or_path, folder),
+        geometry=options,
+        material=experiment.system.get("material", {}),
+        latent_size=tuple(experiment.data["dim_gaussian"][2:]),
+        num_inference_steps=experiment.system["num_steps_sampling"],
+        resolution=PUBLISHED_RESOLUTION,
+    )
+    save_tensors(folder / pipeline.weights, {GEOMETRY + name: tensor for name, tensor in renamed.items()})
+    _write_json(folder / CONFIG_FILE, dataclasses.asdict(pipeline))
+
+
+def convert_back(folder: str | Path, path: str | Path) -> None:
+    """Write the student of a pipeline folder as the original's checkpoint `path` (.pth), under its tensor names.
+
+    Raises:
+        WeightsError: there is no such folder, or its student has parts that the original's file has no place for.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_FILE).is_file():
+        raise WeightsError(f"{folder} has no {CONFIG_FILE}; save a pipeline with save_pretrained, and give its folder")
+    state = load_tensors(folder / json.loads((folder / CONFIG_FILE).read_text())["weights"])
+    others = sorted(name for name in state if not name.startswith(GEOMETRY))
+    if others:
+        raise WeightsError(f"the original's checkpoint has no place for {others[0]}: its material has no network")
+    original = to_original({name.removeprefix(GEOMETRY): tensor for name, tensor in state.items()})
+    content = {
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": "2.0.0",
+        "state_dict": {GEOMETRY + name: tensor.clone() for name, tensor in original.items()},
+    }
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
+
+
+def _write_json(path: Path, content: Mapping) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
