@@ -1,4 +1,4 @@
-"""Tiny models under the names of MVDream's and RichDreamer's published files, written down independently of the code."""
+"""Tiny models under the names of MVDream's and RichDreamer's files, written down independently of the code."""
 
 import re
 
