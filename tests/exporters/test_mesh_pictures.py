@@ -7,7 +7,7 @@ from PIL import Image
 from solids import sphere
 
 from triplaneturbo.cameras import turntable
-from triplaneturbo.exporters.render import render_mesh, render_turntable, save_animation, save_picture
+from triplaneturbo.exporters.render import render_mesh, render_turntable, save_picture
 from triplaneturbo.types import Mesh
 
 
@@ -59,11 +59,6 @@ def test_pictures_stand_row_by_row(tmp_path):
     pixels = np.asarray(Image.open(tmp_path / "a.png"))
     assert pixels.shape == (8, 15, 3)
     np.testing.assert_array_equal(pixels[::4, ::5, 0], np.rint(np.arange(6).reshape(2, 3) * 25.5))
-
-
-def test_animation(tmp_path):
-    save_animation(tmp_path / "a.webp", torch.rand(5, 8, 8, 3))
-    assert Image.open(tmp_path / "a.webp").n_frames == 5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -7,14 +7,15 @@ from typing import ClassVar, Literal
 from triplaneturbo.base import Component
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.exporters.files import check_mesh, write_mesh
-from triplaneturbo.exporters.render import render_turntable, save_animation, save_picture
+from triplaneturbo.exporters.render import render_turntable, save_picture
 from triplaneturbo.naming import slug
+from triplaneturbo.pictures import save_webp, to_bytes
 from triplaneturbo.registry import register
 from triplaneturbo.types import Mesh
 from triplaneturbo.weights.files import replacing
 
 _NO_ATLAS = "colours are written per vertex; there is no texture atlas"
-VIDEO_VIEWS = 60
+VIDEO_VIEWS, VIDEO_SPEED = 60, 20  # views, and views a second
 
 
 @register("multiprompt-mesh-exporter")
@@ -78,7 +79,8 @@ class MeshExporter(Component):
             views = render_turntable(mesh, self.cfg.turntable_views, self.cfg.turntable_size)
             save_picture(folder / "turntable.png", views, columns=self.cfg.turntable_views // 2)
         if self.cfg.save_video:
-            save_animation(folder / "turntable.webp", render_turntable(mesh, VIDEO_VIEWS, self.cfg.turntable_size))
+            views = render_turntable(mesh, VIDEO_VIEWS, self.cfg.turntable_size)
+            save_webp(folder / "turntable.webp", to_bytes(views), VIDEO_SPEED)
         return path
 
 

@@ -6,13 +6,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from triplaneturbo.cameras import turntable, world_to_clip
 from triplaneturbo.ops.rasterize import interpolate, rasterize
+from triplaneturbo.pictures import save_png, to_bytes
 from triplaneturbo.types import Cameras, Mesh
-from triplaneturbo.weights.files import replacing
 
 PLAIN_COLOR = 0.7
 TURNTABLE_FOVY_DEG, TURNTABLE_ELEVATION_DEG = 40.0, 20.0
@@ -53,18 +52,4 @@ def render_turntable(mesh: Mesh, n_views: int, size: int) -> Float[Tensor, "V H 
 def save_picture(path: str | Path, views: Float[Tensor, "V H W 3"], columns: int) -> None:
     """Write views, row by row in `columns` columns, as one PNG. The number of views must be a multiple of `columns`."""
     rows = views.unflatten(0, (-1, columns)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
-    with replacing(path) as temporary:
-        Image.fromarray(to_bytes(rows)).save(temporary, format="PNG")
-
-
-def save_animation(path: str | Path, views: Float[Tensor, "V H W 3"], frames_per_second: int = 20) -> None:
-    """Write views as an endless WebP animation."""
-    first, *others = (Image.fromarray(frame) for frame in to_bytes(views))
-    duration = round(1000 / frames_per_second)
-    with replacing(path) as temporary:
-        first.save(temporary, format="WEBP", save_all=True, append_images=others, duration=duration, loop=0)
-
-
-def to_bytes(picture: Float[Tensor, "*N 3"]) -> np.ndarray:
-    """Values in [0, 1] as 8-bit integers, rounded."""
-    return picture.mul(255).round().byte().cpu().numpy()
+    save_png(path, to_bytes(rows))

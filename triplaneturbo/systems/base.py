@@ -17,6 +17,7 @@ from triplaneturbo.errors import ConfigError, EmptyFieldError, WeightsError
 from triplaneturbo.geometry.isosurface import extract_meshes
 from triplaneturbo.geometry.legacy import from_original
 from triplaneturbo.naming import slug
+from triplaneturbo.pictures import save_film, save_png, sheet
 from triplaneturbo.renderers.mesh import MeshRenderer
 from triplaneturbo.schedule import Progress
 from triplaneturbo.systems.checkpoint import read_checkpoint
@@ -24,7 +25,6 @@ from triplaneturbo.systems.ema import ParameterAverage
 from triplaneturbo.systems.losses import LossConfig
 from triplaneturbo.systems.losslog import Records
 from triplaneturbo.systems.optimizer import OptimizerConfig, ScheduledOptimizer
-from triplaneturbo.systems.pictures import save_film, save_png, sheet
 from triplaneturbo.types import Batch, Cameras, Views
 from triplaneturbo.weights.files import load_tensors
 
@@ -267,7 +267,7 @@ class GeneratorSystem(Component, pl.LightningModule):
             for i, picture in enumerate(pictures):
                 save_png(folder / slug(prompt) / f"{i}.png", picture)
             if len(pictures) > 1:
-                save_film(folder / f"{slug(prompt)}.mp4", pictures, FILM_SPEED[stage])
+                save_film(folder / slug(prompt), pictures, FILM_SPEED[stage])
         if clean_up and self.device.type == "cuda":
             torch.cuda.empty_cache()
 
