@@ -1,14 +1,17 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from analytic_scenes import Solid, cameras, planes_of, scene, sphere_sdf
 
+from triplaneturbo.base import build
 from triplaneturbo.cameras import ray_directions
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.registry import register
 from triplaneturbo.renderers.patch import PatchDraws, PatchRenderer
 from triplaneturbo.renderers.shading import over
+from triplaneturbo.renderers.volume import VolumeRenderer
 
 TEXT = torch.zeros(1, 4)
 PICTURES = ("rgb", "normal", "normal_white", "disparity", "opacity", "depth")
@@ -25,6 +28,21 @@ def renderer(randomized=False, base="generative-space-sdf-volume-renderer", **op
 
 def draws(*samples, step=0):
     return Draws(seed=0, step=step, samples=samples, device=torch.device("cpu"))
+
+
+@register("rays-with-compat")
+class RaysWithCompat(VolumeRenderer):
+    @dataclass(kw_only=True)
+    class Config(VolumeRenderer.Config):
+        compat: str = "right"
+
+
+@pytest.mark.parametrize(("own", "expected"), [({}, "original"), ({"compat": "right"}, "right")])
+def test_compat_is_handed_on(own, expected):
+    options = {"base_renderer_type": "rays-with-compat", "base_renderer": own}
+    handed_down = {"seed": 3, "compat": "original"}
+    subject = build("patch-renderer", options, handed_down=handed_down, **scene(Solid(sphere_sdf)))
+    assert subject.base_renderer.cfg.compat == expected
 
 
 def test_patch_is_sharp_and_the_rest_is_the_enlarged_coarse_picture():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from triplaneturbo.base import NO_OWN_WEIGHTS, Module
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.ops.activations import ColorActivation, colors_of
 from triplaneturbo.ops.hashgrid import HashGrid
 from triplaneturbo.registry import register
 
@@ -65,7 +66,7 @@ class HashGridEnvironment(Module):
 
         n_output_dims: int = 3
         """Colour channels."""
-        color_activation: Literal["sigmoid", "sigmoid-mipnerf"] = "sigmoid"
+        color_activation: ColorActivation = "sigmoid"
         """sigmoid-mipnerf: 1.002 sigmoid - 0.001."""
         pos_encoding_config: EncodingConfig = field(default_factory=EncodingConfig)
         """The encoding of directions."""
@@ -118,8 +119,7 @@ class HashGridEnvironment(Module):
         x = self.encoding((directions.reshape(-1, 3) + 1) / 2).view(prompts, -1, self.weight_shapes[0][0])
         for i, weight in enumerate(self.layer_weights(pooled_text)):
             x = (x if i == 0 else F.relu(x)) @ weight
-        colors = x.view(directions.shape).sigmoid()
-        return colors * 1.002 - 0.001 if self.cfg.color_activation == "sigmoid-mipnerf" else colors
+        return colors_of(x.view(directions.shape), self.cfg.color_activation)
 
     def layer_weights(self, pooled_text: Float[Tensor, "B T"]) -> list[Float[Tensor, "B _ _"]]:
         """Matrices [B, in, out] of the network from encoded direction to colour, one for each layer."""

@@ -1,7 +1,7 @@
 """Colours straight from the field: no light, no shading."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from triplaneturbo.base import NO_OWN_WEIGHTS, Module
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.geometry.field import Mlp, MlpConfig
+from triplaneturbo.ops.activations import ColorActivation, colors_of
 from triplaneturbo.registry import register
 
 
@@ -24,7 +25,7 @@ class NoMaterial(Module):
 
         n_output_dims: int = 3
         """Colour channels."""
-        color_activation: Literal["sigmoid", "sigmoid-mipnerf"] = "sigmoid"
+        color_activation: ColorActivation = "sigmoid"
         """sigmoid-mipnerf reaches from -0.001 to 1.001, so that pure black and white are within reach."""
         requires_normal: bool = False
         """Accepted for old configurations: colours do not depend on normals."""
@@ -44,7 +45,7 @@ class NoMaterial(Module):
             self.network = Mlp(self.cfg.input_feature_dims, self.cfg.n_output_dims, *shape)
 
     def forward(self, features: Float[Tensor, "*N F"]) -> Float[Tensor, "*N D"]:
-        """sigmoid(f), or 1.002 sigmoid(f) - 0.001, of the features or of what the network makes of them.
+        """The activation (`ops.activations`) of the features or of what the network makes of them.
 
         Raises:
             ValueError: the features do not have the number of channels that the options say.
@@ -56,7 +57,4 @@ class NoMaterial(Module):
                 f"material.n_output_dims is {self.cfg.n_output_dims}, but the features have {features.shape[-1]} "
                 "channels; set it to geometry.n_feature_dims"
             )
-        colours = features.sigmoid()
-        if self.cfg.color_activation == "sigmoid-mipnerf":
-            return colours * 1.002 - 0.001
-        return colours
+        return colors_of(features, self.cfg.color_activation)

@@ -1,18 +1,18 @@
 """Full-size pictures for the price of small ones: a coarse picture of everything, a sharp patch pasted into it."""
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from triplaneturbo.base import NO_OWN_WEIGHTS, Module
+from triplaneturbo.base import NO_OWN_WEIGHTS, Module, build
 from triplaneturbo.cameras import ray_directions
 from triplaneturbo.draws import Draws, keyed_generator
 from triplaneturbo.errors import ConfigError
-from triplaneturbo.registry import find, register
+from triplaneturbo.registry import register
 from triplaneturbo.renderers.base import START
 from triplaneturbo.renderers.sampling import Jitter
 from triplaneturbo.schedule import Progress
@@ -55,13 +55,16 @@ class PatchRenderer(Module):
         """Factor by which the whole picture is smaller."""
         global_detach: bool = False
         """Whether only the patch passes gradients on."""
+        compat: Literal["right", "original"] = "right"
+        """That of the renderer that is wrapped, if it has one and its own options do not set it."""
 
         def __post_init__(self) -> None:
             if self.patch_size < 1 or self.global_downsample < 1:
                 raise ConfigError("patch_size and global_downsample must be at least 1")
 
     def configure(self, **siblings: Any) -> None:
-        self.base_renderer = find(self.cfg.base_renderer_type)(self.cfg.base_renderer, **siblings)
+        name, options = self.cfg.base_renderer_type, self.cfg.base_renderer
+        self.base_renderer = build(name, options, handed_down={"compat": self.cfg.compat}, **siblings)
         if not hasattr(self.base_renderer, "render_rays"):
             raise ConfigError(
                 f"base_renderer_type {self.cfg.base_renderer_type!r} cannot render single rays; "
