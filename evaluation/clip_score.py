@@ -155,8 +155,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--csv", type=Path, help="one line a picture; default: clip_scores.csv in --result_dir")
     add_device_option(parser)
     given = parser.parse_args(arguments)
-    model = load_clip(given.model, given.device)
-    summary, rows = evaluate(given.result_dir, model, prefix=given.prefix, protocol=given.protocol)
+    try:
+        model = load_clip(given.model, given.device)
+        summary, rows = evaluate(given.result_dir, model, prefix=given.prefix, protocol=given.protocol)
+    except ValueError as error:
+        parser.error(str(error))
     summary["model"] = given.model
     write_csv(given.csv or given.result_dir / "clip_scores.csv", rows)
     if given.json:

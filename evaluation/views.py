@@ -74,13 +74,16 @@ def render_folder(
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """`--gpu N`; without it the first GPU, or the CPU if there is none."""
+    """`--gpu N`; without it the first GPU, or the CPU if there is none. Of a list, as the original takes it, the first:
+    the work is too little to be divided."""
     first = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--gpu", dest="device", metavar="N", type=_gpu, default=first, help="number of the GPU to use")
+    parser.add_argument(
+        "--gpu", dest="device", metavar="N", type=_gpu, default=first, help="GPU to use; of several, the first"
+    )
 
 
-def _gpu(number: str) -> torch.device:
-    return torch.device("cuda", int(number))
+def _gpu(numbers: str) -> torch.device:
+    return torch.device("cuda", int(numbers.split(",")[0]))
 
 
 def main(arguments: list[str] | None = None) -> None:

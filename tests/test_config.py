@@ -87,6 +87,7 @@ def test_unknown_top_level_key_names_the_nearest(tmp_path):
         ("", ("tag=@x",), "quote it"),
         ("seed: many\n", (), "seed must be of type int"),
         ("compat: both\n", (), "allowed: 'right', 'original'"),
+        ("", ("guidance.rd_weight=0",), "write system.guidance"),
         ("trial_dir: here\n", (), "follows from exp_root_dir"),
         ("checkpoint: {every_n_train_steps: 0}\n", (), "every_n_train_steps must be 1 or more"),
         ("checkpoint: {save_topk: 0}\n", (), "save_top_k"),

@@ -55,7 +55,10 @@ class CheckpointConfig:
 class ExperimentConfig:
     """Everything a launch needs. Holds values only: it touches no disk and no clock."""
 
-    REFUSED: ClassVar[dict[str, str]] = dict.fromkeys(("exp_dir", "trial_name", "trial_dir"), _DERIVED)
+    REFUSED: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("exp_dir", "trial_name", "trial_dir"), _DERIVED),
+        "guidance": "teachers belong to the system; write system.guidance, such as system.guidance.rd_weight=0",
+    }
 
     name: str = "default"
     """Name of the experiment, a folder in exp_root_dir."""

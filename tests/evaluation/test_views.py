@@ -1,9 +1,11 @@
+import argparse
+
 import pytest
 import torch
 from PIL import Image
 from solids import sphere
 
-from evaluation.views import find_meshes, main, protocol_views
+from evaluation.views import add_device_option, find_meshes, main, protocol_views
 from triplaneturbo.errors import EmptyFieldError
 from triplaneturbo.exporters.files import write_mesh
 from triplaneturbo.exporters.mesh_exporter import MeshExporter
@@ -55,3 +57,10 @@ def test_nothing_to_render(tmp_path):
     write_mesh(tmp_path / "nan.obj", Mesh(sphere().vertices * float("nan"), sphere().faces))
     with pytest.raises(EmptyFieldError, match="'nan' has numbers that are not finite"):
         main([str(tmp_path), "--save_dir", str(tmp_path / "views")])
+
+
+@pytest.mark.parametrize("given", ["1", "1,0,3"])
+def test_of_a_list_of_gpus_the_first_is_used(given):
+    parser = argparse.ArgumentParser()
+    add_device_option(parser)
+    assert parser.parse_args(["--gpu", given]).device == torch.device("cuda:1")

@@ -71,6 +71,19 @@ def test_needed_files_come_from_the_first_source_that_has_them(tmp_path):
     assert Fetcher(tmp_path, hub).fetch(MODEL) == "already there"
 
 
+def test_one_of_two_forms_of_a_file_is_enough(tmp_path):
+    asset = Asset("m", "a model", "pretrained/m", (FIRST,), ("w.safetensors|w.bin",))
+    for name in ("w.bin", "w.safetensors"):
+        root = tmp_path / name
+        assert len(asset.missing(root)) == 1
+        Fetcher(root, FakeHub({"first/model": {name: WEIGHTS}})).fetch(asset)
+        assert asset.missing(root) == []
+        Fetcher(root / "copy", FakeHub({}), root).fetch(asset)
+        assert (root / "copy/pretrained/m" / name).read_bytes() == WEIGHTS
+    with pytest.raises(WeightsError, match=r"has no w\.safetensors\|w\.bin"):
+        Fetcher(tmp_path / "none", FakeHub({"first/model": {"x": b""}})).fetch(asset)
+
+
 def test_only_what_is_missing_or_damaged_is_fetched_again(tmp_path):
     hub = FakeHub({"first/model": FILES})
     Fetcher(tmp_path, hub).fetch(MODEL)
@@ -237,3 +250,16 @@ def test_libraries_without_a_source_are_part_of_the_project():
         "att3d_2520_prompt_library": (2520, 2520),
         "instant3d_17000_prompt_library": (17241, 100),
     }
+
+
+def test_offline_the_cache_of_huggingface_hub_is_used(tmp_path):
+    cache = tmp_path / "hub" / "models--ZhiyuanthePony--TriplaneTurbo"
+    for path, content in (("refs/main", "abc"), (f"snapshots/abc/{STUDENT.name}", "weights")):
+        (cache / path).parent.mkdir(parents=True)
+        (cache / path).write_text(content)
+    script = ROOT / "scripts/prepare/download_full.py"
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, script, "--root", tmp_path, "--only", STUDENT.name]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / STUDENT.target).read_text() == "weights"

@@ -46,7 +46,8 @@ class PromptLibrary:
         if path is None:
             raise ConfigError(
                 f"there is no prompt library {name!r}: looked for {' and '.join(map(str, paths))}; "
-                "set data.prompt_library and data.prompt_library_dir, or give --prompt"
+                "set data.prompt_library and data.prompt_library_dir, or give --prompt; "
+                "scripts/prepare/download_full.py fetches the published ones"
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))

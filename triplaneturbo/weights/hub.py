@@ -68,7 +68,7 @@ class Asset:
     """A file or folder that a configuration names.
 
     target: its place, relative to the root of the project. sources: in the order in which they are tried. files: of a
-    folder, those that are needed.
+    folder, those that are needed; `a|b` is either of two.
     """
 
     name: str
@@ -81,8 +81,10 @@ class Asset:
     def missing(self, root: Path) -> list[str]:
         """Needed files that are not there or damaged, with the reason."""
         place = root / self.target
-        wanted = [place / file for file in self.files] or [place]
-        return [problem for path in wanted if (problem := check_file(path))]
+        if not self.files:
+            return [problem for problem in [check_file(place)] if problem]
+        problems = ([check_file(place / choice) for choice in file.split("|")] for file in self.files)
+        return [found[0] for found in problems if all(found)]
 
 
 _TEXT = (
@@ -148,6 +150,21 @@ STUDENT = Asset(
     "pretrained/triplane_turbo_sd_v1.pth",
     (Repository("ZhiyuanthePony/TriplaneTurbo", "triplane_turbo_sd_v1.pth"),),
 )
+CLIP = Asset(
+    "clip-vit-base-patch32",
+    "scorer of the evaluation",
+    "pretrained/clip-vit-base-patch32",
+    (Repository("openai/clip-vit-base-patch32"),),
+    (
+        "config.json",
+        "merges.txt",
+        "model.safetensors|pytorch_model.bin",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    ),
+)
 LIBRARIES = (
     _library(
         "3DTopia_prompt_library",
@@ -164,8 +181,8 @@ LIBRARIES = (
     _library("att3d_2520_prompt_library", "2520 composed prompts"),
     _library("instant3d_17000_prompt_library", "17241 prompts"),
 )
-EVALUATION = (STABLE_DIFFUSION_2, STUDENT, LIBRARIES[2])
-EVERYTHING = (STABLE_DIFFUSION_2, STABLE_DIFFUSION_1, MVDREAM, RICHDREAMER, STUDENT, *LIBRARIES)
+EVALUATION = (STABLE_DIFFUSION_2, STUDENT, CLIP, LIBRARIES[2])
+EVERYTHING = (STABLE_DIFFUSION_2, STABLE_DIFFUSION_1, MVDREAM, RICHDREAMER, STUDENT, CLIP, *LIBRARIES)
 
 
 @runtime_checkable
@@ -232,11 +249,12 @@ class Fetcher:
             return
         sizes = self.hub.sizes(source)
         files = asset.files or (source.file,)
-        absent = [file for file in files if file not in sizes]
+        chosen = [next((c for c in file.split("|") if c in sizes), None) for file in files]
+        absent = [file for file, choice in zip(files, chosen, strict=True) if choice is None]
         if absent:
             raise SourceError(f"has no {', '.join(absent)}")
         folder = target if asset.files else target.parent
-        for file in files:
+        for file in chosen:
             path = folder / file
             if path.is_file() and path.stat().st_size == sizes[file]:
                 continue
@@ -256,9 +274,10 @@ def copy_from(folder: Path, asset: Asset, root: Path) -> None:
     if found is None:
         raise SourceError(f"has neither {names[0]} nor {names[1]}")
     for file in asset.files or ("",):
-        source, target = found / file, root / asset.target / file
-        if not source.is_file():
-            raise SourceError(f"has no {source.relative_to(folder)}")
+        choice = next((c for c in file.split("|") if (found / c).is_file()), None)
+        if choice is None:
+            raise SourceError(f"has no {(found / file).relative_to(folder)}")
+        source, target = found / choice, root / asset.target / choice
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
 
