@@ -208,7 +208,15 @@ def test_auto_resume_finds_the_newest_trial_and_stays_in_it(toy, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def student(tiny_world, tmp_path_factory):
+def no_film_encoder():
+    """Films are .webp, whatever is installed here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("triplaneturbo.pictures._has_encoder", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def student(tiny_world, tmp_path_factory, no_film_encoder):
     """A trained miniature and its configuration."""
     out = tmp_path_factory.mktemp("student")
     path = write_configuration(tiny_world, out)
@@ -219,7 +227,7 @@ def student(tiny_world, tmp_path_factory):
 def test_training_looks_at_the_student(student):
     save = student.parent / "tiny/trial/save"
     assert files(save) == sorted(
-        f"it2-val-{slot}/a_red_cube{name}" for slot in ("1st", "2nd") for name in (".mp4", "/0.png", "/1.png")
+        f"it2-val-{slot}/a_red_cube{name}" for slot in ("1st", "2nd") for name in (".webp", "/0.png", "/1.png")
     )
 
 
@@ -242,7 +250,7 @@ def test_export_to_a_folder_a_prompt(student, tmp_path):
 
 def test_test_mode_writes_beside_the_training(student):
     assert launch.main(["--config", str(student), "--test", "resume=auto", "trainer.limit_test_batches=1"]) == 0
-    assert (student.parent / f"tiny/trial/save/it2-test-1st/{PROMPTS[0].replace(' ', '_')}.mp4").exists()
+    assert (student.parent / f"tiny/trial/save/it2-test-1st/{PROMPTS[0].replace(' ', '_')}.webp").exists()
 
 
 def test_weights_alone_can_be_taken_from_a_checkpoint(student):
