@@ -53,8 +53,9 @@ def test_missing_and_present_files_and_what_to_do(tmp_path):
         "for meshes and their evaluation: python scripts/prepare/download_eval_only.py",
         "for training: python scripts/prepare/download_full.py (--list says from where, --only NAME takes one)",
     ]
-    here = list(doctor.weights(ROOT))
-    assert "there    load/dreamfusion_415_prompt_library.json: the evaluation's prompts" in here
+    (tmp_path / "load").mkdir()
+    (tmp_path / "load" / "magic3d_15_prompt_library.json").write_text("{}")
+    assert "there    load/magic3d_15_prompt_library.json: 15 prompts" in list(doctor.weights(tmp_path))
 
 
 def test_kernels_follow_what_is_installed(monkeypatch):

@@ -3,10 +3,12 @@
 #
 #   scripts/train/shapeworld.sh [--out DIR] [--minutes M] [--force] [STAGE...] [-- key=value...]
 #
-# Stages: vae, stable_diffusion, mvdream, richdreamer, scorer; `all` (the default) runs them in order, those that do
-# not depend on each other side by side: scorer and vae, stable_diffusion, mvdream and richdreamer.
+# Stages: vae, stable_diffusion, mvdream, richdreamer, scorer, student; `all` (the default) runs the first five in
+# order, those that do not depend on each other side by side: scorer and vae, stable_diffusion, mvdream and richdreamer.
 # A stage that is done (DIR/training/STAGE.json exists and says what it took) is skipped; --force repeats it.
 # --minutes: training time of each named stage in place of its configuration's, at most 9.
+# The student takes longer: each call trains it for M minutes (8.5 if not given) and goes on where the last one
+# stopped; when all steps are done, it goes to DIR/student.safetensors.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -22,6 +24,7 @@ while [ $# -gt 0 ]; do
     *) stages+=("$1"); shift ;;
   esac
 done
+given=("$@")
 overrides=("system.out_dir=$out" ${minutes:+"system.minutes=$minutes"} "$@")
 
 train() {
@@ -30,6 +33,16 @@ train() {
     return
   fi
   "$python" launch.py --config "configs/shapeworld/$1.yaml" --train "${overrides[@]}"
+}
+
+student() {
+  local trial=outputs/shapeworld-student/student started=$SECONDS code=0
+  timeout --signal=INT "${minutes:-8.5}m" "$python" launch.py --config configs/shapeworld/prd.yaml --train \
+    name=shapeworld-student tag=student use_timestamp=false resume=auto trainer.limit_test_batches=0 "$@" || code=$?
+  mkdir -p "$trial"
+  echo $((SECONDS - started)) >>"$trial/seconds"
+  [ $code -eq 0 ] || [ $code -eq 124 ] || exit $code
+  "$python" scripts/train/pack_student.py "$trial" "$out"
 }
 
 both() { # the second in the background; fails if either does
@@ -42,6 +55,7 @@ for stage in "${stages[@]:-all}"; do
   case $stage in
     all) both vae scorer; train stable_diffusion; both mvdream richdreamer ;;
     vae | stable_diffusion | mvdream | richdreamer | scorer) train "$stage" ;;
-    *) echo "unknown stage '$stage'; allowed: vae stable_diffusion mvdream richdreamer scorer all" >&2; exit 2 ;;
+    student) student ${given[@]+"${given[@]}"} ;;
+    *) echo "unknown stage '$stage'; allowed: vae stable_diffusion mvdream richdreamer scorer student all" >&2; exit 2 ;;
   esac
 done

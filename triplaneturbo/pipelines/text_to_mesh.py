@@ -174,11 +174,12 @@ class TextToMeshPipeline:
         )
         return cls(pipeline_config, base, weights).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
-    def save_pretrained(self, folder: str | Path, *, copy_base: bool = True) -> None:
+    def save_pretrained(self, folder: str | Path, *, copy_base: bool = True, half: bool = False) -> None:
         """Write pipeline.json and the trained tensors, so that `from_pretrained(folder)` gives this pipeline again.
 
         copy_base: also copy the text-to-image model, so that the folder is complete; otherwise pipeline.json refers to
             where it is now.
+        half: write the tensors in half precision; they are loaded in single precision again.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +188,8 @@ class TextToMeshPipeline:
             base = PipelineConfig.base
             if (folder / base).resolve() != self.base.resolve():
                 shutil.copytree(self.base, folder / base, dirs_exist_ok=True)
-        save_tensors(folder / PipelineConfig.weights, self._trained)
+        trained = {name: tensor.half() for name, tensor in self._trained.items()} if half else self._trained
+        save_tensors(folder / PipelineConfig.weights, trained)
         config = dataclasses.replace(self.config, base=base, weights=PipelineConfig.weights)
         with replacing(folder / CONFIG_FILE) as temporary:
             temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")

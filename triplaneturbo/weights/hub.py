@@ -102,11 +102,12 @@ _NETWORKS = (
     "vae/diffusion_pytorch_model.safetensors",
 )
 _LIBRARIES = "ZhiyuanthePony/TriplaneTrubo"  # spelt so
+# Their licence is unstated, so they are no part of this repository.
+_MORE_LIBRARIES = "https://raw.githubusercontent.com/theEricMa/ScaleDreamer/HEAD/load"
 
 
 def _library(name: str, what: str, *sources: Repository) -> Asset:
-    hint = "" if sources else "it is part of this repository: restore it with git"
-    return Asset(name, what, f"load/{name}.json", sources, hint=hint)
+    return Asset(name, what, f"load/{name}.json", sources or (Address(f"{_MORE_LIBRARIES}/{name}.json"),))
 
 
 STABLE_DIFFUSION_2 = Asset(

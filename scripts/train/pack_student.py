@@ -1,0 +1,37 @@
+"""Put the student of a training run into the miniature world's folder, when all of its steps are done."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> None:
+    """Command line; called by scripts/train/shapeworld.sh."""
+    from triplaneturbo import TextToMeshPipeline
+    from triplaneturbo.config import load_config
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("trial", type=Path, help="folder of the run")
+    parser.add_argument("out", type=Path, help="folder of the miniature world")
+    parser.add_argument("--early", action="store_true", help="take it before all steps are done")
+    given = parser.parse_args()
+    config = given.trial / "configs" / "parsed.yaml"
+    last = json.loads((given.trial / "losses.jsonl").read_text().splitlines()[-1])
+    steps = load_config([config]).trainer["max_steps"]
+    seconds = sum(map(int, (given.trial / "seconds").read_text().split()))
+    if last["step"] < steps and not given.early:
+        print(f"{last['step']} of {steps} steps are done after {seconds} s: call this stage again")
+        return
+    pipeline = TextToMeshPipeline.from_training(config, given.trial / "ckpts" / "last.ckpt", "cpu")
+    pipeline.save_pretrained(given.out, copy_base=False, half=True)
+    record = {"stage": "student", "seconds": seconds, "steps": last["step"], "prompts": last["prompts"]}
+    (given.out / "training" / "student.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"wrote {given.out}/student.safetensors: {record}")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()
