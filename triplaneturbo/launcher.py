@@ -17,6 +17,7 @@ import torch
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from transformers.utils import logging as transformers_logging
 
 from triplaneturbo.base import build
 from triplaneturbo.config import ExperimentConfig, load_config, to_yaml
@@ -31,9 +32,15 @@ log = logging.getLogger(__name__)
 CUSTOM_FOLDER = Path(__file__).resolve().parents[1] / "custom"
 # What the launcher decides itself.
 _OWN_TRAINER_OPTIONS = ("logger", "callbacks", "plugins", "enable_checkpointing", "inference_mode", "default_root_dir")
-# Warnings of Lightning about what is meant to be so: frozen networks stay in evaluation mode, data is made in the
-# process that uses it.
-_NOISE = (r"Found \d+ module\(s\) in eval mode", r".*does not have many workers", r".*isinstance\(treespec, LeafSpec\)")
+# Warnings of Lightning about things that are meant: frozen parts stay in eval mode, cameras are cheap to make, the data
+# stream continues by its own counter, and a run limited by time may be continued without that limit.
+_NOISE = (
+    r"Found \d+ module\(s\) in eval mode",
+    r".*does not have many workers",
+    r".*isinstance\(treespec, LeafSpec\)",
+    r".*your dataloader is not resumable",
+    r".*callbacks used to create the checkpoint need to be provided",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,3 +216,4 @@ def _set_up_logging(verbose: bool) -> None:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.WARNING)
     for message in _NOISE:
         warnings.filterwarnings("ignore", message)
+    transformers_logging.disable_progress_bar()  # one for every small network that is loaded

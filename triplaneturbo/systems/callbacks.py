@@ -92,10 +92,14 @@ class ProgressReport(pl.Callback):
 
 
 def progress_line(step: int, max_steps: int, seconds_a_step: float) -> str:
-    """`step 120/15000 (0.8 %)  0.82 s/step  3:23:21 left`; without a limit only step and speed."""
+    """`step 120/15000 (0.8 %)  0.82 s/step  3:23:21 left`; without a limit only step and speed.
+
+    A batch with several optimizer steps may end beyond the limit: that is 100 %.
+    """
     speed = f"{seconds_a_step:.3g} s/step"
     if max_steps <= 0:
         return f"step {step}  {speed}"
+    step = min(step, max_steps)
     left = round((max_steps - step) * seconds_a_step)
     clock = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
     return f"step {step}/{max_steps} ({100 * step / max_steps:.1f} %)  {speed}  {clock} left"
