@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def main() -> None:
     """Command line; called by scripts/train/shapeworld.sh."""
+    import torch
+
     from triplaneturbo import TextToMeshPipeline
     from triplaneturbo.config import load_config
 
@@ -27,7 +29,9 @@ def main() -> None:
         return
     pipeline = TextToMeshPipeline.from_training(config, given.trial / "ckpts" / "last.ckpt", "cpu")
     pipeline.save_pretrained(given.out, copy_base=False, half=True)
-    record = {"stage": "student", "seconds": seconds, "steps": last["step"], "prompts": last["prompts"]}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    record = {"stage": "student", "seconds": seconds, "device": device}
+    record |= {"steps": last["step"], "prompts": last["prompts"]}
     (given.out / "training" / "student.json").write_text(json.dumps(record, indent=2) + "\n")
     print(f"wrote {given.out}/student.safetensors: {record}")
 
