@@ -1,0 +1,205 @@
+"""A web page that turns a prompt into a mesh: `python gradio_app.py`, then open the address that it prints."""
+
+import argparse
+import contextlib
+import itertools
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from custom.shapeworld.world import PALETTE, SHAPES, parse_caption
+from triplaneturbo import TextToMeshPipeline
+from triplaneturbo.errors import WeightsError
+from triplaneturbo.exporters.mesh_exporter import MeshExporter
+from triplaneturbo.naming import slug
+from triplaneturbo.pipelines.convert import convert
+from triplaneturbo.weights.hub import STABLE_DIFFUSION_2, STUDENT
+
+try:
+    import gradio as gr
+except ModuleNotFoundError as error:
+    sys.exit(f'gradio_app.py: {error.name} is not installed; run: pip install "gradio>=6.31,<7"')
+
+ROOT = Path(__file__).resolve().parent
+MINIATURE = ROOT / "load" / "shapeworld"
+RECIPE = ROOT / "configs" / "TriplaneTurbo_v1.yaml"
+MINIATURE_EXAMPLES = ("a red cube", "a blue pyramid", "a purple cross", "a yellow torus on a blue sphere")
+FULL_SIZE_EXAMPLES = ("a wooden rocking chair", "a ripe pineapple", "a knight's helmet with a red plume")
+MAX_CHARACTERS = 1000
+KEPT_SECONDS = 3600  # how long a result can be fetched
+VIEWPOINT = (60, 70, 2.4)  # degrees around the y axis, the front being at 90, and from it; distance
+VIEWER_GREY = (0.93, 0.94, 0.95, 1.0)  # white and dark objects both stand out
+
+
+@dataclass(frozen=True)
+class Student:
+    """A pipeline folder, what it knows in a sentence (Markdown), and prompts to begin with."""
+
+    folder: Path
+    about: str
+    examples: tuple[str, ...] = ()
+
+
+def find_student(folder: Path | None, root: Path = ROOT) -> Student:
+    """The student of `folder`; without one the published student if its files are in place below `root`, otherwise
+    the miniature one that is part of the project. The first call writes the published one in our format, beside it.
+
+    Raises:
+        WeightsError: the published student cannot be converted.
+    """
+    if folder is None and not any(asset.missing(root) for asset in (STABLE_DIFFUSION_2, STUDENT)):
+        about = f"the published full-size student, `{STUDENT.target}`. It takes descriptions of a single object."
+        folder = (root / STUDENT.target).with_suffix("")
+        if not (folder / "pipeline.json").is_file():
+            with contextlib.chdir(root):  # the recipe's paths are relative to the project
+                convert(STUDENT.target, folder, RECIPE)
+        return Student(folder, about, FULL_SIZE_EXAMPLES)
+    if folder is None or folder.resolve() == MINIATURE:
+        known = f"the shapes {', '.join(SHAPES)} in the colours {', '.join(PALETTE)}, alone or one on another"
+        about = f"the **miniature student** of this project. It knows nothing but {known}."
+        return Student(MINIATURE, about, MINIATURE_EXAMPLES)
+    return Student(folder, f"`{folder}`. They know what they were trained on; this page cannot tell what that was.")
+
+
+def step_reporter(progress: Callable, total: int) -> Callable:
+    """A hook for the network that reports each of its passes. A recorded CUDA graph has none, and is over at once."""
+    passes = itertools.count(1)
+
+    def report(*_: object) -> None:
+        step = min(next(passes), total)  # recording a graph takes some more
+        progress(0.6 * step / total, desc=f"Denoising step {step} of {total}")
+
+    return report
+
+
+class Generator:
+    """Prompt to files, one call at a time. `folder` is the only place written to; each result has its own in it."""
+
+    def __init__(self, student: Student, device: str | None, folder: Path) -> None:
+        """Raises WeightsError: the student's files are missing, damaged, or do not fit."""
+        self.student, self.folder = student, folder
+        self.pipe = TextToMeshPipeline.from_pretrained(student.folder, device)
+
+    def __call__(self, prompt: str, seed: int | None, resolution: int, progress: Callable) -> tuple[Path, Path, str]:
+        """The GLB, the turntable picture and a report; `progress(share in [0, 1], desc=text)` hears of every stage.
+
+        Raises:
+            ValueError: the prompt is empty or too long, there is no seed, or the prompt's field has no surface.
+        """
+        prompt = (prompt or "").strip()
+        if not prompt:
+            raise ValueError("The prompt is empty; say what to make, for example: a red cube")
+        if len(prompt) > MAX_CHARACTERS:
+            raise ValueError(f"The prompt has {len(prompt)} characters; at most {MAX_CHARACTERS} are allowed.")
+        if seed is None:
+            raise ValueError("There is no seed; give a whole number, for example: 0")
+        start = time.perf_counter()
+        progress(0.0, desc="Denoising")
+        report_step = step_reporter(progress, self.pipe.config.num_inference_steps)
+        with self.pipe.geometry.space_generator.unet.register_forward_hook(report_step):
+            planes = self.pipe.generate((prompt,), seed=seed)
+        progress(0.7, desc="Extracting the surface")
+        (mesh,) = self.pipe.extract((prompt,), planes, resolution=resolution)
+        progress(0.85, desc="Drawing the turntable")
+        exporter = MeshExporter({"save_name": slug(prompt)})
+        (path,) = exporter([mesh], [prompt], tempfile.mkdtemp(dir=self.folder))
+        took = f"{time.perf_counter() - start:.1f} s on {self.pipe.device}"
+        report = f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces, {took}, seed {seed}"
+        return path, path.with_name("turntable.png"), "\n".join([report, *self._doubts(prompt)])
+
+    def _doubts(self, prompt: str) -> Iterator[str]:
+        """What should be known about the mesh of a prompt that the student does not fully understand."""
+        encoder = self.pipe.text_encoder
+        if len(encoder.tokenizer(prompt, truncation=False, verbose=False).input_ids) > encoder.max_length:
+            yield f"The text encoder reads {encoder.max_length} tokens; the end of this prompt was cut off."
+        if self.student.folder == MINIATURE:
+            try:
+                parse_caption(prompt)
+            except ValueError as error:
+                yield f"The miniature student was not trained on such prompts: {error}"
+
+
+def build_page(generate: Generator) -> gr.Blocks:
+    """The page, and its API endpoint /generate."""
+    student, default = generate.student, generate.pipe.config.resolution
+    tracker = gr.Progress()
+
+    def answer(prompt: str, seed: int, resolution: int, progress: gr.Progress = tracker) -> tuple[Path | str, ...]:
+        try:
+            mesh, picture, report = generate(prompt, seed, resolution, progress)
+        except torch.OutOfMemoryError as error:
+            raise gr.Error(f"Out of memory at resolution {resolution}; choose a smaller one.") from error
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return mesh, mesh, picture, report
+
+    with gr.Blocks(title="Text to mesh", analytics_enabled=False, delete_cache=(KEPT_SECONDS,) * 2) as page:
+        gr.Markdown(f"# Text to mesh\nWeights: {student.about}")
+        with gr.Row():
+            with gr.Column(scale=2):
+                prompt = gr.Textbox(label="Prompt", max_length=MAX_CHARACTERS, autofocus=True)
+                if student.examples:
+                    gr.Examples([[example] for example in student.examples], prompt)
+                with gr.Row():
+                    seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1)
+                    resolution = gr.Slider(32, 256, default, step=16, precision=0, label="Resolution")
+                button = gr.Button("Generate", variant="primary")
+                report = gr.Textbox(label="Result", max_lines=12, interactive=False)
+            with gr.Column(scale=3):
+                look = {"clear_color": VIEWER_GREY, "camera_position": VIEWPOINT, "height": 440}
+                viewer = gr.Model3D(label="Mesh", interactive=False, **look)
+                download = gr.DownloadButton("Download GLB", interactive=False)
+                picture = gr.Image(show_label=False, interactive=False, buttons=["fullscreen", "download"])
+        outputs = [viewer, download, picture, report]
+        queue = {"api_name": "generate", "concurrency_limit": 1, "show_progress_on": viewer}
+        done = gr.on([button.click, prompt.submit], answer, [prompt, seed, resolution], outputs, **queue)
+        done.success(lambda: gr.DownloadButton(interactive=True), None, download, api_visibility="private")
+    return page
+
+
+def launch(page: gr.Blocks, flags: argparse.Namespace, *, wait: bool = True) -> None:
+    """Open the page; returns when it is interrupted, or at once without `wait`."""
+    page.launch(
+        server_name=flags.host,
+        server_port=flags.port,
+        share=flags.share,
+        prevent_thread_lock=not wait,
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        allowed_paths=[],
+        ssr_mode=False,
+        mcp_server=False,
+        footer_links=["api"],
+    )
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    parser.add_argument("--share", action="store_true", help="also open a public address, through gradio's servers")
+    default = "the published student if it is in pretrained/, else the miniature one"
+    parser.add_argument("--weights", type=Path, metavar="FOLDER", help=f"pipeline folder; default: {default}")
+    parser.add_argument("--device", help="default: the GPU if there is one, else the CPU")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    flags = parse()
+    transformers_logging.disable_progress_bar()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped service removes its files, too
+    with tempfile.TemporaryDirectory(prefix="triplaneturbo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # gradio's own files, too
+        try:
+            generate = Generator(find_student(flags.weights), flags.device, Path(folder))
+        except WeightsError as error:
+            sys.exit(f"gradio_app.py: {error}")
+        launch(build_page(generate), flags)
