@@ -57,14 +57,14 @@ choose_environment() {
 install_requirements() {
     local torch constraints=$CONSTRAINTS index=()
     if torch=$(torch_version "$python"); then
-        say "keeping torch $torch; downloading the other packages of $REQUIREMENTS (up to 350 MB)"
+        say "keeping torch $torch; downloading the other packages of $REQUIREMENTS (up to 400 MB)"
         constraints=$(mktemp)
         printf 'torch==%s\n' "$torch" >"$constraints"
     else
         if has_nvidia_gpu || [ "$(uname -s)" != Linux ]; then
-            say "downloading torch from the package index (about 3 GB with its CUDA libraries on Linux) and about 350 MB of other packages"
+            say "downloading torch from the package index (about 3 GB with its CUDA libraries on Linux) and about 400 MB of other packages"
         else
-            say "no NVIDIA driver here: downloading torch for CPU (about 200 MB) and about 350 MB of other packages"
+            say "no NVIDIA driver here: downloading torch for CPU (about 200 MB) and about 400 MB of other packages"
             if reachable "$python" "$CPU_WHEELS/"; then
                 index=(--extra-index-url "$CPU_WHEELS")
             else
