@@ -24,8 +24,8 @@ def main(assets: Sequence[Asset], description: str, arguments: list[str] | None 
     root = Path(flags.root)
     if flags.list:
         for asset in chosen:
-            state = "missing" if asset.missing(root) else "there"
-            print(f"{state:8} {asset.target}: {asset.what}; from {', '.join(map(str, asset.sources)) or 'git'}")
+            sources = ", ".join(map(str, asset.sources)) or "git"
+            print(f"{asset.state(root):8} {asset.target}: {asset.what}; from {sources}")
         return 0
     fetcher = Fetcher(root, hub or Network(), flags.from_folder)
     failed = 0

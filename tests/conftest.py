@@ -24,3 +24,13 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from miniature import write_world
 
     return write_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def tiny_stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random stand-ins for all published weights, small and in float32."""
+    from evaluation.random_weights import main
+
+    folder = tmp_path_factory.mktemp("stand_ins")
+    assert main("", ["--out", str(folder), "--width", "tiny", "--dtype", "float32"]) == 0
+    return folder

@@ -124,10 +124,11 @@ def miniature(root: Path) -> Iterable[str]:
 
 
 def weights(root: Path) -> Iterable[str]:
-    absent = [asset for asset in EVERYTHING if asset.missing(root)]
-    for asset in EVERYTHING:
-        yield f"{'MISSING' if asset in absent else 'there':8} {asset.target}: {asset.what}"
-    yield from _how_to_get(absent)
+    states = {asset: asset.state(root) for asset in EVERYTHING}
+    for asset, state in states.items():
+        words = {"there": "there", "stand-in": "random stand-in", "missing": "MISSING"}
+        yield f"{words[state]:8} {asset.target}: {asset.what}"
+    yield from _how_to_get([asset for asset, state in states.items() if state != "there"])
 
 
 def _how_to_get(absent: list[Asset]) -> Iterable[str]:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 from golden_case import Case
-from ldm_names import UNET, VAE, unet_shapes, vae_shapes
 from workbench import LINEAR, Workbench
 
 from triplaneturbo.geometry.legacy import to_original
+from triplaneturbo.weights.ldm import UNET_PREFIX, VAE_PREFIX
+from triplaneturbo.weights.ldm_names import unet_shapes, vae_shapes
 
 DATA = Path(__file__).parent / "data"
 # Configurations that no key list tells: which resolutions attend, and depth.
@@ -21,15 +22,15 @@ def recorded(name: str) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.parametrize("name", ["mv_a", "mv_b", "rd_a", "rd_b"])
 def test_names_of_multi_view_teachers(name: str) -> None:
-    keys = {key: shape for key, shape in recorded(name).items() if key.startswith((UNET, VAE))}
+    keys = {key: shape for key, shape in recorded(name).items() if key.startswith((UNET_PREFIX, VAE_PREFIX))}
     model = {
         **_LAYOUT,
-        "model_channels": keys[f"{UNET}input_blocks.0.0.weight"][0],
-        "context_dim": keys[f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
+        "model_channels": keys[f"{UNET_PREFIX}input_blocks.0.0.weight"][0],
+        "context_dim": keys[f"{UNET_PREFIX}middle_block.1.transformer_blocks.0.attn2.to_k.weight"][1],
     }
     expected = unet_shapes(model, linear=LINEAR[name[:2]])
     if name.startswith("mv"):
-        expected |= vae_shapes({**model, "ch": keys[f"{VAE}encoder.conv_in.weight"][0]})
+        expected |= vae_shapes({**model, "ch": keys[f"{VAE_PREFIX}encoder.conv_in.weight"][0]})
     assert keys == expected
 
 

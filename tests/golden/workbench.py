@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from formula_weights import fill, fill_geometry, filled
-from ldm_names import unet_shapes, vae_shapes
 from miniature import unet, vae
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from triplaneturbo.guidance.rules import ScoreEstimates
 from triplaneturbo.guidance.teachers import LDM_SCHEDULE
 from triplaneturbo.types import Cameras
 from triplaneturbo.weights.ldm import build_unet, build_vae
+from triplaneturbo.weights.ldm_names import unet_shapes, vae_shapes
 
 # RichDreamer's transformers project with 1 x 1 convolutions, MVDream's with matrices.
 LINEAR = {"mv": True, "rd": False}

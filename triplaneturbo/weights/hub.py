@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from http import HTTPStatus
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from triplaneturbo.errors import WeightsError
+from triplaneturbo.weights.stand_ins import StandInNote
 
 PATIENCE = 3.0
 """Seconds to wait for a host to answer at all."""
@@ -79,12 +80,23 @@ class Asset:
     hint: str = ""
 
     def missing(self, root: Path) -> list[str]:
-        """Needed files that are not there or damaged, with the reason."""
+        """Needed files that are not there, damaged, or random stand-ins, with the reason."""
         place = root / self.target
-        if not self.files:
-            return [problem for problem in [check_file(place)] if problem]
-        problems = ([check_file(place / choice) for choice in file.split("|")] for file in self.files)
+        note = StandInNote(root / Path(self.target).parts[0])
+
+        def problem(path: Path) -> str | None:
+            return check_file(path) or (f"{path} is a random stand-in" if note.lists_weights(path) else None)
+
+        problems = ([problem(place / choice) for choice in file.split("|")] for file in self.files or ("",))
         return [found[0] for found in problems if all(found)]
+
+    def state(self, root: Path) -> Literal["there", "stand-in", "missing"]:
+        """Whether it can be used. stand-in: random numbers are in its place."""
+        if not self.missing(root):
+            return "there"
+        place, note = root / self.target, StandInNote(root / Path(self.target).parts[0])
+        paths = [place, *(place / choice for file in self.files for choice in file.split("|"))]
+        return "stand-in" if any(map(note.lists_weights, paths)) else "missing"
 
 
 _TEXT = (

@@ -3,20 +3,38 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from triplaneturbo.weights.ldm import UNET_PREFIX, VAE_PREFIX
+
 Named = Iterator[tuple[str, tuple[int, ...]]]
 
-UNET = "model.diffusion_model."
-VAE = "first_stage_model."
+# Buffers of the noise schedule, which nothing here reads.
+SCHEDULE = dict.fromkeys(
+    (
+        "betas",
+        "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "sqrt_alphas_cumprod",
+        "sqrt_one_minus_alphas_cumprod",
+        "log_one_minus_alphas_cumprod",
+        "sqrt_recip_alphas_cumprod",
+        "sqrt_recipm1_alphas_cumprod",
+        "posterior_variance",
+        "posterior_log_variance_clipped",
+        "posterior_mean_coef1",
+        "posterior_mean_coef2",
+    ),
+    (1000,),
+)
 
 
 def unet_shapes(model: Mapping[str, Any], *, linear: bool, camera_dim: int = 16, channels: int = 4) -> dict:
     """Of the U-Net. linear: the transformers' projections are matrices, not 1 x 1 convolutions."""
-    return {UNET + name: shape for name, shape in _unet(model, linear, camera_dim, channels)}
+    return {UNET_PREFIX + name: shape for name, shape in _unet(model, linear, camera_dim, channels)}
 
 
 def vae_shapes(model: Mapping[str, Any], *, latent: int = 4, picture: int = 3) -> dict[str, tuple[int, ...]]:
     """Of the first stage."""
-    return {VAE + name: shape for name, shape in _vae(model, latent, picture)}
+    return {VAE_PREFIX + name: shape for name, shape in _vae(model, latent, picture)}
 
 
 def _unet(model: Mapping[str, Any], linear: bool, camera_dim: int, channels: int) -> Named:
