@@ -1,0 +1,399 @@
+"""Run the full-size recipe with random stand-ins for the weights, and report what it takes and whether it resumes.
+
+    python scripts/test/full_size.py --out outputs/full_size [--stages weights train resume export] [-- key=value ...]
+
+weights   stand-ins for all published files (scripts/prepare/random_weights.py)
+train     --steps optimizer steps with three teachers and both renderers
+resume    the same, killed (SIGKILL) after the checkpoint of the middle step and resumed; both loss logs and the final
+          weights are compared
+export    meshes, pictures and scores of the prompts (scripts/eval/dreamfusion.sh)
+two_gpus  one step of two processes and one of a single process with the same global batch, in float32, are compared
+
+Everything goes to --out. Stages may be run one by one: what they find is kept in OUT/report.json, and OUT/report.md is
+made from it anew each time. What does not end within --minutes is killed, and reported so far.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from evaluation.clip_score import write_json
+from triplaneturbo.systems.checkpoint import numbered_checkpoints, read_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = ROOT / "configs" / "TriplaneTurbo_v1_acc-2.yaml"
+DEFAULT_STAGES = ("weights", "train", "resume", "export")
+PROMPTS = (
+    "a wooden rocking chair with a red cushion",
+    "a blue teapot shaped like a whale",
+    "a pine tree covered with snow",
+    "a small robot that waters a flower",
+    "a stack of old leather books",
+    "a yellow rubber boot full of tulips",
+    "a stone lighthouse on a rock",
+    "a knitted owl with button eyes",
+)
+# Sizes that fit the stand-ins of `random_weights.py --width tiny`.
+TINY = (
+    "system.background.hypernet_config.c_dim=32",
+    "data.width=32",
+    "data.height=32",
+    "data.ray_width=24",
+    "data.ray_height=24",
+    "data.dim_gaussian=[6,4,8,8]",
+    "data.n_steps=1",
+    "system.num_parts_training=1",
+    "system.guidance.mv_image_size=64",
+    "system.guidance.sd_image_size=64",
+    "system.guidance.rd_image_size=8",
+    "system.geometry.isosurface_resolution=16",
+    "system.renderer.isosurface_resolution=16",
+    "system.renderer_2nd.patch_size=8",
+    "system.renderer_2nd.base_renderer.num_samples_per_ray=8",
+    "system.renderer_2nd.base_renderer.num_samples_per_ray_importance=8",
+)
+# With the recipe's eps the first step is the sign of the gradient, which magnifies the rounding of small ones.
+EXACT = (
+    "system.geometry.space_generator_config.network_dtype=float32",
+    "system.guidance.network_dtype=float32",
+    "system.optimizer.args.eps=1e-3",
+    "system.gradient_accumulation_steps=1",
+    "trainer.max_steps=1",
+)
+NOT_MEASURED = ("step", "prompts", "lr", "skipped")
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+class Unfinished(Exception):
+    """A command was stopped or failed."""
+
+
+@dataclass
+class Session:
+    """Where things are, what is asked for, and what was found so far."""
+
+    flags: argparse.Namespace
+    deadline: float
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def out(self) -> Path:
+        return self.flags.out
+
+    def trial(self, tag: str) -> Path:
+        return self.out / "runs" / "full_size" / tag
+
+    def launch_command(self, tag: str, *arguments: str) -> list[str]:
+        """A training of the recipe with the stand-ins, in a folder of its own."""
+        measured = [sys.executable, "scripts/test/measured_launch.py", str(self.out / f"{tag}.json")]
+        folders = [f"exp_root_dir={self.out / 'runs'}", "name=full_size", f"tag={tag}", "use_timestamp=false"]
+        quiet = ["trainer.log_every_n_steps=1", "trainer.limit_test_batches=0"]
+        config = ["--config", str(self.flags.config), "--train"]
+        return [*measured, *config, *self.overrides(), *folders, *quiet, *arguments]
+
+    def overrides(self) -> list[str]:
+        base, guidance = self.flags.pretrained / "stable-diffusion-2-1-base", "system.guidance"
+        processor = "data.guidance_processor.pretrained_model_name_or_path"
+        return [
+            f"system.geometry.space_generator_config.pretrained_model_name_or_path={base}",
+            f"{processor}={self.flags.pretrained / 'stable-diffusion-v1-5'}",
+            f"{processor}_2nd={base}",
+            f"{guidance}.mv_ckpt_path={self.flags.pretrained / 'sd-v2.1-base-4view.pt'}",
+            f"{guidance}.rd_ckpt_path={self.flags.pretrained / 'nd_mv_ema.ckpt'}",
+            f"{guidance}.sd_model_name_or_path={base}",
+            f"data.prompt_library_dir={self.out}",
+            "data.prompt_library=full_size_prompts",
+            *(TINY if self.flags.width == "tiny" else ()),
+            *self.flags.overrides,
+        ]
+
+    def run(self, command: Sequence[str], log: str, tick: Callable[[], bool] = lambda: False, **env: str) -> None:
+        """Run a command until it ends, `tick` says so, or time is over; in the last two cases kill it.
+
+        Raises:
+            Unfinished: it failed or was out of time.
+        """
+        words = [*(f"{name}={value}" for name, value in env.items()), shlex.join(command)]
+        self.report.setdefault("commands", {})[log] = " ".join(words)
+        path = self.out / f"{log}.log"
+        say(f"{log}: started, output in {path}")
+        with path.open("w") as output:
+            streams = {"stdout": output, "stderr": subprocess.STDOUT}
+            child = subprocess.Popen(command, cwd=ROOT, env=os.environ | env, start_new_session=True, **streams)
+        stopped = False
+        while child.poll() is None and not stopped and time.monotonic() < self.deadline:
+            time.sleep(0.05)
+            stopped = tick()
+        tick()
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            if not stopped:
+                raise Unfinished(f"{log} did not end in time and was killed")
+        elif child.returncode:
+            tail = "".join(path.read_text().splitlines(keepends=True)[-20:])
+            raise Unfinished(f"{log} failed with status {child.returncode}:\n{tail}")
+
+
+class StepWatch:
+    """Follows a loss log: says each step when it is written, and remembers when that was."""
+
+    def __init__(self, path: Path, tag: str) -> None:
+        self.path, self.tag = path, tag
+        self.start = time.monotonic()
+        self.seen = len(read_log(path))
+        self.times: list[float] = []
+
+    def __call__(self) -> bool:
+        rows = read_log(self.path)
+        for row in rows[self.seen :]:
+            self.times.append(time.monotonic() - self.start)
+            took = self.times[-1] - (self.times[-2] if len(self.times) > 1 else 0)
+            say(
+                f"{self.tag}: step {row['step']}  {took:.2f} s  gradient {row['grad_norm']:.4g}  {row['skipped']} skipped"
+            )
+        self.seen = max(self.seen, len(rows))
+        return False
+
+    @property
+    def seconds_a_step(self) -> float | None:
+        """Median, without the first two steps, in which kernels are compiled and chosen."""
+        steps = [b - a for a, b in zip(self.times[1:], self.times[2:], strict=False)]
+        return statistics.median(steps) if steps else None
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The complete lines of a loss log."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def largest_difference(a: list[dict[str, float]], b: list[dict[str, float]]) -> tuple[float, str]:
+    """Largest |a - b| / max(|a|, |b|) over all measured values of rows with the same steps, and where it is."""
+    worst = (0.0, "nowhere")
+    for first, second in zip(a, b, strict=True):
+        for name in first.keys() - set(NOT_MEASURED):
+            size = max(abs(first[name]), abs(second[name]))
+            if size:
+                worst = max(worst, (abs(first[name] - second[name]) / size, f"{name}, step {first['step']}"))
+    return worst
+
+
+def relative_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """|a - b| / |a| over all tensors together."""
+    difference = torch.stack([(a[name].double() - b[name].double()).norm() for name in a]).norm()
+    return (difference / torch.stack([tensor.double().norm() for tensor in a.values()]).norm()).item()
+
+
+def gradients(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The gradient of the last step, which Adan keeps."""
+    states = checkpoint["optimizer_states"][0]["state"]
+    return {str(number): state["previous"] for number, state in states.items()}
+
+
+# Stages
+
+
+def weights(session: Session) -> dict[str, Any]:
+    flags = session.flags
+    command = [sys.executable, "scripts/prepare/random_weights.py", "--out", str(flags.pretrained)]
+    start = time.monotonic()
+    session.run([*command, "--width", flags.width], "weights")
+    size = sum(path.stat().st_size for path in flags.pretrained.rglob("*") if path.is_file())
+    return {"seconds": time.monotonic() - start, "gib": size / 2**30}
+
+
+def train(session: Session) -> dict[str, Any]:
+    return _train(session, "reference")
+
+
+def _train(session: Session, tag: str, *arguments: str, **env: str) -> dict[str, Any]:
+    """A run from its start to its end."""
+    (session.trial(tag) / "losses.jsonl").unlink(missing_ok=True)
+    watch = StepWatch(session.trial(tag) / "losses.jsonl", tag)
+    steps = session.flags.steps
+    schedule = [f"trainer.max_steps={steps}", f"checkpoint.every_n_train_steps={steps // 2}"]
+    found: dict[str, Any] = {}
+    try:
+        session.run(session.launch_command(tag, *schedule, *arguments), tag, watch, **env)
+        found |= json.loads((session.out / f"{tag}.json").read_text())
+    except Unfinished as problem:
+        found["problem"] = str(problem)
+    found |= {"steps": len(watch.times), "seconds_a_step": watch.seconds_a_step}
+    return found | ({"first_step_after": watch.times[0]} if watch.times else {})
+
+
+def resume(session: Session) -> dict[str, Any]:
+    half, tag = session.flags.steps // 2, "resumed"
+    folder = session.trial(tag)
+    for path in [folder / "losses.jsonl", *folder.glob("ckpts/*.ckpt")]:
+        path.unlink(missing_ok=True)
+    schedule = [f"trainer.max_steps={session.flags.steps}", f"checkpoint.every_n_train_steps={half}", "resume=auto"]
+    command = session.launch_command(tag, *schedule)
+    watch = StepWatch(folder / "losses.jsonl", tag)
+    session.run(command, "resumed-1", lambda: watch() or bool(numbered_checkpoints(folder / "ckpts")))
+    if len(read_log(watch.path)) >= session.flags.steps:
+        raise Unfinished("the run ended before it could be killed: give it more --steps")
+    killed_after = len(read_log(watch.path))
+    say(f"{tag}: killed after step {killed_after}; resuming")
+    found: dict[str, Any] = {"killed_after": killed_after}
+    try:
+        session.run(command, "resumed-2", StepWatch(watch.path, tag))
+    except Unfinished as problem:
+        found["problem"] = str(problem)
+    return found | _compare_runs(session, half)
+
+
+def _compare_runs(session: Session, half: int) -> dict[str, Any]:
+    """The resumed run against the reference: before the kill, which shows what two equal runs differ by, and after."""
+    folders = [session.trial(tag) for tag in ("reference", "resumed")]
+    logs = [read_log(folder / "losses.jsonl") for folder in folders]
+    common = min(map(len, logs))
+    found: dict[str, Any] = {"compared_steps": common}
+    for name, some in (("before_the_kill", slice(0, half)), ("after_the_kill", slice(half, common))):
+        rows = [log[:common][some] for log in logs]
+        difference, place = largest_difference(*rows)
+        found[name] = {"equal": rows[0] == rows[1], "largest_difference": difference, "place": place}
+    last = [folder / "ckpts" / "last.ckpt" for folder in folders]
+    states = [read_checkpoint(path) for path in last if path.is_file()]
+    if [state["global_step"] for state in states] == [session.flags.steps] * 2:
+        a, b = (state["state_dict"] for state in states)
+        found["final_weights"] = {
+            "equal": all(torch.equal(a[name], b[name]) for name in a),
+            "relative_difference": relative_difference(a, b),
+        }
+    return found
+
+
+def export(session: Session) -> dict[str, Any]:
+    pretrained, out = session.flags.pretrained, session.out / "evaluation"
+    command = ["bash", "scripts/eval/dreamfusion.sh", "--config", str(session.flags.config), "--out", str(out)]
+    command += ["--weights", str(pretrained / "triplane_turbo_sd_v1.pth")]
+    command += ["--clip", str(pretrained / "clip-vit-base-patch32"), "--library", "full_size_prompts", "--"]
+    before, written, start = time.time(), [], time.monotonic()
+
+    def tick() -> bool:
+        """Note when each mesh is complete: its prompt is written last but for the picture."""
+        ready = [p for p in out.glob("meshes/*/turntable.png") if p.stat().st_mtime > before]
+        if len(ready) > len(written):
+            written.extend([time.monotonic() - start] * (len(ready) - len(written)))
+            say(f"export: {len(written)} meshes")
+        return False
+
+    session.run([*command, *session.overrides()], "export", tick, PYTHON=sys.executable)
+    found = {"prompts": len(written), "first_after": written[0], "seconds": time.monotonic() - start}
+    if len(written) > 1:
+        found["seconds_a_prompt"] = (written[-1] - written[0]) / (len(written) - 1)
+    return found | {"scores": json.loads((out / "clip_scores.json").read_text())}
+
+
+def two_gpus(session: Session) -> dict[str, Any]:
+    views = 4
+    kind = () if torch.cuda.device_count() > 1 else ("trainer.accelerator=cpu",)
+    layouts = {
+        "one": (*kind, "trainer.devices=1", f"data.batch_size={2 * views}"),
+        "two": (*kind, "trainer.devices=2", f"data.batch_size={views}", "trainer.strategy=ddp"),
+    }
+    found: dict[str, Any] = {}
+    for tag, arguments in layouts.items():
+        found[tag] = _train(session, tag, *EXACT, *arguments, NVIDIA_TF32_OVERRIDE="0")
+        if "problem" in found[tag]:
+            raise Unfinished(found[tag]["problem"])
+    folders = [session.trial(tag) for tag in layouts]
+    difference, place = largest_difference(*(read_log(folder / "losses.jsonl") for folder in folders))
+    states = [read_checkpoint(folder / "ckpts" / "last.ckpt") for folder in folders]
+    return found | {
+        "losses": {"largest_difference": difference, "place": place},
+        "gradients": relative_difference(*map(gradients, states)),
+        "weights": relative_difference(*(state["state_dict"] for state in states)),
+    }
+
+
+# Report
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report for people: what was measured, then the exact commands."""
+    lines = ["# Full-size run with random stand-ins for the weights", ""]
+    for name, value in _flat({key: value for key, value in report.items() if key != "commands"}):
+        lines.append(f"- {name}: {value:.6g}" if isinstance(value, float) else f"- {name}: {value}")
+    lines += ["", "## Commands", ""]
+    for name, command in report.get("commands", {}).items():
+        lines += [f"{name}:", "", f"    {command}", ""]
+    return "\n".join(lines)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows = []
+    for name, value in values.items():
+        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return rows
+
+
+def write_prompts(path: Path, source: Path | None) -> None:
+    """A prompt library of the lines of `source`, or of ours."""
+    prompts = [line for line in source.read_text().splitlines() if line.strip()] if source else list(PROMPTS)
+    write_json(path, {"train": prompts, "val": prompts[:1], "test": prompts})
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/full_size"))
+    parser.add_argument("--pretrained", type=Path, help="folder of the stand-ins; default: OUT/pretrained")
+    parser.add_argument("--config", type=Path, default=RECIPE)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=DEFAULT_STAGES)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--minutes", type=float, default=9.5, help="of all stages together")
+    parser.add_argument("--prompts", type=Path, help="a text file, a prompt a line; default: eight of ours")
+    parser.add_argument("--width", choices=("full", "tiny"), default="full", help="tiny: to try this script")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all runs; after --")
+    flags = parser.parse_args(arguments)
+    flags.out = flags.out.resolve()
+    flags.pretrained = (flags.pretrained or flags.out / "pretrained").resolve()
+    return flags
+
+
+STAGES = {"weights": weights, "train": train, "resume": resume, "export": export, "two_gpus": two_gpus}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the stages; 1 if one of them did not end well."""
+    flags = parse(arguments)
+    flags.out.mkdir(parents=True, exist_ok=True)
+    write_prompts(flags.out / "full_size_prompts.json", flags.prompts)
+    kept = flags.out / "report.json"
+    report = json.loads(kept.read_text()) if kept.is_file() else {}
+    report |= {"torch": torch.__version__, "width": flags.width}
+    session = Session(flags, time.monotonic() + 60 * flags.minutes, report)
+    for stage in flags.stages:
+        try:
+            report[stage] = STAGES[stage](session)
+        except Unfinished as problem:
+            report[stage] = {"problem": str(problem)}
+        if "problem" in report[stage]:
+            say(f"{stage}: {report[stage]['problem']}")
+        write_json(kept, report)
+        (flags.out / "report.md").write_text(markdown(report))
+    print((flags.out / "report.md").read_text())
+    return int(any("problem" in report[stage] for stage in flags.stages))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
