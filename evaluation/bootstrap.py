@@ -41,7 +41,7 @@ def difference_interval(
     return _percentiles(_resampled_means(values, owner) - _resampled_means(other, other_owner))
 
 
-def format_interval(interval: Interval | None, scale: float = 1, digits: int = 2) -> str:
+def format_interval(interval: Interval | None, scale: float = 1.0, digits: int = 2) -> str:
     """`low .. high`, or a dash if there is none."""
     if interval is None:
         return "-"

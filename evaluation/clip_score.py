@@ -242,7 +242,7 @@ def table(title: str, summary: dict[str, Any]) -> str:
     """The two numbers of `summarise` or `compare`, each with its interval."""
     chance = summary.get("chance")
     lines = [f"{title:24}{'mean':>8}   {f'{100 * LEVEL:.0f} % interval':18}{'chance' if chance else ''}".rstrip()]
-    for label, name, scale in (("CLIP score", "clip_score", 1), ("R@1, %", "r_at_1", 100)):
+    for label, name, scale in (("CLIP score", "clip_score", 1.0), ("R@1, %", "r_at_1", 100.0)):
         span = format_interval(summary["intervals"][name], scale)
         without = f"{scale * chance[name]:.2f}" if chance and chance[name] is not None else ""
         lines.append(f"{label:24}{scale * summary[name]:8.2f}   {span:18}{without}".rstrip())
