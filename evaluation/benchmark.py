@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from custom.shapeworld.measure import GRID, best_constant, chamfer, iou, mesh_occupancy, solid_occupancy
 from custom.shapeworld.scorer import Scorer
@@ -307,6 +308,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--csv", type=Path, help="write one line a view here; default: beside --json")
     add_device_option(parser)
     given = parser.parse_args(arguments)
+    transformers_logging.disable_progress_bar()  # one for every small network that is loaded
     start = time.time()
     print(TABLE_HEAD)
     report, rows = run(given)

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
 from evaluation.bootstrap import LEVEL, difference_interval, format_interval, mean_interval
 from evaluation.clip_models import BATCH, ClipJudge, load_clip
@@ -307,6 +308,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = _parser()
     given = parser.parse_args(arguments)
+    transformers_logging.disable_progress_bar()  # one for every small network that is loaded
     try:
         report, rows = run(given)
     except ValueError as error:
