@@ -6,7 +6,8 @@ or for stacks of solids among 128. Four views, azimuth 0, 90, 180 and 270, eleva
 seeds.
 
 Controls, by the same measures: the best mesh that is the same for every caption, and the method's own meshes given to
-the captions of others. A prompt without a mesh counts as IoU 0 and as four wrong views.
+the captions of others. A prompt without a mesh counts as IoU 0 and as four wrong views. Intervals are by bootstrap over
+prompts, all seeds of a prompt together.
 """
 
 import argparse
@@ -19,13 +20,14 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from custom.shapeworld.measure import GRID, best_constant, chamfer, iou, mesh_occupancy, solid_occupancy
 from custom.shapeworld.scorer import Scorer
 from custom.shapeworld.splits import EVALUATION_SPLITS, load_splits, retrieval_bank
 from custom.shapeworld.world import palette_rows, parse_caption
-from evaluation.clip_score import write_csv, write_json
-from evaluation.views import add_device_option
+from evaluation.bootstrap import Interval, format_interval, mean_interval
+from evaluation.common import add_device_option, write_csv, write_json
 from triplaneturbo.cameras import turntable
 from triplaneturbo.draws import keyed_generator
 from triplaneturbo.errors import EmptyFieldError
@@ -120,7 +122,7 @@ def summarise(judge: Judge, measured: Sequence[Measured], prompts: Sequence[str]
 
 
 def summarise_split(judge: Judge, measured: Sequence[Measured]) -> dict[str, Any]:
-    """The numbers of one split, all seeds together and each alone."""
+    """The numbers of one split, all seeds together, with their intervals, and each seed alone."""
     distances = [m.chamfer for m in measured if m.chamfer is not None]
     per_seed = []
     for seed in sorted({m.seed for m in measured}):
@@ -129,10 +131,26 @@ def summarise_split(judge: Judge, measured: Sequence[Measured]) -> dict[str, Any
     return {
         **summarise(judge, measured),
         "chamfer": _mean(distances) if distances else None,
+        "intervals": intervals(judge, measured),
         "n_prompts": len({m.prompt for m in measured}),
         "n_meshes": len(measured),
         "n_without_mesh": len(measured) - len(distances),
         "per_seed": per_seed,
+    }
+
+
+def intervals(judge: Judge, measured: Sequence[Measured]) -> dict[str, Interval | None]:
+    """95 % intervals of the means by bootstrap over prompts; None where there are fewer than two prompts."""
+
+    def interval(values: Sequence[float], of: Sequence[Measured]) -> Interval | None:
+        number = {prompt: i for i, prompt in enumerate(sorted({m.prompt for m in of}))}
+        return mean_interval(torch.tensor(values), torch.tensor([number[m.prompt] for m in of], dtype=torch.long))
+
+    there = [m for m in measured if m.chamfer is not None]
+    return {
+        "r_at_1": interval([judge.recall(m, m.prompt) for m in measured], measured),
+        "iou": interval([judge.iou(m, m.prompt) for m in measured], measured),
+        "chamfer": interval([m.chamfer for m in there], there),
     }
 
 
@@ -236,15 +254,16 @@ def load_pipeline(weights: Path, device: torch.device) -> TextToMeshPipeline:
 
 def run(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The report, and one row for each view."""
-    scorer = Scorer.load(given.scorer, given.device)
-    pipeline = None if given.meshes else load_pipeline(given.weights, given.device)
+    device = given.devices[0]
+    scorer = Scorer.load(given.scorer, device)
+    pipeline = None if given.meshes else load_pipeline(given.weights, device)
     report: dict[str, Any] = {"splits": {}, "controls": {}}
     rows = []
     for split in given.splits:
-        judge = Judge(split, scorer, given.device)
+        judge = Judge(split, scorer, device)
         prompts = split_prompts(split, given.limit)
         if pipeline is None:
-            meshes = exported_meshes(given.meshes, prompts, given.device)
+            meshes = exported_meshes(given.meshes, prompts, device)
         else:
             meshes = generated_meshes(pipeline, prompts, given.seeds)
         measured = [judge.measure(*found) for found in meshes]
@@ -256,7 +275,8 @@ def run(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]
 
 
 TABLE_HEAD = (
-    f"{'split':22}{'IoU':>7}{'R@1':>7}{'chamfer':>9}{'worst shape':>20}   best constant IoU, R@1   shuffled IoU, R@1"
+    f"{'split':20}{'IoU':>7}{'95 % interval':>17}{'R@1':>7}{'95 % interval':>17}{'chamfer':>9}{'worst shape':>16}"
+    "   best constant IoU, R@1   shuffled IoU, R@1"
 )
 
 
@@ -265,8 +285,11 @@ def table_row(split: str, report: dict[str, Any]) -> str:
     own, control = report["splits"][split], report["controls"][split]
     distance = "-" if own["chamfer"] is None else f"{own['chamfer']:.4f}"
     worst = f"{own['worst_shape']} {own['worst_shape_iou']:.3f}"
+    means = "".join(
+        f"{own[name]:7.3f}{format_interval(own['intervals'][name], digits=3):>17}" for name in ("iou", "r_at_1")
+    )
     pairs = [f"{control[name]['iou']:.3f}, {control[name]['r_at_1']:.3f}" for name in control]
-    return f"{split:22}{own['iou']:7.3f}{own['r_at_1']:7.3f}{distance:>9}{worst:>20}   {pairs[0]:24} {pairs[1]}"
+    return f"{split:20}{means}{distance:>9}{worst:>16}   {pairs[0]:24} {pairs[1]}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -285,6 +308,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--csv", type=Path, help="write one line a view here; default: beside --json")
     add_device_option(parser)
     given = parser.parse_args(arguments)
+    transformers_logging.disable_progress_bar()  # one for every small network that is loaded
     start = time.time()
     print(TABLE_HEAD)
     report, rows = run(given)

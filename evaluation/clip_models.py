@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -35,36 +37,36 @@ class ClipJudge:
     device: str | torch.device
 
     @torch.no_grad()
-    def images(self, pictures: Float[Tensor, "N H W 3"]) -> Float[Tensor, "N D"]:
-        """Pictures in [0, 1] of any size: resized to the model's size (bicubic, anti-aliased), centre cropped."""
-        parts = [self.embed_images(self._prepare(part.to(self.device))) for part in pictures.split(BATCH)]
-        return F.normalize(torch.cat(parts).float(), dim=-1)
+    def images(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "N D"]:
+        """Unit vectors of the pictures, resized to the model's size (bicubic, in 8 bits) and centre cropped."""
+        pixels = torch.stack([self._prepare(picture) for picture in pictures])
+        return F.normalize(self.embed_images(pixels.to(self.device)).float(), dim=-1)
 
-    def _prepare(self, pictures: Tensor) -> Tensor:
-        height, width = pictures.shape[1:3]
-        scale = self.image_size / min(height, width)
-        size = [max(round(edge * scale), self.image_size) for edge in (height, width)]
-        resized = F.interpolate(pictures.permute(0, 3, 1, 2), size=size, mode="bicubic", antialias=True).clamp(0, 1)
-        top, left = ((edge - self.image_size) // 2 for edge in size)
-        square = resized[:, :, top : top + self.image_size, left : left + self.image_size]
-        return (square - square.new_tensor(self.mean)[:, None, None]) / square.new_tensor(self.std)[:, None, None]
+    def _prepare(self, picture: Image.Image) -> Float[Tensor, "3 S S"]:
+        short, size = min(picture.size), self.image_size
+        resized = picture.convert("RGB").resize(
+            [edge * size // short for edge in picture.size], Image.Resampling.BICUBIC
+        )
+        left, top = ((edge - size) // 2 for edge in resized.size)
+        square = np.asarray(resized.crop((left, top, left + size, top + size)), dtype=np.float32) / 255
+        return torch.from_numpy((square - self.mean) / self.std).permute(2, 0, 1).float()
+
+    def too_long(self, texts: Sequence[str]) -> list[str]:
+        """Those of the texts that the model cannot read to their end."""
+        rows = zip(texts, self.tokenize(list(texts)), strict=True)
+        return [text for text, row in rows if len(row) > self.max_tokens]
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
-        """Unit vectors of the texts.
-
-        Raises:
-            ValueError: a text is longer than the model can read.
-        """
-        rows = self.tokenize(list(texts))
-        too_long = [text for text, row in zip(texts, rows, strict=True) if len(row) > self.max_tokens]
-        if too_long:
-            raise ValueError(
-                f"{len(too_long)} of {len(rows)} texts are longer than the {self.max_tokens} tokens that the model "
-                f"reads, first {too_long[0]!r}; shorten them, or leave the prefix away with --prefix ''"
-            )
-        ids = torch.tensor([row + [self.pad_token] * (self.max_tokens - len(row)) for row in rows], device=self.device)
+        """Unit vectors of the texts. Of one that is too long the last tokens are left out, the end token is kept."""
+        rows = [self._fit(row) for row in self.tokenize(list(texts))]
+        ids = torch.tensor(rows, device=self.device)
         return F.normalize(torch.cat([self.embed_tokens(part) for part in ids.split(BATCH)]).float(), dim=-1)
+
+    def _fit(self, row: list[int]) -> list[int]:
+        if len(row) > self.max_tokens:
+            return [*row[: self.max_tokens - 1], row[-1]]
+        return row + [self.pad_token] * (self.max_tokens - len(row))
 
 
 def load_clip(name: str, device: str | torch.device = "cpu") -> ClipJudge:
@@ -127,7 +129,7 @@ def _load_open_clip(name: str, device: str | torch.device) -> ClipJudge:
     size = model.visual.image_size
 
     def tokenize(texts: list[str]) -> list[list[int]]:
-        # One token more than the model reads shows which texts are too long.
+        # One token more than the model reads shows which texts are too long; open_clip cuts and keeps the end token.
         length = model.context_length
         rows = encode(texts, context_length=length + 1)
         return [row[: int(row.argmax()) + 1].tolist() for row in rows]

@@ -1,169 +1,319 @@
 """CLIP score and retrieval of rendered views: see clipscore/compute.py.
 
 For a picture I and its caption T, score = 2.5 max(cos(I, T), 0) (Hessel et al. 2021), times 100; R@1 is the share of
-pictures whose nearest caption, among all captions of the folder, is their own. Both are means over all pictures; the
-standard error takes prompts, not pictures, as independent.
+pictures whose nearest caption, among those of all prompts, is their own. Both are means over all pictures, with 95 %
+intervals by bootstrap over prompts.
 
 The caption is the prompt of prompt.txt after the prefix "A photo depicts ". `--protocol original` builds it as the
-original does: without the blank after the prefix, and without commas and full stops.
+original does: no blank after the prefix, no commas and full stops, the end of a long text cut off.
+
+Several folders are the same prompts with other noise seeds. `--compare` says how far two methods are apart.
 """
 
 import argparse
-import csv
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
 
-from evaluation.clip_models import ClipJudge, load_clip
-from evaluation.views import PROMPT_FILE, Protocol, add_device_option
-from triplaneturbo.weights.files import replacing
+from evaluation.bootstrap import LEVEL, difference_interval, format_interval, mean_interval
+from evaluation.clip_models import BATCH, ClipJudge, load_clip
+from evaluation.common import PROMPT_FILE, Protocol, add_device_option, add_protocol_option, write_csv, write_json
+from evaluation.views import read_settings
 
 PREFIX = "A photo depicts "
 SCALE = 2.5
+PICTURES = {"right": ("rgb_*.png",), "original": ("*.png", "*.jpg")}
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture and the prompt that it should show."""
+
+    path: Path
+    prompt: str
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the model says about M pictures and the K captions they may show.
+    """What the model says about M pictures and K captions.
 
-    owner: the caption of each picture. nearest: the caption the model prefers.
+    similarity: cosines. owner: the number of each picture's own caption.
     """
 
-    cosine: Float[Tensor, " M"]
-    nearest: Int[Tensor, " M"]
+    similarity: Float[Tensor, "M K"]
     owner: Int[Tensor, " M"]
 
     @property
+    def cosine(self) -> Float[Tensor, " M"]:
+        """Of each picture and its own caption."""
+        return self.similarity.gather(1, self.owner[:, None])[:, 0]
+
+    @property
     def score(self) -> Float[Tensor, " M"]:
-        return 100 * SCALE * self.cosine.clamp(min=0)
+        return _score(self.cosine)
+
+    @property
+    def nearest(self) -> Int[Tensor, " M"]:
+        """The caption that the model prefers."""
+        return self.similarity.argmax(dim=1)
 
     @property
     def correct(self) -> Bool[Tensor, " M"]:
         return self.nearest == self.owner
 
+    @property
+    def score_of_others(self) -> float | None:
+        """Mean score of the pictures with the captions of all other prompts: what a picture of anything has."""
+        n_pictures, n_captions = self.similarity.shape
+        if n_captions == 1:
+            return None
+        others = _score(self.similarity).sum() - self.score.sum()
+        return others.item() / (n_pictures * (n_captions - 1))
 
-def judge(pictures: Float[Tensor, "M D"], captions: Float[Tensor, "K D"], owner: Int[Tensor, " M"]) -> Judgement:
-    """From unit vectors of pictures and captions; `owner[m]` is the row of picture m's own caption."""
-    similarity = pictures @ captions.T
-    own = similarity.gather(1, owner[:, None])[:, 0]
-    return Judgement(cosine=own, nearest=similarity.argmax(dim=1), owner=owner)
 
-
-def mean_and_error(values: Float[Tensor, " M"], owner: Int[Tensor, " M"]) -> tuple[float, float]:
-    """Mean over pictures, and its standard error with captions as the independent units (0 for a single one)."""
-    owners, row = owner.unique(return_inverse=True)
-    count = torch.bincount(row)
-    means = torch.zeros(len(owners)).index_add(0, row, values.float()) / count
-    error = means.std().item() / len(owners) ** 0.5 if len(owners) > 1 else 0.0
-    return values.float().mean().item(), error
+def _score(cosine: Float[Tensor, "*N"]) -> Float[Tensor, "*N"]:
+    return 100 * SCALE * cosine.clamp(min=0)
 
 
 def caption_of(prompt: str, prefix: str, protocol: Protocol) -> str:
     """What the picture of `prompt` is compared with."""
-    if protocol == "original":
-        return prefix.rstrip() + prompt.replace(",", "").replace(".", "")
-    return prefix + prompt
+    if protocol == "right":
+        return prefix + prompt
+    return prefix.rstrip() + prompt.replace(",", "").replace(".", "").replace("_", " ")
 
 
-def read_views(folder: Path) -> tuple[list[Path], list[str]]:
-    """Pictures folder/NAME/rgb_*.png and the prompt of each.
+def read_views(folder: Path, protocol: Protocol) -> list[View]:
+    """Pictures in the folders folder/NAME, ordered by path, with the text of NAME/prompt.txt.
+
+    original: every PNG and JPEG; where there is no prompt.txt the folder's name is the prompt, as for pictures that the
+    original's program made.
 
     Raises:
-        ValueError: there are none, or a folder has no prompt.txt.
+        ValueError: there are none, they were made by different protocols, or there is no prompt.
     """
-    paths = sorted(folder.glob("*/rgb_*.png"))
+    paths = sorted(path for pattern in PICTURES[protocol] for path in folder.glob(f"*/{pattern}"))
     if not paths:
         raise ValueError(f"there are no pictures {folder}/NAME/rgb_*.png; mesh_visualize.py makes them")
     without = [path.parent for path in paths if not (path.parent / PROMPT_FILE).is_file()]
-    if without:
+    if without and protocol == "right":
         raise ValueError(f"{without[0]} has no {PROMPT_FILE}; write the prompt of its mesh into it")
-    return paths, [(path.parent / PROMPT_FILE).read_text().rstrip("\n") for path in paths]
+    return [View(path, _prompt_of(path.parent)) for path in paths]
 
 
-def evaluate(folder: Path, model: ClipJudge, *, prefix: str, protocol: Protocol) -> tuple[dict, list[dict[str, Any]]]:
-    """Summary, and one row for each picture."""
-    paths, prompts = read_views(folder)
-    distinct = list(dict.fromkeys(prompts))
-    position = {prompt: i for i, prompt in enumerate(distinct)}
-    owner = torch.tensor([position[prompt] for prompt in prompts])
-    pictures = torch.cat([model.images(_read_picture(path)).cpu() for path in paths])
-    captions = model.texts([caption_of(prompt, prefix, protocol) for prompt in distinct]).cpu()
-    found = judge(pictures, captions, owner)
-    score, score_error = mean_and_error(found.score, owner)
-    recall, recall_error = mean_and_error(found.correct, owner)
-    summary = {
-        "clip_score": score,
-        "clip_score_error": score_error,
-        "r_at_1": recall,
-        "r_at_1_error": recall_error,
-        "n_prompts": len(distinct),
-        "n_pictures": len(paths),
-        "protocol": protocol,
-        "prefix": prefix,
+def _prompt_of(folder: Path) -> str:
+    path = folder / PROMPT_FILE
+    return path.read_text().rstrip("\n") if path.is_file() else folder.name
+
+
+def picture_protocol(views: Sequence[View]) -> str | None:
+    """The protocol that the pictures were rendered by; None if mesh_visualize.py did not make them.
+
+    Raises:
+        ValueError: they are of different kinds.
+    """
+    kinds = {folder: read_settings(folder) for folder in dict.fromkeys(view.path.parent for view in views)}
+    if len(set(kinds.values())) > 1:
+        first, *others = kinds
+        other = next(folder for folder in others if kinds[folder] != kinds[first])
+        raise ValueError(
+            f"{first} and {other} were rendered in different ways ({kinds[first]}, {kinds[other]}); render one of them "
+            "again with mesh_visualize.py --force"
+        )
+    (settings,) = set(kinds.values())
+    return settings.protocol if settings else None
+
+
+def judge(views: Sequence[View], captions: Sequence[str], owner: Int[Tensor, " M"], model: ClipJudge) -> Judgement:
+    """Cosines of all pictures with all captions."""
+    texts = model.texts(captions).cpu()
+    rows = []
+    for start in tqdm(range(0, len(views), BATCH), unit="batch"):
+        pictures = [Image.open(view.path) for view in views[start : start + BATCH]]
+        rows.append(model.images(pictures).cpu() @ texts.T)
+    return Judgement(torch.cat(rows), owner)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The pictures of one method, the captions of their prompts in alphabetical order, and the model's judgement."""
+
+    views: list[View]
+    captions: list[str]
+    judgement: Judgement
+
+
+def evaluate(folders: Sequence[Path], model: ClipJudge, *, prefix: str, protocol: Protocol) -> Evaluation:
+    """Judge the pictures of one method, in one folder or in one for each noise seed.
+
+    Raises:
+        ValueError: pictures or prompts are missing, the folders have different prompts, or a caption is too long.
+    """
+    views, captions = [], []
+    for folder in folders:
+        own = read_views(folder, protocol)
+        distinct = sorted({caption_of(view.prompt, prefix, protocol) for view in own})
+        if captions:
+            require_same(folders[0], captions, folder, distinct)
+        views, captions = views + own, distinct
+    too_long = model.too_long(captions) if protocol == "right" else []
+    if too_long:
+        raise ValueError(
+            f"{len(too_long)} of {len(captions)} captions are longer than the {model.max_tokens} tokens that the model "
+            f"reads, first {too_long[0]!r}; shorten them, or leave the prefix away with --prefix ''"
+        )
+    number = {caption: i for i, caption in enumerate(captions)}
+    owner = torch.tensor([number[caption_of(view.prompt, prefix, protocol)] for view in views])
+    return Evaluation(views, captions, judge(views, captions, owner, model))
+
+
+def require_same(a: Path, captions: Sequence[str], b: Path, others: Sequence[str]) -> None:
+    """Raise if two folders do not have the same captions, so that they cannot be pooled or paired.
+
+    Raises:
+        ValueError: naming a caption of one of them alone.
+    """
+    for one, only in ((a, set(captions) - set(others)), (b, set(others) - set(captions))):
+        if only:
+            raise ValueError(f"{a} and {b} have different prompts: {sorted(only)[0]!r} is in {one} alone")
+
+
+def summarise(evaluation: Evaluation) -> dict[str, Any]:
+    """Means over pictures, their intervals, and what they are without knowledge of the caption (chance)."""
+    found = evaluation.judgement
+    return {
+        "clip_score": found.score.mean().item(),
+        "r_at_1": found.correct.float().mean().item(),
+        "intervals": {
+            "clip_score": mean_interval(found.score, found.owner),
+            "r_at_1": mean_interval(found.correct, found.owner),
+        },
+        "chance": {"clip_score": found.score_of_others, "r_at_1": 1 / len(evaluation.captions)},
+        "n_prompts": len(evaluation.captions),
+        "n_pictures": len(evaluation.views),
+        "pictures": picture_protocol(evaluation.views),
     }
-    rows = [
+
+
+def printed_by_original(evaluation: Evaluation) -> float:
+    """The CLIP score that the original's program prints: it keeps one picture for each file name, that of the last
+    folder, here in the order of names (there in the file system's). Its R@1 is that of all pictures."""
+    last = {view.path.stem: score for view, score in zip(evaluation.views, evaluation.judgement.score, strict=True)}
+    return torch.stack(list(last.values())).mean().item()
+
+
+def compare(one: Evaluation, other: Evaluation) -> dict[str, Any]:
+    """Difference of the means (one - other), with paired intervals."""
+    a, b = one.judgement, other.judgement
+    return {
+        "clip_score": (a.score.mean() - b.score.mean()).item(),
+        "r_at_1": (a.correct.float().mean() - b.correct.float().mean()).item(),
+        "intervals": {
+            "clip_score": difference_interval(a.score, a.owner, b.score, b.owner),
+            "r_at_1": difference_interval(a.correct, a.owner, b.correct, b.owner),
+        },
+    }
+
+
+def rows_of(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """One row for each picture."""
+    found = evaluation.judgement
+    return [
         {
-            "prompt": prompt,
-            "view": path.stem,
+            "folder": str(view.path.parent),
+            "view": view.path.stem,
+            "prompt": view.prompt,
             "cosine": found.cosine[i].item(),
             "clip_score": found.score[i].item(),
-            "nearest": distinct[found.nearest[i]],
+            "nearest": evaluation.captions[found.nearest[i]],
             "correct": int(found.correct[i]),
         }
-        for i, (path, prompt) in enumerate(zip(paths, prompts, strict=True))
+        for i, view in enumerate(evaluation.views)
     ]
-    return summary, rows
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """One line a row, columns as in the first."""
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+def table(title: str, summary: dict[str, Any]) -> str:
+    """The two numbers of `summarise` or `compare`, each with its interval."""
+    chance = summary.get("chance")
+    lines = [f"{title:24}{'mean':>8}   {f'{100 * LEVEL:.0f} % interval':18}{'chance' if chance else ''}".rstrip()]
+    for label, name, scale in (("CLIP score", "clip_score", 1.0), ("R@1, %", "r_at_1", 100.0)):
+        span = format_interval(summary["intervals"][name], scale)
+        without = f"{scale * chance[name]:.2f}" if chance and chance[name] is not None else ""
+        lines.append(f"{label:24}{scale * summary[name]:8.2f}   {span:18}{without}".rstrip())
+    return "\n".join(lines)
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Indented, with a new line at the end."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--result_dir", type=Path, nargs="+", required=True, help="folders that mesh_visualize.py wrote"
+    )
+    parser.add_argument("--compare", type=Path, nargs="+", metavar="OTHER_DIR", help="the same of another method")
+    parser.add_argument(
+        "--model",
+        default="pretrained/clip-vit-base-patch32",
+        help="folder of a transformers CLIP model, or open_clip:ARCHITECTURE/WEIGHTS (default: %(default)s)",
+    )
+    parser.add_argument("--prefix", default=PREFIX, help="text before every prompt (default: '%(default)s')")
+    add_protocol_option(parser)
+    parser.add_argument("--json", type=Path, help="write the summary here")
+    parser.add_argument("--csv", type=Path, help="one line a picture; default: clip_scores.csv in the first folder")
+    add_device_option(parser)
+    return parser
 
 
-def _read_picture(path: Path) -> Float[Tensor, "1 H W 3"]:
-    return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).float()[None] / 255
+def run(given: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The report, and one row for each picture of --result_dir.
+
+    Raises:
+        ValueError: as `evaluate`; or the two methods were not measured alike.
+    """
+    model = load_clip(given.model, given.devices[0])
+    settings = {"protocol": given.protocol, "prefix": given.prefix}
+    one = evaluate(given.result_dir, model, **settings)
+    report = {"result_dir": list(map(str, given.result_dir)), **summarise(one), **settings, "model": given.model}
+    if given.protocol == "original":
+        report["printed_by_original"] = printed_by_original(one)
+    if given.compare:
+        other = evaluate(given.compare, model, **settings)
+        require_same(given.result_dir[0], one.captions, given.compare[0], other.captions)
+        report["compare"] = {"result_dir": list(map(str, given.compare)), **summarise(other)}
+        kinds = {report["pictures"], report["compare"]["pictures"]} - {None}
+        if len(kinds) > 1:
+            raise ValueError(f"the two methods were rendered by different protocols, {' and '.join(sorted(kinds))}")
+        report["compare"]["difference"] = compare(one, other)
+    return report, rows_of(one)
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Tables of what `run` found."""
+    print(table(report["result_dir"][0], report))
+    if "printed_by_original" in report:
+        print(f"{'the original prints':24}{report['printed_by_original'] / 100:8.4f}   of the last prompt's pictures")
+    rendered = f"rendered by protocol {report['pictures']}" if report["pictures"] else "of another program"
+    print(f"{report['n_prompts']} prompts, {report['n_pictures']} pictures, {rendered}")
+    if other := report.get("compare"):
+        print("\n" + table(other["result_dir"][0], other))
+        print("\n" + table("difference, paired", other["difference"]))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--result_dir", type=Path, required=True, help="folder that mesh_visualize.py wrote")
-    parser.add_argument(
-        "--model",
-        default="pretrained/clip-vit-base-patch32",
-        help="folder of a transformers CLIP model, or open_clip:ARCHITECTURE/WEIGHTS",
-    )
-    parser.add_argument("--prefix", default=PREFIX, help="text before every prompt")
-    parser.add_argument("--protocol", choices=("right", "original"), default="right")
-    parser.add_argument("--json", type=Path, help="write the summary here")
-    parser.add_argument("--csv", type=Path, help="one line a picture; default: clip_scores.csv in --result_dir")
-    add_device_option(parser)
+    parser = _parser()
     given = parser.parse_args(arguments)
+    transformers_logging.disable_progress_bar()  # one for every small network that is loaded
     try:
-        model = load_clip(given.model, given.device)
-        summary, rows = evaluate(given.result_dir, model, prefix=given.prefix, protocol=given.protocol)
+        report, rows = run(given)
     except ValueError as error:
         parser.error(str(error))
-    summary["model"] = given.model
-    write_csv(given.csv or given.result_dir / "clip_scores.csv", rows)
+    print_report(report)
+    write_csv(given.csv or given.result_dir[0] / "clip_scores.csv", rows)
     if given.json:
-        write_json(given.json, summary)
-    print(f"CLIP score {summary['clip_score']:.2f} +- {summary['clip_score_error']:.2f}")
-    print(f"R@1        {100 * summary['r_at_1']:.2f} +- {100 * summary['r_at_1_error']:.2f} %")
-    print(f"{summary['n_prompts']} prompts, {summary['n_pictures']} pictures")
+        write_json(given.json, report)

@@ -85,6 +85,18 @@ def test_seeds_are_reported_alone_and_together(judge):
     assert numbers["iou"] == pytest.approx(sum(s["iou"] for s in numbers["per_seed"]) / 3)
 
 
+def test_intervals_take_prompts_as_units(judge):
+    """One prompt found at every seed and one at none: 0, 1/2 or 1 in a resample, so the interval is all there is."""
+    mesh = exact_mesh("a red cube")
+    measured = [judge.measure("a red cube", seed, mesh) for seed in range(3)]
+    wrong = [judge.measure("a blue cone", seed, None) for seed in range(3)]
+    numbers = summarise_split(judge, measured + wrong)
+    assert numbers["r_at_1"] == 0.5
+    assert numbers["intervals"]["r_at_1"] == (0, 1)
+    assert numbers["intervals"]["iou"] == pytest.approx((0, 2 * numbers["iou"]))
+    assert numbers["intervals"]["chamfer"] is None  # of one prompt only
+
+
 def test_controls_know_nothing_of_the_caption(judge):
     measured = [judge.measure(prompt, 0, exact_mesh(prompt)) for prompt in PROMPTS]
     own, blind = summarise(judge, measured), controls(judge, measured)
@@ -149,6 +161,7 @@ def test_command(folder, clip_folder, tmp_path, capsys):
         numbers = report["splits"][split]
         assert {"r_at_1", "iou", "chamfer", "worst_shape_iou"} <= set(numbers)
         assert numbers["n_meshes"] == 2
+        assert numbers["intervals"] == {"r_at_1": None, "iou": None, "chamfer": None}
         assert set(report["controls"][split]) == {"best_constant_mesh", "shuffled_captions"}
     with out.with_suffix(".csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -16,7 +16,7 @@ def grid_points(resolution, radius):
 @pytest.mark.parametrize("interpolate", ["v1", "v2"])
 @pytest.mark.parametrize("slab", [1, 200, 1 << 19])
 def test_grid_equals_pointwise_queries_with_gradients(build, monkeypatch, interpolate, slab):
-    monkeypatch.setattr(isosurface, "_SLAB", slab)
+    monkeypatch.setattr(isosurface, "_SLAB_ON_CPU", slab)
     geometry = build(geo_interpolate=interpolate, radius=1.3, isosurface_resolution=16).double()
     planes = torch.randn(2, 6, 4, 6, 6, dtype=torch.float64, requires_grad=True)
     sdf, deformation = field_grid(geometry, planes, 7, with_deformation=True)
