@@ -1,12 +1,13 @@
 """Pictures of exported meshes, the same for every method: see mesh_visualize.py.
 
 Each mesh is centred and scaled to [-0.9, 0.9]^3 and seen from 15 degrees above, at azimuth 0, 90, 180 and 270,
-distance 3, vertical field of view 50 degrees, in unlit vertex colours on white. `--protocol original` repeats what the
+distance 3, vertical field of view 50 degrees, in unlit colours on white. `--protocol original` repeats what the
 original's renderer did with the axes: views in the order 0, 270, 180, 90, each mirrored.
 """
 
 import argparse
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +29,7 @@ def protocol_views(mesh: Mesh, size: int, protocol: Protocol = "right") -> Float
     """The four pictures of one mesh."""
     low, high = mesh.vertices.amin(0), mesh.vertices.amax(0)
     scale = 2 * BOUND / (high - low).max()
-    framed = Mesh((mesh.vertices - (low + high) / 2) * scale, mesh.faces, mesh.colors)
+    framed = replace(mesh, vertices=(mesh.vertices - (low + high) / 2) * scale)
     cameras = turntable(4, elevation_deg=ELEVATION_DEG, distance=DISTANCE, fovy_deg=FOVY_DEG)
     views = render_mesh(framed, cameras, size)
     return views[[0, 3, 2, 1]].flip(2) if protocol == "original" else views
@@ -64,9 +65,7 @@ def render_folder(
     for name, path in meshes.items():
         mesh = read_mesh(path)
         check_mesh(mesh, name)
-        colors = None if mesh.colors is None else mesh.colors.to(device)
-        mesh = Mesh(mesh.vertices.to(device), mesh.faces.to(device), colors)
-        for i, view in enumerate(protocol_views(mesh, size, protocol)):
+        for i, view in enumerate(protocol_views(mesh.to(device), size, protocol)):
             save_picture(target / name / f"rgb_{i}.png", view[None], columns=1)
         if (path.parent / PROMPT_FILE).is_file() and path.parent != source:
             shutil.copy(path.parent / PROMPT_FILE, target / name / PROMPT_FILE)
