@@ -9,7 +9,7 @@ from evaluation.views import add_device_option, find_meshes, main, protocol_view
 from triplaneturbo.errors import EmptyFieldError
 from triplaneturbo.exporters.files import write_mesh
 from triplaneturbo.exporters.mesh_exporter import MeshExporter
-from triplaneturbo.types import Mesh
+from triplaneturbo.types import Mesh, Texture
 
 
 def test_four_sides():
@@ -41,6 +41,18 @@ def test_command(tmp_path, capsys):
     assert sorted(p.name for p in folders[0].glob("*.png")) == [f"rgb_{k}.png" for k in range(4)]
     assert Image.open(folders[0] / "rgb_0.png").size == (16, 16)
     assert "rendered 2 meshes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["ball/model.glb", "ball.obj"])
+def test_textures_are_rendered(tmp_path, name):
+    mesh = sphere(0.5, 12)
+    n = len(mesh.vertices)
+    texture = Texture(
+        torch.tensor([1.0, 0.2, 0.0]).expand(4, 4, 3), torch.full((n, 2), 0.5), torch.arange(n), mesh.faces
+    )
+    write_mesh(tmp_path / "meshes" / name, Mesh(mesh.vertices, mesh.faces, texture=texture))
+    main([str(tmp_path / "meshes"), "--save_dir", str(tmp_path / "views"), "--size", "16"])
+    assert Image.open(tmp_path / "views" / "ball" / "rgb_0.png").getpixel((8, 8)) == (255, 51, 0)
 
 
 def test_meshes_that_stand_alone(tmp_path):
