@@ -207,9 +207,9 @@ def exported_meshes(
             yield prompt, 0, None
             continue
         mesh = read_mesh(paths[0])
-        if mesh.colors is None:
+        if mesh.colors is None and mesh.texture is None:
             raise ValueError(f"{paths[0]} has no colours; export it with the multiprompt-mesh-exporter")
-        yield prompt, 0, Mesh(mesh.vertices.to(device), mesh.faces.to(device), mesh.colors.to(device))
+        yield prompt, 0, mesh.to(device)
 
 
 def split_prompts(split: str, limit: int | None) -> tuple[str, ...]:

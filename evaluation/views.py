@@ -1,7 +1,7 @@
 """Pictures of exported meshes, the same for every method: see mesh_visualize.py.
 
 Each mesh is centred and scaled to [-0.9, 0.9]^3 and seen from 15 degrees above, at azimuth 0, 90, 180 and 270,
-distance 3, vertical field of view 50 degrees, in unlit vertex colours on white. `--protocol original` repeats what the
+distance 3, vertical field of view 50 degrees, in unlit colours on white. `--protocol original` repeats what the
 original's renderer did with the axes: views in the order 0, 270, 180, 90, each mirrored.
 
 A second call goes on where the first was stopped: meshes that have their pictures are left alone, unless the mesh is
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -58,7 +58,7 @@ def protocol_views(mesh: Mesh, settings: ViewSettings) -> Float[Tensor, "4 H W 3
     """The four pictures of one mesh, in [0, 1]."""
     low, high = mesh.vertices.amin(0), mesh.vertices.amax(0)
     scale = 2 * BOUND / (high - low).max()
-    framed = Mesh((mesh.vertices - (low + high) / 2) * scale, mesh.faces, mesh.colors)
+    framed = replace(mesh, vertices=(mesh.vertices - (low + high) / 2) * scale)
     cameras = turntable(N_VIEWS, elevation_deg=ELEVATION_DEG, distance=DISTANCE, fovy_deg=FOVY_DEG)
     views = render_mesh(framed, cameras, settings.size)
     return views[list(ORIGINAL_ORDER)].flip(2) if settings.protocol == "original" else views
@@ -141,8 +141,7 @@ def _write_views(
         path.unlink(missing_ok=True)
     mesh = read_mesh(mesh_path)
     check_mesh(mesh, folder.name)
-    colors = None if mesh.colors is None else mesh.colors.to(device)
-    views = protocol_views(Mesh(mesh.vertices.to(device), mesh.faces.to(device), colors), settings)
+    views = protocol_views(mesh.to(device), settings)
     write_json(folder / VIEWS_FILE, asdict(settings))
     if prompt:
         shutil.copy(prompt, folder / PROMPT_FILE)

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from miniature import PROMPTS, write_configuration
 
 import launch
 from triplaneturbo.config import ExperimentConfig
 from triplaneturbo.errors import ConfigError, UnknownNameError
+from triplaneturbo.exporters.files import read_mesh
 from triplaneturbo.extensions import import_extensions
 from triplaneturbo.launcher import Launch, count_processes, read_experiment, trainer_options
 
@@ -246,6 +248,17 @@ def test_export_to_a_folder_a_prompt(student, tmp_path):
     assert len(found) == 2
     assert "a_blue_cone" in found
     assert all((path.parent / "prompt.txt").exists() for path in found.values())
+
+
+def test_export_with_textures(student, tmp_path):
+    options = ["system.exporter.texture_size=64", "system.exporter.turntable_views=0"]
+    arguments = ["--config", str(student), "--export", "resume=auto", "--out", str(tmp_path), *options]
+    assert launch.main([*arguments, "system.exporter.fmt=obj-mtl"]) == 0
+    assert launch.main([*arguments, "system.exporter.fmt=glb", "system.exporter.save_uv=true"]) == 0
+    names = {"model.obj", "model.mtl", "texture_kd.png", "model.glb", "prompt.txt"}
+    assert {path.name for path in (tmp_path / "a_red_cube").iterdir()} == names
+    textures = [read_mesh(tmp_path / "a_red_cube" / name).texture.image for name in ("model.obj", "model.glb")]
+    assert torch.equal(*textures)
 
 
 def test_test_mode_writes_beside_the_training(student):

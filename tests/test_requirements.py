@@ -11,11 +11,12 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 # Installed by those who want them; the code that imports them says how.
-OPTIONAL = {"imageio_ffmpeg", "open_clip"}
+OPTIONAL = {"fast_simplification", "imageio_ffmpeg", "open_clip", "xatlas"}
 # Not imported by name: diffusers loads models and Lightning writes logs with them.
 PROGRAM_INDIRECT = {"accelerate", "tensorboard"}
 # Not imported by name: conftest.py and setup.sh use them. Triton comes with torch for CUDA; on a CPU it is only tested.
-TESTS_INDIRECT = {"beartype", "pytest-xdist", "triton"}
+# The tests of textures need both optional packages.
+TESTS_INDIRECT = {"beartype", "fast-simplification", "pytest-xdist", "triton", "xatlas"}
 
 
 def required() -> tuple[set[str], set[str]]:

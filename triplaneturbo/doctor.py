@@ -29,6 +29,8 @@ REQUIRED = (
 OPTIONAL = (
     ("triton", "triton", "faster kernels on CUDA"),
     ("imageio-ffmpeg", "imageio_ffmpeg", "films of validation and tests"),
+    ("xatlas", "xatlas", "textures: system.exporter.save_uv and fmt=obj-mtl"),
+    ("fast-simplification", "fast_simplification", "textures, too"),
     ("open_clip_torch", "open_clip", "CLIP models of that package in the evaluation"),
     ("gradio", "gradio", "a web page"),
     ("wandb", "wandb", "system.loggers.wandb"),
@@ -96,7 +98,7 @@ def optional_packages() -> Iterable[str]:
     for distribution, module, purpose in OPTIONAL:
         there = importlib.util.find_spec(module) is not None
         state = (_version(distribution) or "installed") if there else "not installed"
-        yield f"{distribution:18} {state:14} {purpose}"
+        yield f"{distribution:19} {state:14} {purpose}"
 
 
 def kernels() -> Iterable[str]:

@@ -1,10 +1,13 @@
 """Pictures and films as files. Every file is written beside its place and then moved there."""
 
 import importlib
+import io
 import logging
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
@@ -14,6 +17,8 @@ from triplaneturbo.types import Views
 from triplaneturbo.weights.files import replacing
 
 log = logging.getLogger(__name__)
+
+PictureKind = Literal["png", "jpg"]
 
 
 def to_bytes(picture: Float[Tensor, "*N 3"]) -> UInt8[Tensor, "*N 3"]:
@@ -32,6 +37,18 @@ def save_png(path: str | Path, picture: UInt8[Tensor, "H W 3"]) -> None:
     """Write one picture."""
     with replacing(path) as temporary:
         Image.fromarray(picture.numpy()).save(temporary, format="PNG")
+
+
+def from_image(image: Image.Image) -> Float[Tensor, "H W 3"]:
+    """Its colours in [0, 1]."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).float() / 255
+
+
+def encode(picture: UInt8[Tensor, "H W 3"], kind: PictureKind) -> bytes:
+    """The content of a picture file."""
+    content = io.BytesIO()
+    Image.fromarray(picture.numpy()).save(content, format={"png": "PNG", "jpg": "JPEG"}[kind], quality=95)
+    return content.getvalue()
 
 
 def save_film(stem: str | Path, pictures: UInt8[Tensor, "T H W 3"], frames_per_second: int) -> Path:

@@ -5,7 +5,7 @@ L text tokens. View tensors are prompt-major: view v of prompt b is row b * V + 
 """
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -110,16 +110,47 @@ class FieldSample:
     normal: Float[Tensor, "B N 3"] | None = None
 
 
+@runtime_checkable
+class ColoredSurface(Protocol):
+    """What a mesh approximates: a surface in world units and its colours."""
+
+    def project(self, points: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
+        """The points of the surface next to points near it; points that find none stay."""
+        ...
+
+    def colors(self, points: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
+        """Display colours in [0, 1] at points on the surface."""
+        ...
+
+
+@dataclass(frozen=True)
+class Texture(_Movable):
+    """A picture and where the faces of a mesh lie in it.
+
+    image: display colours in [0, 1], rows from the top. coordinates: (u, v) in [0, 1], u to the right, v downwards; a
+    vertex of the mesh has several where charts meet. vertices: the mesh's vertex of each. faces: rows of coordinates;
+    vertices[faces] are the faces of the mesh.
+    """
+
+    image: Float[Tensor, "H W 3"]
+    coordinates: Float[Tensor, "T 2"]
+    vertices: Int[Tensor, " T"]
+    faces: Int[Tensor, "F 3"]
+
+
 @dataclass
-class Mesh:
+class Mesh(_Movable):
     """A triangle mesh in world units. Empty meshes (0 vertices) are legal values; exporting one is an error.
 
-    vertices: V x 3. faces: F x 3, counter-clockwise seen from outside. colors: per vertex in [0, 1].
+    vertices: V x 3. faces: F x 3, counter-clockwise seen from outside. colors: per vertex in [0, 1]. texture: takes the
+    place of these colours. surface: what the mesh was extracted from, where that is known; it is not moved by `to`.
     """
 
     vertices: Float[Tensor, "V 3"]
     faces: Int[Tensor, "F 3"]
     colors: Float[Tensor, "V 3"] | None = None
+    texture: Texture | None = None
+    surface: ColoredSurface | None = None
 
 
 @dataclass(frozen=True)
@@ -166,9 +197,11 @@ class ScoreGradient:
 __all__ = [
     "Batch",
     "Cameras",
+    "ColoredSurface",
     "FieldSample",
     "Mesh",
     "ScoreGradient",
     "TextStates",
+    "Texture",
     "Views",
 ]

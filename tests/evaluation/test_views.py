@@ -15,7 +15,7 @@ from triplaneturbo.cameras import orbit_cameras
 from triplaneturbo.exporters.files import write_mesh
 from triplaneturbo.exporters.mesh_exporter import MeshExporter
 from triplaneturbo.exporters.render import render_mesh
-from triplaneturbo.types import Cameras, Mesh
+from triplaneturbo.types import Cameras, Mesh, Texture
 
 RIGHT, ORIGINAL = ViewSettings("right", 32), ViewSettings("original", 32)
 PICTURES = [f"rgb_{k}.png" for k in range(4)]
@@ -181,6 +181,18 @@ def test_meshes_that_cannot_be_shown_are_named_at_the_end(meshes, tmp_path, caps
     assert len(list((tmp_path / "views").glob("*/*.png"))) == 12
     assert main(command) == 1
     assert "0 meshes rendered, 3 had their pictures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["ball/model.glb", "ball.obj"])
+def test_textures_are_rendered(tmp_path, name):
+    mesh = sphere(0.5, 12)
+    n = len(mesh.vertices)
+    texture = Texture(
+        torch.tensor([1.0, 0.2, 0.0]).expand(4, 4, 3), torch.full((n, 2), 0.5), torch.arange(n), mesh.faces
+    )
+    write_mesh(tmp_path / "meshes" / name, Mesh(mesh.vertices, mesh.faces, texture=texture))
+    main([str(tmp_path / "meshes"), "--save_dir", str(tmp_path / "views"), "--size", "16"])
+    assert Image.open(tmp_path / "views" / "ball" / "rgb_0.png").getpixel((8, 8)) == (255, 51, 0)
 
 
 def test_meshes_that_stand_alone(tmp_path):

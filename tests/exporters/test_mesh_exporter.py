@@ -1,5 +1,8 @@
+import sys
+
 import pytest
 import torch
+from painted_ball import painted_ball
 from PIL import Image
 from solids import sphere, tetrahedron
 
@@ -39,12 +42,47 @@ def test_options(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("options", "files"),
+    [
+        ({"fmt": "obj-mtl"}, {"model.obj", "model.mtl", "texture_kd.png"}),
+        ({"fmt": "obj-mtl", "save_uv": True, "texture_format": "jpg"}, {"model.obj", "model.mtl", "texture_kd.jpg"}),
+        ({"fmt": "glb", "save_uv": True}, {"model.glb"}),
+    ],
+)
+def test_textures(tmp_path, options, files):
+    exporter = MeshExporter({"texture_size": 32, "max_faces": 100, **options, **SMALL})
+    (path,) = exporter([painted_ball(12)], ["a ball"], tmp_path)
+    assert {p.name for p in path.parent.iterdir()} == {*files, "prompt.txt", "turntable.png"}
+    mesh = read_mesh(path)
+    assert mesh.texture.image.shape == (32, 32, 3)
+    assert len(mesh.faces) == 100
+
+
+def test_textures_without_their_packages_are_refused_before_any_mesh_is_made(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xatlas", None)
+    MeshExporter({"fmt": "obj"})
+    with pytest.raises(ConfigError, match=r"pip install xatlas fast-simplification`, or .* fmt=glb or fmt=obj"):
+        MeshExporter({"fmt": "obj-mtl"})
+
+
+def test_nothing_to_unwrap(tmp_path):
+    empty = Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long))
+    with pytest.raises(EmptyFieldError, match="'a ghost' has no surface"):
+        MeshExporter({"fmt": "obj-mtl"})([empty], ["a ghost"], tmp_path)
+    with pytest.raises(ValueError, match="painted from the field"):
+        MeshExporter({"fmt": "obj-mtl"})([sphere()], ["a ball"], tmp_path)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fmt": "obj-mtl"}, "no texture atlas; use fmt=glb or fmt=obj"),
-        ({"save_uv": True}, "no texture atlas; use fmt=glb or fmt=obj"),
-        ({"texture_size": 512}, "no texture atlas"),
-        ({"fmt": "ply"}, "allowed: 'glb', 'obj'"),
+        ({"fmt": "obj", "save_uv": True}, "colours per vertex; for a texture use fmt=obj-mtl or fmt=glb"),
+        ({"save_texture": False}, "save_texture is False; allowed: True"),
+        ({"texture_size": 8}, "from 16 to 8192, not 8"),
+        ({"texture_format": "jpeg"}, "'png', 'jpg'"),
+        ({"max_faces": -1}, "0 for all faces, not -1"),
+        ({"fmt": "obj-mtl", "xatlas_pack_options": {"pading": 2}}, "did you mean 'padding'"),
+        ({"fmt": "ply"}, "allowed: 'glb', 'obj', 'obj-mtl'"),
         ({"turntable_views": 3}, "even number"),
         ({"save_nam": "x"}, "did you mean 'save_name'"),
     ],

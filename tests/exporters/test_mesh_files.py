@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from painted_ball import STEEPEST, painted_ball
+from PIL import Image
 from solids import sphere, tetrahedron
 
 from triplaneturbo.errors import EmptyFieldError
 from triplaneturbo.exporters.files import check_mesh, read_mesh, write_mesh
 from triplaneturbo.exporters.gltf import linear_to_srgb, srgb_to_linear
+from triplaneturbo.exporters.texture import add_texture
 from triplaneturbo.types import Mesh
 
 
@@ -122,3 +125,87 @@ def test_meshes_with_nothing_to_see_are_errors():
     with pytest.raises(EmptyFieldError, match="not finite"):
         check_mesh(Mesh(mesh.vertices, mesh.faces, mesh.colors / 0), "a cat")
     check_mesh(mesh, "a cat")
+
+
+@pytest.fixture(scope="module")
+def textured():
+    return add_texture(painted_ball(16), size=64, max_faces=300)
+
+
+def positions_and_colors(loaded):
+    """What another implementation finds at the middle of every face, of textures as they are stored."""
+    corners, coordinates = loaded.vertices[loaded.faces], loaded.visual.uv[loaded.faces]
+    material = loaded.visual.material
+    picture = np.asarray(getattr(material, "baseColorTexture", None) or material.image)[..., :3] / 255
+    height, width = picture.shape[:2]
+    u, v = coordinates.mean(1).T  # v from below
+    column, row = (u * width).astype(int), ((1 - v) * height).astype(int)
+    return corners.mean(1), picture[row, column]
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("png", 0.5 / 255), ("jpg", 0.05)])
+@pytest.mark.parametrize("suffix", [".glb", ".obj"])
+def test_textures_in_the_eyes_of_others(tmp_path, textured, suffix, kind, tolerance):
+    write_mesh(tmp_path / f"a{suffix}", textured, texture_format=kind)
+    loaded = trimesh.load(tmp_path / f"a{suffix}", force="mesh", process=False)
+    axes = [2, 0, 1] if suffix == ".glb" else [0, 1, 2]
+    seen, colors = positions_and_colors(loaded)
+    seen = torch.from_numpy(seen[:, axes].copy()).float()
+    middles = textured.vertices[textured.faces].mean(1)
+    nearest = torch.cdist(seen.double(), middles.double()).min(1)
+    assert nearest.values.max() < 1e-5
+    assert len(nearest.indices.unique()) == len(textured.faces)
+    truth = textured.surface.colors(textured.surface.project(seen)).numpy()
+    # The middle of a face is at most a texel from a texel's centre.
+    assert np.abs(colors - truth).mean() < tolerance + STEEPEST * 0.02
+    assert np.abs(colors - (truth[:, [1, 2, 0]])).mean() > 0.1
+    merged = trimesh.Trimesh(loaded.vertices, loaded.faces, process=True, merge_tex=True, merge_norm=True)
+    assert merged.is_watertight
+    assert merged.volume > 0
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".obj"])
+@pytest.mark.parametrize("normals", [True, False])
+def test_textured_meshes_are_read_back(tmp_path, textured, suffix, normals):
+    write_mesh(tmp_path / f"a{suffix}", textured, normals=normals)
+    back = read_mesh(tmp_path / f"a{suffix}")
+    assert back.colors is None
+    torch.testing.assert_close(back.texture.image, textured.texture.image, atol=0.51 / 255, rtol=0)
+    pairs = [
+        torch.cat([mesh.vertices[mesh.faces], mesh.texture.coordinates[mesh.texture.faces]], dim=2)
+        for mesh in (textured, back)
+    ]
+    distance = torch.cdist(*(corners.flatten(1).double() for corners in pairs)).min(1)
+    assert distance.values.max() < 1e-5
+    assert torch.equal(distance.indices.sort().values, torch.arange(len(textured.faces)))
+
+
+def test_obj_points_to_its_material_and_that_to_the_picture(tmp_path, textured):
+    write_mesh(tmp_path / "cube.obj", textured)
+    assert {p.name for p in tmp_path.iterdir()} == {"cube.obj", "cube.mtl", "texture_kd.png"}
+    lines = (tmp_path / "cube.obj").read_text().splitlines()
+    assert lines[:2] == ["mtllib cube.mtl", "usemtl surface"]
+    kinds = [line.split()[0] for line in lines[2:]]
+    counts = {kind: kinds.count(kind) for kind in set(kinds)}
+    own = textured.texture
+    assert counts == {
+        "v": len(textured.vertices),
+        "vn": len(textured.vertices),
+        "vt": len(own.vertices),
+        "f": len(own.faces),
+    }
+    assert "map_Kd texture_kd.png" in (tmp_path / "cube.mtl").read_text()
+    assert Image.open(tmp_path / "texture_kd.png").size == (64, 64)
+
+
+def test_glb_with_a_texture_is_a_rough_material(tmp_path, textured):
+    write_mesh(tmp_path / "a.glb", textured)
+    data = (tmp_path / "a.glb").read_bytes()
+    document = json.loads(data[20 : 20 + struct.unpack_from("<I", data, 12)[0]])
+    primitive = document["meshes"][0]["primitives"][0]
+    assert set(primitive["attributes"]) == {"POSITION", "NORMAL", "TEXCOORD_0"}
+    material = document["materials"][primitive["material"]]["pbrMetallicRoughness"]
+    assert (material["metallicFactor"], material["roughnessFactor"]) == (0, 1)
+    assert document["images"][0]["mimeType"] == "image/png"
+    assert document["buffers"][0]["byteLength"] % 4 == 0
+    assert all(view["byteOffset"] % 4 == 0 for view in document["bufferViews"])

@@ -3,11 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from painted_ball import painted_ball
 from PIL import Image
 from solids import sphere
 
 from triplaneturbo.cameras import turntable
 from triplaneturbo.exporters.render import render_mesh, render_turntable, save_picture
+from triplaneturbo.exporters.texture import add_texture
 from triplaneturbo.types import Mesh
 
 
@@ -40,6 +42,14 @@ def test_background_and_plain_colour():
     picture = render_mesh(mesh, turntable(1, elevation_deg=0.0, distance=1.6, fovy_deg=60.0), 16, background=0.25)
     assert picture[0, 0, 0].tolist() == [0.25] * 3
     torch.testing.assert_close(picture[0, 8, 8], torch.full((3,), 0.7))
+
+
+def test_textures_are_shown():
+    mesh = painted_ball(48)
+    picture = render_turntable(mesh, 2, 48)
+    textured = render_turntable(add_texture(mesh, size=128, max_faces=0), 2, 48)
+    assert textured.std() > 0.1
+    torch.testing.assert_close(textured, picture, atol=0.03, rtol=0)
 
 
 def test_turntable_shows_all_of_the_object():

@@ -1,20 +1,22 @@
 """The exporters that configurations name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from triplaneturbo.base import Component
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.exporters.files import check_mesh, write_mesh
 from triplaneturbo.exporters.render import render_turntable, save_picture
+from triplaneturbo.exporters.texture import add_texture
+from triplaneturbo.exporters.unwrap import check_available
 from triplaneturbo.naming import slug
-from triplaneturbo.pictures import save_webp, to_bytes
+from triplaneturbo.pictures import PictureKind, save_webp, to_bytes
 from triplaneturbo.registry import register
 from triplaneturbo.types import Mesh
 from triplaneturbo.weights.files import replacing
 
-_NO_ATLAS = "colours are written per vertex; there is no texture atlas"
+TEXTURE_SIZES = range(16, 8193)
 VIDEO_VIEWS, VIDEO_SPEED = 60, 20  # views, and views a second
 
 
@@ -24,22 +26,27 @@ class MeshExporter(Component):
 
     @dataclass(kw_only=True)
     class Config:
-        REFUSED: ClassVar[dict[str, str]] = {
-            "save_texture": _NO_ATLAS,
-            "texture_size": _NO_ATLAS,
-            "texture_format": _NO_ATLAS,
-            "xatlas_chart_options": _NO_ATLAS,
-            "xatlas_pack_options": _NO_ATLAS,
-        }
-
         fmt: Literal["glb", "obj", "obj-mtl"] = "glb"
-        """Kind of file: glb (y up, front on +z) or obj (z up, front on +x, as the original)."""
+        """Kind of file: glb (y up, front on +z), obj (z up, front on +x, as the original, colours per vertex), or
+        obj-mtl (the same with a texture)."""
         save_name: str = "model"
         """Name of the mesh file, without suffix."""
         save_normal: bool = True
         """Write vertex normals, so that viewers shade smoothly."""
         save_uv: bool = False
-        """Must be false: there is no texture atlas."""
+        """Write fewer faces and a texture in place of colours per vertex; obj-mtl always does, obj cannot."""
+        save_texture: Literal[True] = True
+        """Texture coordinates alone are of no use; save_uv=false leaves out both."""
+        texture_size: int = 1024
+        """Height and width of the texture, texels."""
+        texture_format: PictureKind = "png"
+        """Kind of picture; jpg is smaller and blurs edges."""
+        max_faces: int = 5000
+        """Faces of a mesh with a texture, 0: all. Doubling them more than doubles the time of unwrapping."""
+        xatlas_chart_options: dict = field(default_factory=dict)
+        """How xatlas cuts the surface into charts."""
+        xatlas_pack_options: dict = field(default_factory=dict)
+        """How xatlas lays them out; padding and resolution follow the texture unless given here."""
         save_video: bool = False
         """Also write turntable.webp, an animation."""
         turntable_views: int = 8
@@ -50,12 +57,26 @@ class MeshExporter(Component):
         """Accepted for old configurations: pictures are rasterised where the mesh is."""
 
         def __post_init__(self) -> None:
-            if self.fmt == "obj-mtl" or self.save_uv:
-                raise ConfigError(f"obj-mtl and save_uv are not supported: {_NO_ATLAS}; use fmt=glb or fmt=obj")
+            if self.fmt == "obj" and self.save_uv:
+                raise ConfigError("fmt=obj has colours per vertex; for a texture use fmt=obj-mtl or fmt=glb")
+            if self.texture_size not in TEXTURE_SIZES:
+                bounds = f"{TEXTURE_SIZES[0]} to {TEXTURE_SIZES[-1]}"
+                raise ConfigError(f"texture_size must be a number of texels from {bounds}, not {self.texture_size}")
+            if self.max_faces < 0:
+                raise ConfigError(f"max_faces must be positive, or 0 for all faces, not {self.max_faces}")
             if self.turntable_views < 0 or self.turntable_views % 2:
                 raise ConfigError(f"turntable_views must be an even number or 0, not {self.turntable_views}")
             if self.turntable_size < 1:
                 raise ConfigError(f"turntable_size must be positive, not {self.turntable_size}")
+
+        @property
+        def textured(self) -> bool:
+            """Whether colours are written as a texture."""
+            return self.save_uv or self.fmt == "obj-mtl"
+
+    def configure(self) -> None:
+        if self.cfg.textured:
+            check_available(self.cfg.xatlas_chart_options, self.cfg.xatlas_pack_options)
 
     def __call__(self, meshes: list[Mesh], prompts: list[str], folder: str | Path) -> list[Path]:
         """Write every mesh into folder/<slug of its prompt>/ and return the paths of the mesh files.
@@ -71,15 +92,24 @@ class MeshExporter(Component):
 
     def _export(self, mesh: Mesh, prompt: str, folder: Path) -> Path:
         check_mesh(mesh, prompt)
-        path = folder / f"{self.cfg.save_name}.{self.cfg.fmt}"
-        write_mesh(path, mesh, normals=self.cfg.save_normal)
+        cfg = self.cfg
+        if cfg.textured:
+            mesh = add_texture(
+                mesh,
+                size=cfg.texture_size,
+                max_faces=cfg.max_faces,
+                chart_options=cfg.xatlas_chart_options,
+                pack_options=cfg.xatlas_pack_options,
+            )
+        path = folder / f"{cfg.save_name}.{cfg.fmt.removesuffix('-mtl')}"
+        write_mesh(path, mesh, normals=cfg.save_normal, texture_format=cfg.texture_format)
         with replacing(folder / "prompt.txt") as temporary:
             temporary.write_text(prompt)
-        if self.cfg.turntable_views:
-            views = render_turntable(mesh, self.cfg.turntable_views, self.cfg.turntable_size)
-            save_picture(folder / "turntable.png", views, columns=self.cfg.turntable_views // 2)
-        if self.cfg.save_video:
-            views = render_turntable(mesh, VIDEO_VIEWS, self.cfg.turntable_size)
+        if cfg.turntable_views:
+            views = render_turntable(mesh, cfg.turntable_views, cfg.turntable_size)
+            save_picture(folder / "turntable.png", views, columns=cfg.turntable_views // 2)
+        if cfg.save_video:
+            views = render_turntable(mesh, VIDEO_VIEWS, cfg.turntable_size)
             save_webp(folder / "turntable.webp", to_bytes(views), VIDEO_SPEED)
         return path
 

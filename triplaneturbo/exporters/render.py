@@ -1,5 +1,6 @@
-"""Pictures of finished meshes: unlit vertex colours, no gradients."""
+"""Pictures of finished meshes: unlit colours of vertices or textures, no gradients."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triplaneturbo.cameras import turntable, world_to_clip
-from triplaneturbo.ops.rasterize import interpolate, rasterize
+from triplaneturbo.ops.rasterize import Raster, interpolate, rasterize
 from triplaneturbo.pictures import save_png, to_bytes
-from triplaneturbo.types import Cameras, Mesh
+from triplaneturbo.types import Cameras, Mesh, Texture
 
 PLAIN_COLOR = 0.7
 TURNTABLE_FOVY_DEG, TURNTABLE_ELEVATION_DEG = 40.0, 20.0
@@ -24,7 +25,7 @@ def render_mesh(
     """Square pictures of `mesh` from every camera, in [0, 1], on the device of the mesh.
 
     size: height and width in pixels. background: grey level behind the object. supersample: samples a pixel and axis;
-    the picture is their average. A mesh without colours is grey.
+    the picture is their average. A mesh without colours or texture is grey.
     """
     cameras = cameras.to(mesh.vertices.device)
     fine = size * supersample
@@ -32,17 +33,32 @@ def render_mesh(
     homogeneous = F.pad(vertices, (0, 1), value=1.0)
     clip = homogeneous @ world_to_clip(cameras, aspect=1.0).transpose(1, 2)
     raster = rasterize(clip, mesh.faces, fine, fine)
-    colors = torch.full_like(vertices, PLAIN_COLOR) if mesh.colors is None else mesh.colors.float()
+    if mesh.texture is not None:
+        colors = look_up(mesh.texture, raster)
+    elif mesh.colors is not None:
+        colors = interpolate(mesh.colors.float(), raster, mesh.faces)
+    else:
+        colors = torch.full_like(raster.barycentric, PLAIN_COLOR)
     covered = (raster.face_index >= 0).unsqueeze(-1)
-    picture = torch.where(covered, interpolate(colors, raster, mesh.faces), background)
+    picture = torch.where(covered, colors, background)
     pooled = F.avg_pool2d(picture.permute(0, 3, 1, 2), supersample)
     return pooled.permute(0, 2, 3, 1).clamp(0, 1)
+
+
+def look_up(texture: Texture, raster: Raster) -> Float[Tensor, "M H W 3"]:
+    """Bilinear values of the texture where the pixels of `raster` see its mesh, edge texels continued beyond the edge.
+
+    Pixels that see nothing have the value at (0, 0).
+    """
+    coordinates = interpolate(texture.coordinates.float(), raster, texture.faces) * 2 - 1
+    image = texture.image.float().permute(2, 0, 1).expand(len(coordinates), -1, -1, -1)
+    return F.grid_sample(image, coordinates, padding_mode="border", align_corners=False).permute(0, 2, 3, 1)
 
 
 def render_turntable(mesh: Mesh, n_views: int, size: int) -> Float[Tensor, "V H W 3"]:
     """`n_views` pictures around the mesh on white, the camera as near as shows all of it in every view."""
     low, high = mesh.vertices.amin(0), mesh.vertices.amax(0)
-    centred = Mesh(mesh.vertices - (low + high) / 2, mesh.faces, mesh.colors)
+    centred = replace(mesh, vertices=mesh.vertices - (low + high) / 2)
     radius = float(centred.vertices.norm(dim=-1).max())
     distance = radius / np.sin(np.deg2rad(TURNTABLE_FOVY_DEG) / 2) * 1.05
     cameras = turntable(n_views, elevation_deg=TURNTABLE_ELEVATION_DEG, distance=distance, fovy_deg=TURNTABLE_FOVY_DEG)

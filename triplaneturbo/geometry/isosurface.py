@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from triplaneturbo.errors import EmptyFieldError
 from triplaneturbo.geometry.few_step_triplane import FewStepTriplaneDualStableDiffusion
 from triplaneturbo.geometry.field import Mlp, plane_coordinates
+from triplaneturbo.geometry.field_surface import FieldSurface
 from triplaneturbo.ops.marching_cubes import marching_cubes
 from triplaneturbo.ops.mesh import keep_large_components
 from triplaneturbo.ops.planes import sample_planes
@@ -114,12 +115,15 @@ def extract_meshes(
     prompts: Sequence[str],
     compat: Compat | None = None,
 ) -> list[Mesh]:
-    """One coloured mesh a prompt, colours in [0, 1]; see `field_grid` for `compat`.
+    """One coloured mesh a prompt, colours in [0, 1], and the surface it approximates; see `field_grid` for `compat`.
 
     Raises:
         EmptyFieldError: a field has no surface; the message names its prompt.
     """
     cfg = geometry.cfg
+    compat = compat or cfg.compat
+    cell = 2 * cfg.radius / (resolution - 1)
+    deformation_unit = 2 * cfg.radius / (cfg.isosurface_resolution - 1) if compat == "right" else cell
     meshes = []
     for single, prompt in zip(planes.split(1), prompts, strict=True):
         deformable = cfg.isosurface_deformable_grid
@@ -129,8 +133,8 @@ def extract_meshes(
         vertices, faces = extract(sdf[0], grid, cfg.radius, level=cfg.isosurface_threshold)
         if cfg.isosurface_remove_outliers:
             vertices, faces = keep_large_components(vertices, faces, cfg.isosurface_outlier_n_faces_threshold)
-        colours = material(geometry.features(single, vertices[None]))[0].clamp(0, 1)
-        meshes.append(Mesh(vertices, faces, colours))
+        surface = FieldSurface(geometry, material, single, cell=cell, deformation_unit=deformation_unit)
+        meshes.append(Mesh(vertices, faces, surface.colors(vertices), surface=surface))
     return meshes
 
 
