@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from triplaneturbo.schedule import Progress
+
 log = logging.getLogger(__name__)
+
+# Hyper-parameters that describe a case and change nothing: its numbers are in its arrays.
+_PROSE = {"case", "family", "note", "seed"}
+
+
+class Meta(Mapping):
+    """The hyper-parameters of a case, which remember those that nothing has asked for."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+        self.unread = set(values) - _PROSE
+
+    def __getitem__(self, key: str) -> Any:
+        self.unread.discard(key)
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 class Case:
     """The arrays and the hyper-parameters of one file.
 
-    Arrays are read by `case[name]`; `close` and `equal` compare. Failures are collected, so that one run shows them
-    all; an array that nothing has read is a failure, too.
+    Arrays are read by `case[name]`, hyper-parameters by `case.meta[key]`; `close` and `equal` compare. Failures are
+    collected, so that one run shows them all; an array or a hyper-parameter that nothing has read is a failure, too.
     """
 
     def __init__(self, path: Path) -> None:
         with np.load(path) as stored:
             arrays = {name: stored[name] for name in stored.files}
-        self.meta: dict[str, Any] = json.loads(bytes(arrays.pop("meta_json")).decode())
+        self.meta = Meta(json.loads(bytes(arrays.pop("meta_json")).decode()))
         self.arrays = {name: torch.from_numpy(value) for name, value in arrays.items()}
         self.unread = set(self.arrays)
         self.failures: list[str] = []
@@ -52,6 +76,10 @@ class Case:
         """Arrays that have no counterpart here; the caller says why."""
         self.unread.difference_update(names)
 
+    def told_by_arrays(self, *keys: str) -> None:
+        """Hyper-parameters that say how large the arrays are, or what stands in them: the arrays tell."""
+        self.meta.unread.difference_update(keys)
+
     def option(self, key: str, *allowed: Any) -> Any:
         """meta[key], which must be one of `allowed`."""
         value = self.meta[key]
@@ -60,8 +88,14 @@ class Case:
         return value
 
     def options(self, *others: str) -> dict[str, Any]:
-        """All of meta but `others` and what only describes the case."""
-        return {key: value for key, value in self.meta.items() if key not in {"case", "family", "note", *others}}
+        """All of meta but `others` and what only describes the case, for a component that rejects what it does not
+        know."""
+        return {key: self.meta[key] for key in self.meta if key not in {*_PROSE, *others}}
+
+    @property
+    def progress(self) -> Progress:
+        """Where the schedules stand; at their start if the case does not say."""
+        return Progress(self.meta.get("global_step", 0), self.meta.get("epoch", 0))
 
     def close(
         self, name: str, actual: Tensor | float, tolerance: float, *, where: Tensor | None = None, stride: int = 1
@@ -106,6 +140,8 @@ class Case:
         failures = list(self.failures)
         if self.unread:
             failures.append(f"not compared: {', '.join(sorted(self.unread))}")
+        if self.meta.unread:
+            failures.append(f"hyper-parameters without effect here: {', '.join(sorted(self.meta.unread))}")
         assert not failures, "\n".join([f"family {self.family}:", *failures])
 
     def _of(self, name: str) -> tuple[float, str]:

@@ -7,6 +7,7 @@ import pytest
 from golden_case import Case
 from workbench import LINEAR, Workbench
 
+from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
 from triplaneturbo.geometry.legacy import to_original
 from triplaneturbo.weights.ldm import UNET_PREFIX, VAE_PREFIX
 from triplaneturbo.weights.ldm_names import unet_shapes, vae_shapes
@@ -41,4 +42,23 @@ def test_names_of_multi_view_teachers(name: str) -> None:
 def test_names_of_the_generator(case: str, keys: str, workbench: Workbench) -> None:
     meta = Case(DATA / f"{case}.npz").meta
     geometry = workbench.geometry(meta["geometry"], workbench.sd_folder(meta["sd"], meta["scheduler"]))
-    assert {name: tuple(value.shape) for name, value in to_original(geometry.state_dict()).items()} == recorded(keys)
+    assert shapes(geometry) == recorded(keys)
+
+
+def test_names_of_a_wider_and_deeper_generator(workbench: Workbench) -> None:
+    meta = Case(DATA / "c1_generator.npz").meta
+    unet = {**meta["sd"]["unet"], "block_out_channels": [32, 64, 96, 96], "cross_attention_dim": 40}
+    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    vae = {**meta["sd"]["vae"], **blocks, "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2}
+    generator = {
+        **meta["geometry"]["space_generator_config"],
+        "training_type": "self_lora_rank_5-cross_lora_rank_5-locon_rank_5",
+        "output_dim": 20,
+    }
+    base = workbench.sd_folder({"unet": unet, "vae": vae}, meta["scheduler"])
+    geometry = workbench.geometry({**meta["geometry"], "space_generator_config": generator}, base)
+    assert shapes(geometry) == recorded("geometry_gen_b")
+
+
+def shapes(geometry: FewStepTriplaneDualStableDiffusion) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in to_original(geometry.state_dict()).items()}

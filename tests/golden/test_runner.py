@@ -6,16 +6,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+from families.surface import compare_visibility
+from golden_case import Case
 from test_golden import test_recorded_case as run_case
 from workbench import Workbench
 
-ADAN = Path(__file__).parent / "data" / "i2_adan.npz"
+from triplaneturbo.errors import UnknownNameError
+from triplaneturbo.ops.rasterize import Raster, rasterize
+from triplaneturbo.types import Mesh
+from triplaneturbo.weights.ldm import LDM_SCHEDULE
+
+DATA = Path(__file__).parent / "data"
 
 
-def changed(folder: Path, arrays: dict[str, Any] | None = None, **meta: Any) -> Path:
+def changed(folder: Path, name: str = "i2_adan", arrays: dict[str, Any] | None = None, **meta: Any) -> Path:
     """A copy of a case under another name, with other arrays and hyper-parameters."""
-    with np.load(ADAN) as stored:
-        content = {name: stored[name] for name in stored.files}
+    with np.load(DATA / f"{name}.npz") as stored:
+        content = {key: stored[key] for key in stored.files}
     values = json.loads(bytes(content["meta_json"]).decode()) | meta
     content["meta_json"] = np.frombuffer(json.dumps(values).encode(), dtype=np.uint8)
     np.savez(folder / "another.npz", **(content | (arrays or {})))
@@ -34,10 +43,35 @@ def test_names_do_not_matter(tmp_path: Path, workbench: Workbench, monkeypatch: 
         ({"arrays": {"traj0": np.zeros((6, 5, 7))}}, "traj0: error .*, tolerance 1e-06"),
         ({"lr": 4e-4}, "traj1: error"),
         ({"warmth": 3}, "warmth"),
+        ({"name": "e1_importance_sampler", "warmth": 3}, "hyper-parameters without effect here: warmth"),
+        ({"name": "e1_importance_sampler", "n": 13}, "t_starts: shape"),
+        ({"name": "d5_regularization_losses", "lambdas": {"lambda_warmth": 3}}, "lambda_warmth"),
+        ({"name": "b3_stable_diffusion_blocks", "sd": {"unet": {"warmth": 3}, "vae": {}}}, "sd.unet has warmth"),
+        (
+            {"name": "d1_inference_ddim4", "scheduler": {**LDM_SCHEDULE, "clip_sample": True}},
+            "scheduler has clip_sample",
+        ),
     ],
 )
 def test_what_does_not_fit_fails(
     changes: dict[str, Any], message: str, tmp_path: Path, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises((AssertionError, TypeError, RuntimeError, pytest.fail.Exception), match=message):
+    kinds = (AssertionError, TypeError, RuntimeError, UnknownNameError, pytest.fail.Exception)
+    with pytest.raises(kinds, match=message):
         run_case(changed(tmp_path, **changes), workbench, monkeypatch)
+
+
+@pytest.mark.parametrize(("offset", "agrees"), [(0.0, True), (1e-5, True), (0.1, False)])
+def test_either_side_of_an_edge_is_seen(offset: float, agrees: bool) -> None:
+    """A column of pixels is recorded as the right one of two triangles, whose edge is `offset` pixels further right."""
+    size, column = 16, 7
+    edge = (2 * column + 1) / size - 1 + 2 * offset / size
+    corners = torch.tensor([[edge, -4, 0], [edge, 4, 0], [-9, 0, 0], [9, 0, 0]]).float()
+    mesh = Mesh(corners, torch.tensor([[0, 1, 2], [0, 3, 1]]))
+    own = rasterize(F.pad(corners, (0, 1), value=1.0)[None], mesh.faces, size, size)
+    recorded = Raster(own.face_index.clone(), own.barycentric, own.depth)
+    recorded.face_index[:, :, column] = 1
+    case = Case(DATA / "i2_adan.npz")
+    case.arrays["mvp_mtx"] = torch.eye(4)[None]
+    compare_visibility(case, 0, mesh, recorded)
+    assert ("rast0: triangles" not in " ".join(case.failures)) == agrees

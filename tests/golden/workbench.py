@@ -1,5 +1,6 @@
 """The project's parts with formula weights, built from a case's hyper-parameters and kept for the next case."""
 
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from hashlib import sha256
@@ -22,12 +23,23 @@ from triplaneturbo.weights.ldm_names import unet_shapes, vae_shapes
 
 # RichDreamer's transformers project with 1 x 1 convolutions, MVDream's with matrices.
 LINEAR = {"mv": True, "rd": False}
+# What tells the shape of a multi-view teacher; `resolution` tells its autoencoder where to attend: nowhere.
+_LDM_MODEL = {
+    *("attention_resolutions", "ch", "channel_mult", "context_dim", "model_channels"),
+    *("num_head_channels", "num_heads", "num_res_blocks", "resolution"),
+}
+# Fields of a scheduler's configuration that say what it adds; those that this project has no use for: it places the
+# timesteps itself; those that would have an effect it does not have, unless they are false.
+_SCHEDULE = {"beta_start", "beta_end", "beta_schedule", "num_train_timesteps", "prediction_type"}
+_PLACING = {"set_alpha_to_one", "skip_prk_steps", "steps_offset", "timestep_spacing", "clip_sample_range"}
+_ABSENT = {"clip_sample", "thresholding", "trained_betas", "rescale_betas_zero_snr"}
 # What the recorded guidance hyper-parameters hold besides options of the guidance.
 _NOT_GUIDANCE = ("mv", "rd", "sd", "global_step")
 
 
 def ldm_unet(model: Mapping[str, Any], *, linear: bool, camera_dim: int = 16) -> UNet2DConditionModel:
     """A multi-view teacher's U-Net, through the conversion of published checkpoints."""
+    _only(model, _LDM_MODEL, "model")
     heads = {"heads": model["num_heads"]} if "num_heads" in model else {"head_width": model["num_head_channels"]}
     shapes = unet_shapes(model, linear=linear, camera_dim=camera_dim)
     return build_unet(_filled(shapes), "a recorded case", **heads)
@@ -35,13 +47,24 @@ def ldm_unet(model: Mapping[str, Any], *, linear: bool, camera_dim: int = 16) ->
 
 def ldm_vae(model: Mapping[str, Any]) -> AutoencoderKL:
     """MVDream's first stage, through the same conversion."""
+    _only(model, _LDM_MODEL, "model")
     return build_vae(_filled(vae_shapes(model)), "a recorded case")
 
 
 def sd_networks(sd: Mapping[str, Any]) -> tuple[UNet2DConditionModel, AutoencoderKL]:
     """U-Net and autoencoder of a Stable Diffusion."""
-    networks = UNet2DConditionModel.from_config(sd["unet"]), AutoencoderKL.from_config(sd["vae"])
-    return fill(networks[0], "unet."), fill(networks[1], "vae.")
+    _only(sd, {"unet", "vae"}, "sd")
+    networks = []
+    for name, cls in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
+        _only(sd[name], set(inspect.signature(cls).parameters), f"sd.{name}")  # diffusers ignores what it does not know
+        networks.append(fill(cls.from_config(sd[name]), f"{name}."))
+    return tuple(networks)
+
+
+def _only(given: Mapping[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(key for key in given if key not in known and not key.startswith("_"))
+    if unknown:
+        raise NotImplementedError(f"{where} has {', '.join(unknown)}, which this runner does not know")
 
 
 def cameras(c2w: Tensor, n_view: int | None = None, **known: Tensor) -> Cameras:
@@ -95,6 +118,7 @@ class Workbench:
         return self._written(["small"], scheduler, write)
 
     def _written(self, key: list[Any], scheduler: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+        _only(scheduler, _SCHEDULE | _PLACING | {name for name in _ABSENT if not scheduler.get(name)}, "scheduler")
         content = json.dumps([*key, scheduler], sort_keys=True)
         folder = self.folder / sha256(content.encode()).hexdigest()[:16]
         if not folder.exists():

@@ -18,8 +18,8 @@ _MVDREAM_ELEVATION = 15.0
 
 
 def camera(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    case.option("phase", "test")
-    case.ignore("light_positions")  # materials are not lit
+    case.option("phase", "train", "val", "test")  # they differ in the lights
+    case.ignore("light_positions", "light_rand")  # materials are not lit
     size, rays = ((case.meta[f"{p}height"], case.meta[f"{p}width"]) for p in ("", "ray_"))
     angles = case["elevation_deg"], case["azimuth_deg"]
     made = orbit_cameras(
@@ -38,15 +38,17 @@ def camera(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) ->
     case.close("rays_d", directions, 5e-6)
     case.close("rays_d_rasterize", ray_directions(made, *size, focal_height=rays[0]), 5e-6)
     case.close("mv_camera_cond", mvdream_camera(made), 1e-6)
-    for method in ("rel_x2", "rel", "abs"):
+    for method in case.with_prefix("rd_camera_cond_"):
         case.close(f"rd_camera_cond_{method}", richdreamer_camera(made, method), 1e-6)
 
-    at_origin = cameras(torch.eye(4)[None], fovy=torch.tensor([2 * math.atan(rays[0] / 2)]))
-    unit_focal = F.normalize(case["directions_unit_focal"], dim=-1)
+    # In float64: at unit focal length the field of view of many pixels is nearly 180 degrees.
+    fovy = torch.tensor([2 * math.atan(rays[0] / 2)], dtype=torch.float64)
+    at_origin = cameras(torch.eye(4, dtype=torch.float64)[None], fovy=fovy)
+    unit_focal = F.normalize(case["directions_unit_focal"].double(), dim=-1)
     case.within("directions_unit_focal", _gap(ray_directions(at_origin, *rays)[0], unit_focal), 1e-6)
-    n_ring = len(case["mvdream_get_camera4"])
-    ring = turntable(n_ring, elevation_deg=_MVDREAM_ELEVATION, distance=1.0, fovy_deg=60.0)
-    case.close("mvdream_get_camera4", mvdream_camera(ring), 1e-6)
+    for n_ring in map(int, case.with_prefix("mvdream_get_camera")):
+        ring = turntable(n_ring, elevation_deg=_MVDREAM_ELEVATION, distance=1.0, fovy_deg=60.0)
+        case.close(f"mvdream_get_camera{n_ring}", mvdream_camera(ring), 1e-6)
 
 
 def training_cameras(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:

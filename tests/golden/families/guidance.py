@@ -9,6 +9,8 @@ from recorded_draws import RecordedDraws
 from torch import Tensor
 from workbench import WatchedGuidance, Workbench, cameras
 
+from triplaneturbo.base import parse_config
+from triplaneturbo.guidance import AsynchronousScoreDistillation
 from triplaneturbo.guidance.rules import plus_timestep, score_gradient
 from triplaneturbo.schedule import Progress, Schedule
 from triplaneturbo.types import TextStates, Views
@@ -26,12 +28,14 @@ def one_teacher(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatc
     weights = {f"{name}_weight": float(name == kind) for name in TEACHERS}
     described = ("teacher", "n_prompts", "min_step", "max_step", "mv_guidance_scale_now", "stride")
     guidance = workbench.guidance(case.options(*described), **weights)
-    n_prompts, n_view, progress = meta["n_prompts"], meta["n_view"], Progress(meta["global_step"])
+    n_prompts, n_view, progress = meta["n_prompts"], meta["n_view"], case.progress
     case.require(
         "mv_guidance_scale_now",
         abs(Schedule.parse(meta["mv_guidance_scale"])(progress) - meta["mv_guidance_scale_now"]) < 1e-12,
     )
-    recorded = {"t": case["t_draw"], "plus": case["plus_rand"], "noise": case["noise_draw"]}
+    # Without plus_random nothing is drawn for the shift, and no number may matter.
+    plus = case.get("plus_rand", torch.full((n_prompts,), float("nan")))
+    recorded = {"t": case["t_draw"], "plus": plus, "noise": case["noise_draw"]}
     if "vae_noise" in case:
         recorded["vae"] = case["vae_noise"]
     if "noise" in case:
@@ -66,13 +70,15 @@ def one_teacher(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatc
 
 def _compare_weightings(case: Case, guidance: WatchedGuidance, kind: str) -> None:
     """Loss 1/2 |g|^2 / views and norm |g| of the latent gradient g, as configured and with other weightings."""
-    seen, options = guidance.seen, guidance.options[kind]
+    seen, options, limit = guidance.seen, guidance.options[kind], guidance.cfg.grad_clip
     alternatives = {name.removesuffix("_loss") for name in case.with_prefix("alt_") if name.endswith("_loss")}
     names = {"": options.weighting_strategy, **{f"alt_{name}_": name for name in alternatives}}
     for prefix, weighting in names.items():
         gradient = score_gradient(
             seen, weighting=weighting, eps=guidance.cfg.eps, use_sds=options.use_sds, compat="original"
         )
+        if limit is not None:
+            gradient = gradient.clamp(-limit(case.progress), limit(case.progress))
         case.close(f"{prefix}loss", 0.5 * gradient.square().sum() / seen.frames, 1e-4)
         case.close(f"{prefix}grad_norm", gradient.norm(), 5e-4)
 
@@ -83,18 +89,22 @@ def all_teachers(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPat
     suffixes = ("", "_2nd") if case.option("dual", False, True) else ("",)
     case.require("family", meta["dual"] == (case.family == "guidance_call_parallel"))
     guidance = workbench.guidance(case.options("n_prompts", "dual"), parallel=meta["dual"])
-    progress = Progress(meta["global_step"])
+    progress = case.progress
     streams = {"view" if meta["dual"] else "view0": case["sd_view_draw"]}
     for kind in TEACHERS:
         names = {"t": "t", "plus": "plus_rand", "noise": "noise", "vae": "vae_noise"}
         recorded = {ours: case[f"{kind}_{name}"] for ours, name in names.items() if f"{kind}_{name}" in case}
+        if recorded:
+            recorded.setdefault("plus", torch.full_like(recorded["t"], float("nan"), dtype=torch.float32))
         streams |= _streams(kind, recorded, n_prompts, len(suffixes))
     draws = RecordedDraws.of(streams, n_prompts)
     made = cameras(case["c2w"], n_view, distance_relative=case["camera_distances_relative"], **_known(case))
     found = guidance([_views(case, suffix) for suffix in suffixes], made, _texts(case), draws, progress)
     for suffix, score in zip(suffixes, found, strict=True):
         for name, (ours, _) in _PICTURES.items():
-            case.close(f"grad_{name}{suffix}", getattr(score, ours), 5e-4)
+            gradient = getattr(score, ours)  # None where no teacher has looked
+            gradient = torch.zeros_like(case[f"grad_{name}{suffix}"]) if gradient is None else gradient
+            case.close(f"grad_{name}{suffix}", gradient, 5e-4)
     looked_at = guidance.sample_draws(draws, len(suffixes), progress).view.split(n_prompts)
     for suffix, view in zip(suffixes, looked_at, strict=True):
         case.equal(f"sd_azimuth{suffix}", made.azimuth_deg[torch.arange(n_prompts) * n_view + view])
@@ -107,6 +117,7 @@ def tables(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) ->
     meta = case.meta
     moments = [Progress(s, e) for s, e in zip(case["C_steps"].tolist(), case["C_epochs"].tolist(), strict=True)]
     values = [[Schedule.parse(spec)(now) for now in moments] for spec in meta["C_specs"]]
+    parse_config(AsynchronousScoreDistillation.Config, meta["guidance_cfg"], "guidance_cfg")  # knows all of them
     case.close("C_values", torch.tensor(values, dtype=torch.float64), 1e-12)
 
     def column(name: str, now: Progress) -> float:

@@ -61,15 +61,20 @@ def richdreamer_unet(case: Case, workbench: Workbench, monkeypatch: pytest.Monke
     meta = case.meta
     unet = ldm_unet(meta["model"], linear=meta["use_linear_in_transformer"], camera_dim=meta["camera_dim"])
     case.require("epsilons of the U-Net", unet_epsilons(unet))
-    made = cameras(case["c2w"], distance_relative=case["camera_distances_relative"])
-    case.close("camera", richdreamer_camera(made, "rel_x2"), 1e-6)
+    case.told_by_arrays("scale_factor")  # of an autoencoder, which the model does without
+    known = {"distance_relative": case["camera_distances_relative"]}
+    if "camera_distances" in case:
+        known["distance"] = case["camera_distances"]
+    made = cameras(case["c2w"], **known)
+    case.close("camera", richdreamer_camera(made, meta.get("cam_method", "rel_x2")), 1e-6)
     case.close("eps", _multi_view(unet, case, meta["num_frames"]), 5e-5)
     case.close("alphas_cumprod", NoiseSchedule.from_config(LDM_SCHEDULE).alphas_cumprod, 1e-6)
 
 
 def stable_diffusion(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    unet, vae = sd_networks(case.meta["sd"])
-    case.require("epsilons of the U-Net", unet_epsilons(unet))
+    sd = case.meta["sd"]
+    unet, vae = sd_networks(sd)
+    case.require("epsilons of the U-Net", unet_epsilons(unet, sd["unet"].get("norm_eps", 1e-5)))
     case.require("epsilons of the autoencoder", vae_epsilons(vae))
     with torch.no_grad():
         case.close("eps", unet(case["x"], case["t"], case["context"]).sample, 5e-5)
@@ -90,15 +95,15 @@ def _vae(case: Case, vae: AutoencoderKL, scale: float) -> None:
     case.close("decoded", vae.decode(case["z"] / scale).sample, 5e-5)
 
 
-def unet_epsilons(unet: nn.Module) -> bool:
-    """Group norms: 1e-5 in residual blocks and before the output, 1e-6 in transformers; layer norms: 1e-5."""
+def unet_epsilons(unet: nn.Module, norm_eps: float = 1e-5) -> bool:
+    """Group norms: `norm_eps` in residual blocks and before the output, 1e-6 in transformers; layer norms: 1e-5."""
     in_transformers = {
         norm for t in unet.modules() if isinstance(t, Transformer2DModel) for norm in _norms(t, nn.GroupNorm)
     }
     others = _norms(unet, nn.GroupNorm) - in_transformers
     return (
         _epsilons(in_transformers) == {1e-6}
-        and _epsilons(others) == {1e-5}
+        and _epsilons(others) == {norm_eps}
         and _epsilons(_norms(unet, nn.LayerNorm)) == {1e-5}
         and any(isinstance(module, ResnetBlock2D) for module in unet.modules())
     )

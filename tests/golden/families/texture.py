@@ -28,6 +28,7 @@ def background(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
     options = case.options("encoding_dims", "state_keys")
     environment = HashGridEnvironment({**options, "pos_encoding_config": _encoding(case.meta["encoding_dims"])})
     state = environment.state_dict()
+    case.require("state_keys", case.meta["state_keys"].keys() == {k for k in state if k.startswith("hypernet.")})
     for key, shape in case.meta["state_keys"].items():
         case.require(f"shape of {key}", list(state[key].shape) == shape)
         state[key] = formula(key, shape)
@@ -35,12 +36,13 @@ def background(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
     environment.encoding = RecordedEncoding(case)
     directions, text = case["dirs"], case["text_embed_global"]
     case.close("color", environment.train()(directions, text), 2e-5)
-    first, second = environment.layer_weights(text)
+    first, *others = environment.layer_weights(text)
     case.close("w0_sub", first[..., ::_COLUMNS], 2e-5)
-    case.close("w1", second, 2e-5)
+    for i, weight in enumerate(others, start=1):
+        case.close(f"w{i}", weight, 2e-5)
     case.close("eval_color", environment.eval()(directions, text), 2e-5)
 
 
 def _encoding(width: int) -> dict[str, int]:
-    """Two features a level, as in the recipes; the tables themselves are not used."""
-    return {"n_levels": width // 2, "n_features_per_level": 2, "log2_hashmap_size": 4}
+    """Any hash grid of that many features: it is not used."""
+    return {"n_levels": width, "n_features_per_level": 1, "log2_hashmap_size": 4}

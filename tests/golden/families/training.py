@@ -1,6 +1,6 @@
 """The optimiser, and one whole training step."""
 
-from typing import Any
+import math
 
 import pytest
 import torch
@@ -9,13 +9,13 @@ from golden_case import Case
 from torch import Tensor
 from workbench import Workbench, cameras
 
-from families.diffusion import run_training_step
+from families.diffusion import SYSTEM_OPTIONS, one_row_a_prompt, run_training_step
 from families.guidance import TEACHERS, text_states
+from families.planes import n_adapted_layers
 from families.scene import LINEAR_BACKGROUND
 from triplaneturbo.cameras import ray_directions
 from triplaneturbo.geometry.adapters import N_PLANES
 from triplaneturbo.geometry.legacy import to_original
-from triplaneturbo.schedule import Progress
 from triplaneturbo.systems.adan import Adan
 from triplaneturbo.systems.losses import regularisation
 from triplaneturbo.systems.prd import ProgressiveRenderingDistillation
@@ -28,7 +28,8 @@ _PICTURES, _NORMS, _GRADIENTS = 1e-2, 1e-2, 2e-2
 def adan(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = [name.removeprefix("p") for name in case.arrays if name[0] == "p"]
     parameters = [torch.nn.Parameter(case[f"p{n}"].clone()) for n in numbers]
-    optimiser = Adan(parameters, **case.options("steps"))
+    case.told_by_arrays("foreach")  # how the loop is written
+    optimiser = Adan(parameters, **case.options("steps", "foreach"))
     path: list[list[Tensor]] = []
     for step in range(case.meta["steps"]):
         for n, parameter in zip(numbers, parameters, strict=True):
@@ -37,9 +38,11 @@ def adan(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> N
         path.append([parameter.detach().clone() for parameter in parameters])
     for n, values in zip(numbers, zip(*path, strict=True), strict=True):
         case.close(f"traj{n}", torch.stack(values), 1e-6)
-        # Parameters are a thousand times larger than what a step changes of them.
-        moved, expected = torch.stack(values) - case[f"p{n}"], case[f"traj{n}"] - case[f"p{n}"]
-        case.within(f"traj{n}: way", float((moved - expected).abs().max() / expected.abs().max()), 1e-3)
+        # Parameters are a thousand times larger than what a step changes of them, and are rounded.
+        start, eps = case[f"p{n}"], torch.finfo(torch.float32).eps
+        moved, expected = torch.stack(values) - start, case[f"traj{n}"] - start
+        gap = ((moved - expected).abs() - eps * start.abs()).clamp(min=0)
+        case.within(f"traj{n}: way", float(gap.max() / expected.abs().max()), 1e-3)
 
 
 def training_step(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +59,7 @@ def training_step(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(system, "loss", loss)
     monkeypatch.setattr(system, "manual_backward", lambda scalar: scalar.backward())
+    case.told_by_arrays("ray_size")
     text = case["condition_text"]
     sets = [_cameras(case, part, len(text)) for part in range(n_parts)]
     batch = Batch(
@@ -87,6 +91,7 @@ def _system(case: Case, workbench: Workbench) -> ProgressiveRenderingDistillatio
         {
             "num_parts_training": meta["num_parts"],
             "num_steps_training": meta["num_steps"],
+            **{name: meta[name] for name in SYSTEM_OPTIONS if name in meta},
             "geometry_type": "few-step-triplane-dual-stable-diffusion",
             "geometry": workbench.geometry_options(meta["geometry"], base),
             "material": {"color_activation": "sigmoid-mipnerf"},
@@ -99,7 +104,7 @@ def _system(case: Case, workbench: Workbench) -> ProgressiveRenderingDistillatio
     )
     fill_geometry(system.geometry)
     system._teachers = (workbench.guidance(meta["guidance"]),)
-    system.progress = Progress(meta["global_step"])
+    system.progress = case.progress
     return system
 
 
@@ -130,10 +135,12 @@ def _streams(case: Case, n_parts: int, n_prompts: int) -> dict[str, Tensor]:
         return values.unflatten(0, (n_prompts, -1))
 
     picks = torch.stack([case[f"timestep_draw{part}"] for part in range(n_parts)], dim=1)
-    streams = {"train/start": rows(case["noise"]), "train/timesteps": picks}
+    streams = {"train/start": rows(case["noise"]), "train/timesteps": one_row_a_prompt(picks, n_prompts)}
     for part in range(n_parts):
         start = f"train/part{part}"
-        streams[f"{start}/noise"] = rows(case[f"part{part}_noise_draw"])
+        # Where nothing is to be added, no number may matter.
+        noise = case.get(f"part{part}_noise_draw", torch.ones_like(case["noise"]))
+        streams[f"{start}/noise"] = rows(noise)
         streams[f"{start}/view0"] = case[f"part{part}_sd_view_draw"]
         for kind in TEACHERS:
             streams[f"{start}/{kind}0/t"] = case[f"part{part}_{kind}_t"]
@@ -146,15 +153,18 @@ def _streams(case: Case, n_parts: int, n_prompts: int) -> dict[str, Tensor]:
 
 def _compare_gradients(case: Case, system: ProgressiveRenderingDistillation) -> None:
     trained = {name: p for name, p in system.geometry.named_parameters() if p.requires_grad}
-    idle = {name for name, parameter in trained.items() if parameter.grad is None}
+    # All of them at once: a layer's number in the original's names counts the adapted layers before it.
+    gradients = to_original({n: torch.full_like(p, math.nan) if p.grad is None else p.grad for n, p in trained.items()})
+    if "peft_layers" in case.meta:
+        case.require("peft_layers", n_adapted_layers(gradients) == len(case.meta["peft_layers"]))
+    idle = {key for key, gradient in gradients.items() if gradient.isnan().all()}
     case.require("no_grad_keys", idle == set(case.meta["no_grad_keys"]))
-    gradients: dict[str, Any] = to_original({name: p.grad for name, p in trained.items() if name not in idle})
     keys = case.meta["grad_keys"]
-    case.require("grad_keys", set(keys) == set(gradients))
+    case.require("grad_keys", set(keys) == gradients.keys() - idle)
     found = []
     for key, norm in zip(keys, case["grad_norms"].tolist(), strict=True):
         gradient = gradients[key].double().flatten()
-        case.within("grad_norms", abs(float(gradient.norm()) - norm) / norm, _NORMS)
+        case.within("grad_norms", abs(float(gradient.norm()) - norm) / max(norm, 1e-30), _NORMS)
         found.append(formula(f"proj:{key}.w", (1, gradient.numel())).double()[0] @ gradient)
     case.close("grad_proj", torch.stack(found), _GRADIENTS)
     for key in case.with_prefix("grad:"):
