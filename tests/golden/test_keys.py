@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from golden_case import Case
 from workbench import LINEAR, Workbench
 
@@ -45,7 +47,7 @@ def test_names_of_the_generator(case: str, keys: str, workbench: Workbench) -> N
     assert shapes(geometry) == recorded(keys)
 
 
-def test_names_of_a_wider_and_deeper_generator(workbench: Workbench) -> None:
+def test_names_of_a_wider_and_deeper_generator(tmp_path: Path, workbench: Workbench) -> None:
     meta = Case(DATA / "c1_generator.npz").meta
     unet = {**meta["sd"]["unet"], "block_out_channels": [32, 64, 96, 96], "cross_attention_dim": 40}
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
@@ -55,8 +57,11 @@ def test_names_of_a_wider_and_deeper_generator(workbench: Workbench) -> None:
         "training_type": "self_lora_rank_5-cross_lora_rank_5-locon_rank_5",
         "output_dim": 20,
     }
-    base = workbench.sd_folder({"unet": unet, "vae": vae}, meta["scheduler"])
-    geometry = workbench.geometry({**meta["geometry"], "space_generator_config": generator}, base)
+    with torch.device("meta"):
+        UNet2DConditionModel.from_config(unet).save_config(tmp_path / "unet")
+        AutoencoderKL.from_config(vae).save_config(tmp_path / "vae")
+        options = workbench.geometry_options({**meta["geometry"], "space_generator_config": generator}, tmp_path)
+        geometry = FewStepTriplaneDualStableDiffusion(options)
     assert shapes(geometry) == recorded("geometry_gen_b")
 
 
