@@ -163,7 +163,9 @@ def test_untrained_adapters_leave_the_network_as_it_was(build):
     geometry.space_generator.decoder.conv_out.load_state_dict(plain.space_generator.decoder.conv_out.state_dict())
     noisy, text, t = torch.randn(6, 4, 8, 8), torch.randn(1, 3, 12), torch.full((6,), 500)
     with torch.no_grad():
-        torch.testing.assert_close(geometry.denoise(noisy, t, text), plain.denoise(noisy, t, text))
+        torch.testing.assert_close(
+            geometry.space_generator.denoise(noisy, t, text), plain.space_generator.denoise(noisy, t, text)
+        )
         torch.testing.assert_close(geometry.decode(noisy), plain.decode(noisy))
 
 

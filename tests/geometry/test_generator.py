@@ -85,24 +85,24 @@ def test_generate_decodes_the_last_clean_estimate_without_gradient(build, inputs
 
 def test_step_of_distillation_noises_and_predicts(build, inputs):
     clean, t, text = inputs
-    geometry = build()
+    generator = build().space_generator
     noise = torch.randn_like(clean)
-    alpha, sigma = geometry.space_generator.schedule.alpha_sigma(t, clean)
+    alpha, sigma = generator.schedule.alpha_sigma(t, clean)
     noisy = alpha * clean + sigma * noise
-    expected = (noisy - sigma * geometry.denoise(noisy, t, text)) / alpha
-    torch.testing.assert_close(geometry.prd_step(clean, noise, t, text), expected)
+    expected = (noisy - sigma * generator.denoise(noisy, t, text)) / alpha
+    torch.testing.assert_close(generator.prd_step(clean, noise, t, text), expected)
 
 
 def test_prompts_do_not_see_each_other_and_text_may_differ_by_plane(build, inputs):
     noise, t, text = inputs
-    geometry = build()
+    generator = build().space_generator
     with torch.no_grad():
-        both = geometry.denoise(noise, t, text)
-        second = geometry.denoise(noise[6:], t[6:], text[1:])
-        per_plane = geometry.denoise(noise, t, text.unsqueeze(1).expand(-1, 6, -1, -1))
+        both = generator.denoise(noise, t, text)
+        second = generator.denoise(noise[6:], t[6:], text[1:])
+        per_plane = generator.denoise(noise, t, text.unsqueeze(1).expand(-1, 6, -1, -1))
         changed = text.unsqueeze(1).repeat(1, 6, 1, 1)
         changed[:, 2] = 0
-        other = geometry.denoise(noise, t, changed)
+        other = generator.denoise(noise, t, changed)
     torch.testing.assert_close(both[6:], second, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(both, per_plane)
     assert not torch.allclose(both, other, atol=1e-4)
@@ -110,12 +110,12 @@ def test_prompts_do_not_see_each_other_and_text_may_differ_by_plane(build, input
 
 def test_prompt_bias_shifts_the_text_of_a_plane(build, inputs):
     noise, t, _ = inputs
-    geometry = build(generator={"prompt_bias": True})
+    generator = build(generator={"prompt_bias": True}).space_generator
     text = torch.randn(2, 77, 12)
     bias = torch.randn(6, 77, 12)
-    geometry.space_generator.prompt_bias.data.copy_(bias)
-    expected = build().denoise(noise, t, text.unsqueeze(1) + bias)
-    torch.testing.assert_close(geometry.denoise(noise, t, text), expected)
+    generator.prompt_bias.data.copy_(bias)
+    expected = build().space_generator.denoise(noise, t, text.unsqueeze(1) + bias)
+    torch.testing.assert_close(generator.denoise(noise, t, text), expected)
 
 
 def test_split_decoding_keeps_the_first_half_for_shape_and_the_second_for_colour(build, inputs):
@@ -134,7 +134,7 @@ def test_gradients_reach_all_adapters_and_checkpointing_does_not_change_them(bui
     for checkpointing in (False, True):
         geometry = build(generator={"gradient_checkpoint": checkpointing})
         geometry.space_generator.train()
-        geometry.decode(geometry.predict_clean(noise, t, text)).square().mean().backward()
+        geometry.decode(geometry.space_generator.predict_clean(noise, t, text)).square().mean().backward()
         gradients.append({n: p.grad for n, p in geometry.space_generator.named_parameters() if p.requires_grad})
     assert all(g is not None and g.any() for g in gradients[0].values())
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-6)
@@ -143,13 +143,13 @@ def test_gradients_reach_all_adapters_and_checkpointing_does_not_change_them(bui
 def test_low_precision_keeps_trained_parameters_and_results_in_float32(build, inputs):
     noise, t, text = inputs
     exact, short = build(), build(generator={"network_dtype": "bfloat16"})
-    output = short.denoise(noise, t, text)
+    output = short.space_generator.denoise(noise, t, text)
     planes = short.decode(noise)
     assert output.dtype == planes.dtype == torch.float32
     generator = short.space_generator
     assert generator.unet.conv_in.weight.dtype == torch.bfloat16
     assert all(p.dtype == torch.float32 for p in short.parameters() if p.requires_grad)
-    reference = exact.denoise(noise, t, text)
+    reference = exact.space_generator.denoise(noise, t, text)
     assert (output - reference).norm() / reference.norm() < 0.03
     output.square().mean().backward()
     assert all(p.grad.isfinite().all() for n, p in generator.unet.named_parameters() if p.requires_grad)

@@ -62,8 +62,9 @@ def direct_loss(system, batch, share):
         local = draws.within(f"part{part}")
         noise = local.normal("noise", *batch.latent_shape).flatten(0, 1)
         t = times[part].repeat_interleave(6)
-        noisy = system.geometry.space_generator.schedule.add_noise(clean.detach(), noise, t)
-        clean = system.geometry.predict_clean(noisy, t, batch.condition.tokens)
+        generator = system.geometry.space_generator
+        noisy = generator.schedule.add_noise(clean.detach(), noise, t)
+        clean = generator.predict_clean(noisy, t, batch.condition.tokens)
         planes = system.geometry.decode(clean)
         views = [
             system.render(renderer, planes, cameras, batch, local.within(f"renderer{slot}"))

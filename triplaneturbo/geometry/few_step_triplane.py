@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from triplaneturbo.base import NO_OWN_WEIGHTS, Module
@@ -30,6 +30,7 @@ from triplaneturbo.types import FieldSample
 class FewStepTriplaneDualStableDiffusion(Module):
     """Six planes (xy, xz, yz for shape, the same for colour) from a few-step diffusion generator, and their field.
 
+    `space_generator` is the generator, with its latents and its denoising; from latents on, planes are this class's.
     sdf(p) = network(sum or concatenation of the shape features at p) + bias(p), negative inside. A plane covers
     [-radius, radius]^2 and is 0 outside; beyond all three planes the sdf is the bias. The field is float32.
     """
@@ -112,45 +113,7 @@ class FewStepTriplaneDualStableDiffusion(Module):
         axes = torch.tensor(PLANE_AXES[cfg.rotate_planes], dtype=torch.float32)
         self.register_buffer("plane_axes", axes, persistent=False)
 
-    # The generator
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of the latents."""
-        return self.space_generator.latent_channels
-
-    @property
-    def prediction_type(self) -> str:
-        """What the generator's network predicts: epsilon or v_prediction, as its scheduler's configuration says."""
-        return self.space_generator.prediction_type
-
-    def denoise(
-        self,
-        noisy: Float[Tensor, "N c h w"],
-        t: Int[Tensor, " N"],
-        text: Float[Tensor, "B L E"] | Float[Tensor, "B 6 L E"],
-    ) -> Float[Tensor, "N c h w"]:
-        """See `TriplaneGenerator.denoise`."""
-        return self.space_generator.denoise(noisy, t, text)
-
-    def predict_clean(
-        self,
-        noisy: Float[Tensor, "N c h w"],
-        t: Int[Tensor, " N"],
-        text: Float[Tensor, "B L E"] | Float[Tensor, "B 6 L E"],
-    ) -> Float[Tensor, "N c h w"]:
-        """See `TriplaneGenerator.predict_clean`."""
-        return self.space_generator.predict_clean(noisy, t, text)
-
-    def prd_step(
-        self,
-        previous_clean: Float[Tensor, "N c h w"],
-        noise: Float[Tensor, "N c h w"],
-        t: Int[Tensor, " N"],
-        text: Float[Tensor, "B L E"] | Float[Tensor, "B 6 L E"],
-    ) -> Float[Tensor, "N c h w"]:
-        """See `TriplaneGenerator.prd_step`."""
-        return self.space_generator.prd_step(previous_clean, noise, t, text)
+    # From latents to planes
 
     def decode(self, latents: Float[Tensor, "N c h w"]) -> Float[Tensor, "B 6 C H W"]:
         """See `TriplaneGenerator.decode`."""

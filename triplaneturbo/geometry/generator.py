@@ -89,10 +89,6 @@ class TriplaneGenerator(Module):
     def latent_channels(self) -> int:
         return self.unet.config.in_channels
 
-    @property
-    def prediction_type(self) -> str:
-        return self.schedule.prediction_type
-
     def denoise(
         self,
         noisy: Float[Tensor, "N c h w"],

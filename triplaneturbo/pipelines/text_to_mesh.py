@@ -253,7 +253,7 @@ class TextToMeshPipeline:
 
     def _noise(self, seeds: Sequence[int]) -> Float[Tensor, "N c h w"]:
         """Drawn on the CPU, so that a seed means the same on every device."""
-        shape = (6, self.geometry.latent_channels, *self.config.latent_size)
+        shape = (6, self.geometry.space_generator.latent_channels, *self.config.latent_size)
         rows = [torch.randn(shape, generator=keyed_generator(seed, "pipeline/noise")) for seed in seeds]
         return torch.cat(rows).to(self.device)
 

@@ -75,7 +75,7 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
     def configure(self) -> None:
         super().configure()
         self.automatic_optimization = False
-        predicts = getattr(self.geometry, "prediction_type", None)
+        predicts = self.geometry.space_generator.schedule.prediction_type
         if self.cfg.predition_type not in (None, predicts):
             raise ConfigError(
                 f"predition_type is {self.cfg.predition_type!r}, but the base model predicts {predicts!r}"
@@ -140,7 +140,7 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
         if self.cfg.noise_addition == "zero":
             noise = torch.zeros_like(noise)
         times = times.repeat_interleave(batch.latent_shape[0])
-        clean = self.geometry.prd_step(previous, noise, times, batch.condition.tokens)
+        clean = self.geometry.space_generator.prd_step(previous, noise, times, batch.condition.tokens)
         planes = self.geometry.decode(clean)
         leaf = planes.detach().requires_grad_()
         views = {

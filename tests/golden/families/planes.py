@@ -41,8 +41,8 @@ def generator(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch)
     times = {name: torch.full((len(noisy),), int(name)) for name in case.with_prefix("eps_t") if name.isdigit()}
     with torch.no_grad():
         for name, t in times.items():
-            case.close(f"eps_t{name}", geometry.denoise(noisy, t, text), 1e-4)
-        case.close("eps_tvec", geometry.denoise(noisy, case["tvec"], text), 5e-4)
+            case.close(f"eps_t{name}", geometry.space_generator.denoise(noisy, t, text), 1e-4)
+        case.close("eps_tvec", geometry.space_generator.denoise(noisy, case["tvec"], text), 5e-4)
 
 
 @torch.no_grad()
