@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tiny_teachers import tiny_unet, tiny_vae, write_scheduler
+from miniature import unet, vae
+from tiny_teachers import write_scheduler
 
 
 @pytest.fixture(scope="session")
@@ -12,8 +13,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for name in ("sd", "mv", "rd"):
-            tiny_unet(camera=name != "sd").save_pretrained(root / name / "unet")
+            unet(camera=name != "sd").save_pretrained(root / name / "unet")
             write_scheduler(root / name)
             if name != "rd":
-                tiny_vae().save_pretrained(root / name / "vae")
+                vae().save_pretrained(root / name / "vae")
     return {name: str(root / name) for name in ("sd", "mv", "rd")}

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from tiny_teachers import TEXT_WIDTH, make_cameras, make_texts, make_views, write_scheduler
+from tiny_teachers import make_cameras, make_texts, make_views, write_scheduler
 
+from custom.shapeworld.models import TEXT_WIDTH
 from triplaneturbo.errors import ConfigError, WeightsError
 from triplaneturbo.guidance import MVDreamTeacher, RichDreamerTeacher, StableDiffusionTeacher
 from triplaneturbo.guidance.camera_conditions import mvdream_camera, richdreamer_camera

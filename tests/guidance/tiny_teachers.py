@@ -1,45 +1,19 @@
-"""Tiny teachers, cameras, texts and pictures."""
+"""What tiny teachers (tests/miniature.py) look at: cameras, texts, pictures."""
 
 import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from custom.shapeworld.models import TEXT_WIDTH
 from triplaneturbo.cameras import orbit_cameras
 from triplaneturbo.types import Cameras, TextStates, Views
-
-TEXT_WIDTH = 8
-SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-
-
-def tiny_unet(camera: bool) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        attention_head_dim=2,
-        cross_attention_dim=TEXT_WIDTH,
-        class_embed_type="projection" if camera else None,
-        projection_class_embeddings_input_dim=16 if camera else None,
-    )
-
-
-def tiny_vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        sample_size=16,
-    )
+from triplaneturbo.weights.ldm import LDM_SCHEDULE
 
 
 def write_scheduler(folder: Path, prediction_type: str = "epsilon") -> None:
     (folder / "scheduler").mkdir(parents=True)
-    config = SCHEDULER | {"prediction_type": prediction_type}
+    config = LDM_SCHEDULE | {"prediction_type": prediction_type}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
 
 
