@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import test_requirements
+from packaging.utils import canonicalize_name
+
 from triplaneturbo import doctor
 from triplaneturbo.weights.hub import EVERYTHING
 
@@ -65,6 +68,10 @@ def test_kernels_follow_what_is_installed(monkeypatch):
     assert any(line.startswith("planes             torch (triton needs") for line in doctor.kernels())
 
 
-def test_every_package_that_is_required_is_asked_for():
-    named = {line.split(">")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()}
-    assert set(doctor.REQUIRED) <= named
+def test_every_package_that_is_required_is_asked_for(monkeypatch):
+    program, _ = test_requirements.required()
+    assert {canonicalize_name(name) for name in doctor.required()} == program
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "tqdm" else "1.0")
+    lines = list(doctor.required_packages())
+    assert len(lines) == len(program)
+    assert [line for line in lines if "MISSING" in line] == ["tqdm               MISSING: ./setup.sh"]

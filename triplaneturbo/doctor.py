@@ -5,6 +5,7 @@ import importlib.util
 import os
 import pkgutil
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable
@@ -13,18 +14,6 @@ from pathlib import Path
 from triplaneturbo.weights.hub import EVALUATION, EVERYTHING, Asset
 
 ROOT = Path(__file__).resolve().parents[1]
-REQUIRED = (
-    "torch",
-    "numpy",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "safetensors",
-    "pytorch-lightning",
-    "omegaconf",
-    "jaxtyping",
-    "trimesh",
-)
 # Distribution, module, what it is for.
 OPTIONAL = (
     ("triton", "triton", "faster kernels on CUDA"),
@@ -89,8 +78,14 @@ def devices() -> Iterable[str]:
     yield "networks run in bfloat16 (network_dtype: auto), fields and renderers in float32"
 
 
+def required(root: Path = ROOT) -> list[str]:
+    """Distributions that requirements.txt names for the program."""
+    program, _ = (root / "requirements.txt").read_text().split("# Only the tests need these.")
+    return re.findall(r"^[\w.-]+", program, re.MULTILINE)
+
+
 def required_packages() -> Iterable[str]:
-    for name in REQUIRED:
+    for name in required():
         yield f"{name:18} {_version(name) or 'MISSING: ./setup.sh'}"
 
 
