@@ -29,7 +29,8 @@ CLASSES = {
 # Without these no configuration of their kind is complete.
 REQUIRED = {"data_type": "d", "system_type": "s", "geometry_type": "g", "renderer_type": "r", "base_renderer_type": "b"}
 PARTS_OF_STEPS = {"num_parts_training": 4, "num_steps_training": 4}
-NO_EFFECT = ("Accepted for ", "Names of the original's ")
+# How the text under a field begins that changes nothing.
+NO_EFFECT = "Accepted for old configurations: "
 HEAD = """# Options of the original
 
 Every option of the original, with its default there, and what becomes of it here. This file is written by
@@ -77,7 +78,7 @@ def fate(config: type, key: str, default: Any) -> str:
     field = {f.name: f for f in fields(config)}[key]
     meaning = field_docs(config).get(key, "")
     if meaning.startswith(NO_EFFECT):
-        return f"no effect: {meaning.partition(': ')[2] or meaning}"
+        return f"no effect: {meaning.removeprefix(NO_EFFECT)}"
     notes = ["honoured"]
     hint, own = get_type_hints(config)[key], _default(field)
     if get_origin(hint) is Literal and len(get_args(hint)) == 1:

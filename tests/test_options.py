@@ -37,6 +37,9 @@ def test_the_document_says_what_the_code_does():
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_every_option_is_taken_or_refused_with_a_reason(name):
     config = config_class(name)
+    assert not [
+        key for key, text in field_docs(config).items() if text.startswith("Accepted") and NO_EFFECT not in text
+    ]
     for key, default in COMPONENTS[name].items():
         if fate(config, key, default).startswith("refused"):
             with pytest.raises(ConfigError, match=f"{key} is not supported: .{{20,}}"):

@@ -44,7 +44,7 @@ class Processor(Module):
         use_local_text_embeddings: bool = True
         """Text reaches the networks as token states; the only way here."""
         spawn: bool = False
-        """Accepted for existing files, without effect: nothing is encoded in another process."""
+        """Accepted for old configurations: nothing is encoded in another process."""
         compat: Literal["right", "original"] = "right"
         """original: prompts that are too long lose their end token (compat.md row 10)."""
 

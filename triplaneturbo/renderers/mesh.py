@@ -41,7 +41,7 @@ class MeshRenderer(Renderer):
         isosurface_resolution: int = 128
         """Grid points along an edge."""
         isosurface_method: Literal["mt", "mc-cpu", "diffmc"] = "mt"
-        """Names of the original's extractors; all mean differentiable marching cubes."""
+        """Accepted for old configurations: each of these names means differentiable marching cubes."""
         isosurface_remove_outliers: bool = False
         """Drop small components."""
         isosurface_outlier_n_faces_threshold: float = 0.01
