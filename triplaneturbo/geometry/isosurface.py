@@ -1,7 +1,7 @@
 """From a field to triangle meshes."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -39,8 +39,7 @@ def field_grid(
     planes are read, and that layer is applied, at 3 R^2 points; their sums at R^3 points are what a point-wise
     query computes. Differentiable in planes and parameters; slabs are recomputed in the backward pass.
 
-    compat: the network says the deformation in cells of the training grid (right) or of any grid (original);
-    None: as the geometry is configured.
+    compat: see `cells_per_unit`; None: as the geometry is configured.
     """
     radius, device = geometry.cfg.radius, planes.device
     line = torch.linspace(-radius, radius, resolution, device=device, dtype=planes.dtype)
@@ -65,9 +64,18 @@ def field_grid(
     sdf = (results[0] + geometry.bias.value(points)).squeeze(-1)
     if not with_deformation:
         return sdf, None
-    compat = compat or geometry.cfg.compat
-    cells = (resolution - 1) / (geometry.cfg.isosurface_resolution - 1) if compat == "right" else 1.0
-    return sdf, results[1] * cells
+    return sdf, results[1] * cells_per_unit(geometry.cfg, resolution, compat)
+
+
+def cells_per_unit(cfg: Any, resolution: int, compat: Compat | None = None) -> float:
+    """Cells of a grid with `resolution` points along an edge in one unit of the deformation that the networks give.
+
+    The unit is a cell of the training grid, or with compat=original of whatever grid is in use (compat.md row 12).
+    cfg: the geometry's options.
+    """
+    if (compat or cfg.compat) == "original":
+        return 1.0
+    return (resolution - 1) / (cfg.isosurface_resolution - 1)
 
 
 def check_surface(sdf: Float[Tensor, "X Y Z"], prompt: str, level: float = 0.0) -> None:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from triplaneturbo.errors import EmptyFieldError
+from triplaneturbo.geometry.isosurface import cells_per_unit
 from triplaneturbo.ops.marching_cubes import marching_cubes_packed
 from triplaneturbo.renderers.packing import PromptTable, split_meshes
 from triplaneturbo.renderers.shading import shrink_gradient
@@ -66,7 +67,7 @@ def surface_meshes(
 
         dense = values.flatten().index_copy(0, active, at_surface(sdf, sdf_share)[:, 0]).view(grids)
         if deformation is not None:
-            cells = at_surface(deformation, deformation_share) * _cells(geometry, resolution)
+            cells = at_surface(deformation, deformation_share) * cells_per_unit(geometry.cfg, resolution)
             deformation = cells.new_zeros(dense.numel(), 3).index_copy(0, active, cells).view(*grids, 3)
         vertices, faces, mesh = marching_cubes_packed(_with_stand_ins(dense, extremes, empty), deformation)
         vertices = vertices * (2 * radius / (resolution - 1)) - radius
@@ -136,10 +137,3 @@ def _with_stand_ins(sdf: Tensor, extremes: Tensor, empty: Tensor) -> Tensor:
     if len(empty) == 0:
         return sdf
     return sdf.index_copy(0, empty, force_surface(sdf[empty], extremes[empty]))
-
-
-def _cells(geometry: Any, resolution: int) -> float:
-    """Cells of this grid in one unit of the deformation (compat.md row 12; see `isosurface.field_grid`)."""
-    if geometry.cfg.compat == "original":
-        return 1.0
-    return (resolution - 1) / (geometry.cfg.isosurface_resolution - 1)
