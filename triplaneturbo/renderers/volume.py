@@ -45,14 +45,31 @@ class LearnedVariance(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Pixels:
-    """Sums along rays, [B, R, .]."""
+class _Rays:
+    """R rays of every prompt. directions: of any length. jitter: of their samples; None: in the middle."""
 
-    rgb: Tensor
-    normal: Tensor
-    opacity: Tensor
-    depth: Tensor
-    z_variance: Tensor
+    origins: Float[Tensor, "B R 3"]
+    directions: Float[Tensor, "B R 3"]
+    jitter: Jitter | None
+
+    def part(self, rays: slice) -> "_Rays":
+        jitter = None if self.jitter is None else self.jitter.rays(rays)
+        return _Rays(self.origins[:, rays], self.directions[:, rays], jitter)
+
+    def points(self, t: Float[Tensor, "B R S"]) -> Float[Tensor, "B RS 3"]:
+        """The points at ray parameters t, as a field is asked for them."""
+        return (self.origins.unsqueeze(2) + self.directions.unsqueeze(2) * t.unsqueeze(3)).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Sums along rays of the weights w times colour, normal, 1, t and (t - depth)^2."""
+
+    rgb: Float[Tensor, "B R 3"]
+    normal: Float[Tensor, "B R 3"]
+    opacity: Float[Tensor, "B R 1"]
+    depth: Float[Tensor, "B R 1"]
+    z_variance: Float[Tensor, "B R 1"]
 
 
 @register("generative-space-sdf-volume-renderer")
@@ -163,9 +180,8 @@ class VolumeRenderer(Renderer):
         batch = planes.shape[0]
         origins = cameras.positions[:, None, None].expand_as(directions).reshape(batch, -1, 3)
         inv_std = self.variance() if self.cfg.inv_std is None else origins.new_tensor(self.cfg.inv_std(progress))
-        pixels, samples = self._march_in_chunks(
-            planes, origins, directions.reshape(batch, -1, 3), jitter, inv_std, progress
-        )
+        rays = _Rays(origins, directions.reshape(batch, -1, 3), jitter)
+        pixels, samples = self._march_in_chunks(planes, rays, inv_std, progress)
         image = {f.name: getattr(pixels, f.name).reshape(rows, height, width, -1) for f in fields(pixels)}
         opacity, depth = image["opacity"], image["depth"]
         comp_normal = F.normalize(image["normal"], dim=-1)
@@ -184,25 +200,18 @@ class VolumeRenderer(Renderer):
         )
 
     def _march_in_chunks(
-        self,
-        planes: Tensor,
-        origins: Tensor,
-        directions: Tensor,
-        jitter: Jitter | None,
-        inv_std: Tensor,
-        progress: Progress,
+        self, planes: Tensor, rays: _Rays, inv_std: Tensor, progress: Progress
     ) -> tuple[_Pixels, dict[str, Tensor]]:
-        batch, n_rays = origins.shape[:2]
+        """`_march` along as many rays at a time as the options allow; joined along the rays."""
+        batch, n_rays = rays.origins.shape[:2]
         n_samples = self.cfg.num_samples_per_ray + self.cfg.num_samples_per_ray_importance + 1
         chunk_size = self.cfg.train_chunk_size if self.training else self.cfg.eval_chunk_size
         step = max(chunk_size // (batch * n_samples), 1) if chunk_size else n_rays
         if step >= n_rays:
-            return self._march(planes, origins, directions, jitter, inv_std, progress)
+            return self._march(planes, rays, inv_std, progress)
         pieces = []
         for start in range(0, n_rays, step):
-            part = slice(start, start + step)
-            part_jitter = None if jitter is None else jitter.rays(part)
-            arguments = (planes, origins[:, part], directions[:, part], part_jitter, inv_std, progress)
+            arguments = (planes, rays.part(slice(start, start + step)), inv_std, progress)
             if self.training:
                 piece = checkpoint(self._march, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -214,21 +223,14 @@ class VolumeRenderer(Renderer):
         return _Pixels(**joined), samples
 
     def _march(
-        self,
-        planes: Tensor,
-        origins: Tensor,
-        directions: Tensor,
-        jitter: Jitter | None,
-        inv_std: Tensor,
-        progress: Progress,
+        self, planes: Tensor, rays: _Rays, inv_std: Tensor, progress: Progress
     ) -> tuple[_Pixels, dict[str, Tensor]]:
-        """Sums along rays [B, R, .], and in training what was found at the samples [B, R, S, .]."""
-        edges = self._edges(planes, origins, directions, jitter, inv_std)
+        """Sums along rays, and in training what was found at the samples [B, R, S, .]."""
+        edges = self._edges(planes, rays, inv_std)
         t_points, t_intervals = (edges[..., 1:] + edges[..., :-1]) / 2, edges[..., 1:] - edges[..., :-1]
-        points = origins.unsqueeze(2) + directions.unsqueeze(2) * t_points.unsqueeze(3)
-        found = self.scene.geometry.query(planes, points.flatten(1, 2), features=True, normals=True)
+        found = self.scene.geometry.query(planes, rays.points(t_points), features=True, normals=True)
         sdf, normal, features = (x.unflatten(1, t_points.shape[1:]) for x in (found.sdf, found.normal, found.features))
-        alpha = self._alpha(sdf.squeeze(-1), normal, directions, t_intervals, inv_std, progress)
+        alpha = self._alpha(sdf.squeeze(-1), normal, rays.directions, t_intervals, inv_std, progress)
         weights, opacity = compositing_weights(alpha)
         color = shrink_gradient(self.scene.material(features), self.cfg.rgb_grad_shrink(progress))
         depth = (weights * t_points).sum(-1, keepdim=True)
@@ -246,25 +248,22 @@ class VolumeRenderer(Renderer):
             "sdf_grad": found.sdf_grad.unflatten(1, t_points.shape[1:]),
             "normal": normal,
             "weights": weights.unsqueeze(-1),
-            "t_dirs": directions.unsqueeze(2).expand_as(points),
+            "t_dirs": rays.directions.unsqueeze(2).expand_as(normal),
             "t_points": t_points.unsqueeze(-1),
             "t_intervals": t_intervals.unsqueeze(-1),
         }
 
-    def _edges(
-        self, planes: Tensor, origins: Tensor, directions: Tensor, jitter: Jitter | None, inv_std: Tensor
-    ) -> Tensor:
-        """Interval edges [B, R, E]; only the signed distance is evaluated, without gradient."""
+    def _edges(self, planes: Tensor, rays: _Rays, inv_std: Tensor) -> Float[Tensor, "B R E"]:
+        """Interval edges; only the signed distance is evaluated, without gradient."""
         if self.cfg.ray_range == "box":
-            near, far = box_range(origins, directions, self.cfg.radius)
+            near, far = box_range(rays.origins, rays.directions, self.cfg.radius)
         else:
-            near = torch.full_like(origins[..., 0], self.cfg.near_plane)
+            near = torch.full_like(rays.origins[..., 0], self.cfg.near_plane)
             far = torch.full_like(near, self.cfg.far_plane)
         step = _BOX_DIAGONAL * self.cfg.radius / self.cfg.num_samples_per_ray
 
         def density(t: Tensor) -> Tensor:
-            points = origins.unsqueeze(2) + directions.unsqueeze(2) * t.unsqueeze(3)
-            sdf = self.scene.geometry.sdf(planes, points.flatten(1, 2)).view_as(t)
+            sdf = self.scene.geometry.sdf(planes, rays.points(t)).view_as(t)
             if self.cfg.use_volsdf:
                 return volsdf_density(sdf, inv_std)
             return neus_alpha(sdf, -1.0, step, inv_std) / step
@@ -275,18 +274,19 @@ class VolumeRenderer(Renderer):
             density,
             n_proposal=self.cfg.num_samples_per_ray_importance,
             n_fine=self.cfg.num_samples_per_ray,
-            jitter=jitter,
+            jitter=rays.jitter,
         )
 
     def _alpha(
         self,
-        sdf: Tensor,
-        normal: Tensor,
-        directions: Tensor,
-        t_intervals: Tensor,
+        sdf: Float[Tensor, "B R S"],
+        normal: Float[Tensor, "B R S 3"],
+        directions: Float[Tensor, "B R 3"],
+        t_intervals: Float[Tensor, "B R S"],
         inv_std: Tensor,
         progress: Progress,
-    ) -> Tensor:
+    ) -> Float[Tensor, "B R S"]:
+        """Opacity of the samples: of NeuS or, if so configured, of VolSDF."""
         if self.cfg.use_volsdf:
             return volsdf_alpha(sdf, t_intervals, inv_std)
         cosine = (directions.unsqueeze(2) * normal).sum(-1)
