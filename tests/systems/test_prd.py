@@ -1,6 +1,8 @@
 """The method against a direct, memory-hungry way of writing it, and how it behaves when things go wrong."""
 
 import dataclasses
+import json
+import shutil
 
 import pytest
 import torch
@@ -171,6 +173,16 @@ def test_a_state_of_another_system_is_refused_by_name(run):
         system.load_state_dict(state | {"geometry.more": torch.ones(1)})
     with pytest.raises(WeightsError, match=name):
         system.load_state_dict(state | {name: torch.ones(1)})
+
+
+def test_timesteps_are_those_of_the_base_model(tiny_world, tmp_path):
+    base = shutil.copytree(tiny_world / "sd", tmp_path / "sd")
+    path = base / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_train_timesteps": 400}))
+    folder = f"system.geometry.space_generator_config.pretrained_model_name_or_path={base}"
+    system, _, _ = assemble(tiny_world, tmp_path, folder, "system.specifiy_guidance_timestep=v1")
+    assert system.timesteps == [399, 299, 199, 99]
+    assert [system.teacher_range(part) for part in range(2)] == [(199 / 400, 399 / 400), (0.0, 199 / 400)]
 
 
 def test_timesteps_are_drawn_within_their_part():

@@ -1,5 +1,6 @@
 """Progressive rendering distillation (Ma et al. 2025, arXiv 2503.21694)."""
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,10 +15,12 @@ from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.registry import register
 from triplaneturbo.schedule import Progress
-from triplaneturbo.systems.base import GeneratorSystem, log
+from triplaneturbo.systems.base import GeneratorSystem
 from triplaneturbo.systems.losses import regularisation
 from triplaneturbo.systems.optimizer import average_gradients
 from triplaneturbo.types import Batch, Cameras, ScoreGradient, Views
+
+log = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 20
 
@@ -75,15 +78,17 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
     def configure(self) -> None:
         super().configure()
         self.automatic_optimization = False
-        predicts = self.geometry.space_generator.schedule.prediction_type
-        if self.cfg.predition_type not in (None, predicts):
+        schedule = self.geometry.space_generator.schedule
+        if self.cfg.predition_type not in (None, schedule.prediction_type):
             raise ConfigError(
-                f"predition_type is {self.cfg.predition_type!r}, but the base model predicts {predicts!r}"
+                f"predition_type is {self.cfg.predition_type!r}, but the base model predicts "
+                f"{schedule.prediction_type!r}"
             )
         folder = self.cfg.geometry.get("space_generator_config", {}).get("pretrained_model_name_or_path")
         if self.cfg.scheduler_dir not in (None, folder):
             raise ConfigError(f"scheduler_dir is {self.cfg.scheduler_dir!r}, but the generator is in {folder!r}")
-        self.timesteps = few_step_timesteps(self.cfg.num_steps_training)
+        self.n_timesteps = len(schedule.alphas_cumprod)
+        self.timesteps = few_step_timesteps(self.cfg.num_steps_training, self.n_timesteps)
         self.measured: dict[str, Tensor] = {}
         self.skipped = self.skipped_in_a_row = 0
 
@@ -174,7 +179,7 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
         if self.cfg.specifiy_guidance_timestep is None:
             return None
         bounds = [*self.timesteps[:: len(self.timesteps) // self.cfg.num_parts_training], 0]
-        return bounds[part + 1] / 1000, bounds[part] / 1000
+        return bounds[part + 1] / self.n_timesteps, bounds[part] / self.n_timesteps
 
     # The update
 
