@@ -112,13 +112,14 @@ class AsynchronousScoreDistillation(ScoreDistillationGuidance):
             },
             "sd": {"path": cfg.sd_model_name_or_path, "image_size": cfg.sd_image_size},
         }
-        self.options = {name: self._teacher_options(name) for name in TEACHERS}
-        self.options = {name: o for name, o in self.options.items() if any(value for _, value in o.weight.points)}
+        options = {name: self._teacher_options(name) for name in TEACHERS}
+        self.options = {name: o for name, o in options.items() if any(weight for _, weight in o.weight.points)}
         self.teachers = nn.ModuleDict({name: find(TEACHERS[name])(own[name] | shared) for name in self.options})
         if not self.teachers:
             raise ConfigError("rd_weight, mv_weight and sd_weight are all 0: nothing guides the training")
 
     def _teacher_options(self, prefix: str) -> TeacherOptions:
+        """The options that carry `prefix`; the common range of timesteps where a teacher has none of its own."""
         values = {f.name: getattr(self.cfg, f"{prefix}_{f.name}") for f in fields(TeacherOptions)}
         for name in ("min_step_percent", "max_step_percent"):
             if values[name] is None:

@@ -30,7 +30,9 @@ from triplaneturbo.weights.files import load_tensors
 
 log = logging.getLogger(__name__)
 
+# Views of a turntable rendered together: what a training step holds, so that memory that trains also evaluates.
 VIEWS_AT_ONCE = 4
+# Frames a second.
 FILM_SPEED = {"val": 10, "test": 30}
 _FIXED_GEOMETRY = "geometries of another kind cannot be turned into planes; remove it"
 
@@ -226,7 +228,10 @@ class GeneratorSystem(Component, pl.LightningModule):
         batch: Batch,
         draws: Draws | None = None,
     ) -> Views:
-        """Pictures at the size meant for this renderer: rays are cast at ray_size, triangles drawn at image_size."""
+        """Pictures at the size meant for this renderer: rays are cast at ray_size, triangles drawn at image_size.
+
+        draws: random numbers of a training step; None in evaluation.
+        """
         options = {"size": batch.ray_size}
         if isinstance(renderer, MeshRenderer):
             options = {"size": batch.image_size, "ray_size": batch.ray_size}
@@ -247,22 +252,26 @@ class GeneratorSystem(Component, pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Pictures from all sides, and a film, of one prompt by each renderer."""
-        self._look(batch, "val", self.cfg.cleanup_after_validation_step)
+        self._save_pictures(batch, "val", self.cfg.cleanup_after_validation_step)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As in validation, with the cameras of the test."""
-        self._look(batch, "test", self.cfg.cleanup_after_test_step)
+        self._save_pictures(batch, "test", self.cfg.cleanup_after_test_step)
 
-    def _look(self, batch: Batch, stage: str, clean_up: bool) -> None:
+    def _save_pictures(self, batch: Batch, stage: str, clean_up: bool) -> None:
+        """One sheet a view, and a film, of the batch's single prompt by each renderer.
+
+        clean_up: give unused memory back to the GPU afterwards.
+        """
         planes = self.generate(batch)
         (cameras,), (prompt,) = batch.cameras, batch.prompts
         for slot, renderer in self.slots.items():
             folder = self.save_dir / f"it{self.progress.step}-{stage}-{'2nd' if slot else '1st'}"
             sheets = []
             for start in range(0, len(cameras), VIEWS_AT_ONCE):
-                some = range(start, min(start + VIEWS_AT_ONCE, len(cameras)))
-                views = self.render(renderer, planes, cameras.select(slice(some.start, some.stop), len(some)), batch)
-                sheets.append(sheet(views))
+                stop = min(start + VIEWS_AT_ONCE, len(cameras))
+                some = cameras.select(slice(start, stop), n_view=stop - start)
+                sheets.append(sheet(self.render(renderer, planes, some, batch)))
             pictures = torch.cat(sheets)
             for i, picture in enumerate(pictures):
                 save_png(folder / slug(prompt) / f"{i}.png", picture)
