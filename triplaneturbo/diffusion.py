@@ -30,6 +30,9 @@ class NoiseSchedule:
         Raises:
             ConfigError: a beta schedule or prediction type this project does not know.
         """
+        for name in ("trained_betas", "rescale_betas_zero_snr"):
+            if config.get(name):
+                raise ConfigError(f"the scheduler's configuration sets {name}, which no model of this project needs")
         start, end, n = config["beta_start"], config["beta_end"], config["num_train_timesteps"]
         kind = config["beta_schedule"]
         if kind == "scaled_linear":

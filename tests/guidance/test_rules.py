@@ -9,10 +9,9 @@ import torch
 from triplaneturbo.diffusion import NoiseSchedule
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.guidance.rules import ScoreEstimates, clean_gap, plus_timestep, score_gradient
+from triplaneturbo.weights.ldm import LDM_SCHEDULE
 
-SCHEDULE = NoiseSchedule.from_config(
-    {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
-)
+SCHEDULE = NoiseSchedule.from_config(LDM_SCHEDULE)
 N, FRAMES = 4, 2
 
 
@@ -159,3 +158,17 @@ def test_plus_timestep_without_randomness_is_the_full_shift() -> None:
 def test_unknown_plus_schedule_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="sqrt_<bias>"):
         plus_timestep(torch.tensor([5]), 0, 0.1, None, plus_schedule=name)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"beta_schedule": "squaredcos_cap_v2"},
+        {"prediction_type": "sample"},
+        {"trained_betas": [0.1, 0.2]},
+        {"rescale_betas_zero_snr": True},
+    ],
+)
+def test_a_noise_schedule_that_would_be_misread_is_refused(option: dict) -> None:
+    with pytest.raises(ConfigError, match=next(iter(option))):
+        NoiseSchedule.from_config(LDM_SCHEDULE | option)
