@@ -34,7 +34,7 @@ def sample_planes(
     if _use_triton(backend, planes):
         from triplaneturbo.ops.planes_triton import SamplePlanes
 
-        return SamplePlanes.apply(planes, coords)
+        return SamplePlanes.apply(planes, coords, False)
     batch, count = coords.shape[:2]
     grid = coords.flatten(0, 1).unsqueeze(2)
     values = F.grid_sample(planes.flatten(0, 1), grid, padding_mode="zeros", align_corners=False)
@@ -58,9 +58,9 @@ def sample_planes_with_jacobian(
     On a cell boundary the derivative is that of the cell to the right and below.
     """
     if _use_triton(backend, planes):
-        from triplaneturbo.ops.planes_triton import SamplePlanesWithJacobian
+        from triplaneturbo.ops.planes_triton import SamplePlanes
 
-        return SamplePlanesWithJacobian.apply(planes, coords)
+        return SamplePlanes.apply(planes, coords, True)
     return _SampleWithJacobian.apply(planes, coords)
 
 

@@ -18,34 +18,23 @@ _POINTS_PER_PROGRAM = 32
 
 
 class SamplePlanes(torch.autograd.Function):
-    """Value [B, P, N, C] of [B, P, C, H, W] planes at [B, P, N, 2] coordinates."""
+    """Value [B, P, N, C] of [B, P, C, H, W] planes at [B, P, N, 2] coordinates, and if `with_jacobian` its derivative
+    [B, P, N, 2, C] with respect to them."""
 
     @staticmethod
-    def forward(ctx, planes, coords):
+    def forward(ctx, planes, coords, with_jacobian):
         ctx.save_for_backward(planes, coords)
-        return _forward(planes, coords, with_jacobian=False)[0]
+        value, jacobian = _forward(planes, coords, with_jacobian)
+        return (value, jacobian) if with_jacobian else value
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_value):
-        return _backward(*ctx.saved_tensors, grad_value, None, ctx.needs_input_grad)
+    def backward(ctx, grad_value, grad_jacobian=None):
+        wanted = ctx.needs_input_grad[:2]
+        return *_backward(*ctx.saved_tensors, grad_value, grad_jacobian, wanted), None
 
 
-class SamplePlanesWithJacobian(torch.autograd.Function):
-    """Value [B, P, N, C] and derivative [B, P, N, 2, C] with respect to the coordinates."""
-
-    @staticmethod
-    def forward(ctx, planes, coords):
-        ctx.save_for_backward(planes, coords)
-        return _forward(planes, coords, with_jacobian=True)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_value, grad_jacobian):
-        return _backward(*ctx.saved_tensors, grad_value, grad_jacobian, ctx.needs_input_grad)
-
-
-def _forward(planes: Tensor, coords: Tensor, *, with_jacobian: bool) -> tuple[Tensor, Tensor]:
+def _forward(planes: Tensor, coords: Tensor, with_jacobian: bool) -> tuple[Tensor, Tensor]:
     batch, count, channels, height, width = planes.shape
     points = coords.shape[2]
     if not planes.is_cuda and not triton.knobs.runtime.interpret:
