@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from triplaneturbo.errors import WeightsError
-from triplaneturbo.weights.files import describe_mismatch, load_exactly, load_tensors, replacing, save_tensors
+from triplaneturbo.storage import replacing
+from triplaneturbo.weights.files import describe_mismatch, load_exactly, load_tensors, save_tensors
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2], dtype=torch.int64)}
 

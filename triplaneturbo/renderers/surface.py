@@ -139,7 +139,7 @@ def _with_stand_ins(sdf: Tensor, extremes: Tensor, empty: Tensor) -> Tensor:
 
 
 def _cells(geometry: Any, resolution: int) -> float:
-    """Cells of this grid in one unit of the deformation (compat.md row 12; see `isosurface.field_grid`)."""
+    """Cells of this grid in one unit of the deformation (docs/compat.md row 12; see `isosurface.field_grid`)."""
     if geometry.cfg.compat == "original":
         return 1.0
     return (resolution - 1) / (geometry.cfg.isosurface_resolution - 1)

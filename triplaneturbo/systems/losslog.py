@@ -11,7 +11,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from triplaneturbo.weights.files import replacing
+from triplaneturbo.storage import explaining, write_text
 
 
 class LossLog(Logger):
@@ -35,7 +35,7 @@ class LossLog(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float | int], step: int | None = None) -> None:
         """Append one line and hand it to the operating system, so that a killed process loses nothing."""
-        with open(self.path, "a", encoding="utf-8") as file:
+        with explaining(self.path, self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     @rank_zero_only
@@ -45,8 +45,7 @@ class LossLog(Logger):
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        with replacing(self.path) as unfinished:
-            unfinished.write_text("".join(kept), encoding="utf-8")
+        write_text(self.path, "".join(kept))
 
 
 class Records:
