@@ -164,9 +164,9 @@ def test_a_state_of_another_system_is_refused_by_name(run):
     system, *_ = run()
     state = system.state_dict()
     name = "geometry.sdf_network.layers.0.weight"
-    with pytest.raises(WeightsError, match=f"missing {name}"):
+    with pytest.raises(WeightsError, match=rf"1 missing \({name}\)"):
         system.load_state_dict({k: v for k, v in state.items() if k != name})
-    with pytest.raises(WeightsError, match=r"unexpected geometry\.more"):
+    with pytest.raises(WeightsError, match=r"1 unexpected \(geometry\.more\)"):
         system.load_state_dict(state | {"geometry.more": torch.ones(1)})
     with pytest.raises(WeightsError, match=name):
         system.load_state_dict(state | {name: torch.ones(1)})
