@@ -105,9 +105,7 @@ def test_a_full_disk_says_how_much_did_not_fit(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        WriteError, match=r"a\.bin: No space left on device after 3\.0 MiB of it \([0-9.]+ MiB"
-    ):
+    with pytest.raises(WriteError, match=r"a\.bin: No space left on device after 3\.0 MiB of it \([0-9.]+ MiB"):
         copy_file(_file(tmp_path / "source", 3 * 2**20), tmp_path / "a.bin")
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from full_disk import files_end_at
 from painted_ball import STEEPEST, painted_ball
 from PIL import Image
-from full_disk import files_end_at
 from solids import sphere, tetrahedron
 
 from triplaneturbo.errors import EmptyFieldError

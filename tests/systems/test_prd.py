@@ -223,6 +223,8 @@ def test_weights_of_the_original_are_renamed(run, tmp_path):
     for name, value in system.geometry.state_dict().items():
         assert torch.equal(other.geometry.state_dict()[name], value)
     assert other.progress.step == 7
+    assert other.geometry.cfg.compat == "original"  # it belongs to the file
+    assert (other.cfg.compat, other.renderer.cfg.compat, system.geometry.cfg.compat) == ("right",) * 3
     torch.save({"state_dict": {k: v for k, v in original.items() if "sdf_network.layers.0" not in k}}, path)
     with pytest.raises(WeightsError, match="sdf_network"):
         assemble(*run.world, f"system.weights={path}")

@@ -15,6 +15,7 @@ from triplaneturbo.data.cameras import CameraRanges, training_cameras
 from triplaneturbo.data.library import Position, PromptLibrary, micro_batches, prompt_index
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.naming import check_prompts
 from triplaneturbo.registry import register
 from triplaneturbo.types import Batch
 
@@ -158,7 +159,8 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
         else:
             raise ConfigError("there are no prompts: set data.prompt_library, or give --prompt")
         if cfg.eval_prompt is not None:
-            self.library = replace(self.library, val=(cfg.eval_prompt,), test=(cfg.eval_prompt,))
+            chosen = check_prompts([cfg.eval_prompt], "data.eval_prompt")
+            self.library = replace(self.library, val=chosen, test=chosen)
         self.prompts_per_batch = cfg.batch_size // cfg.n_view
         self.position = Position()
         self._condition_processor: Any = None
