@@ -18,7 +18,7 @@ from triplaneturbo.exporters.mesh_exporter import MeshExporter
 from triplaneturbo.pictures import save_png
 from triplaneturbo.storage import copy_file, link_file, replacing, require_writable, write_text
 from triplaneturbo.systems.checkpoint import AtomicCheckpointIO, read_checkpoint
-from triplaneturbo.systems.losslog import LossLog
+from triplaneturbo.systems.losslog import EventLog, LossLog
 from triplaneturbo.types import Mesh
 from triplaneturbo.weights.files import save_tensors
 
@@ -43,7 +43,7 @@ def save_noise(path: Path) -> None:
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, write):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with files_end_at(20_000), pytest.raises(WriteError, match=r"file: .*too large.*MiB are free.*still the old one"):
+    with files_end_at(20_000), pytest.raises(WriteError, match=r"file\b.*too large.*MiB are free.*still the old one"):
         write(path)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
@@ -59,6 +59,11 @@ def test_a_checkpoint_that_does_not_fit_is_not_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["1.ckpt"]
 
 
+def test_a_size_that_is_known_is_said(tmp_path):
+    with files_end_at(20_000), pytest.raises(WriteError, match=r"a\.safetensors \(it has 0\.2 MiB\): File too"):
+        save_tensors(tmp_path / "a.safetensors", {"noise": NOISE})
+
+
 def test_the_loss_log_is_named_and_can_be_continued(tmp_path):
     log = LossLog(tmp_path / "losses.jsonl")
 
@@ -70,6 +75,14 @@ def test_the_loss_log_is_named_and_can_be_continued(tmp_path):
         fill()
     log.truncate(20)
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [*range(1, 21)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_events_that_cannot_be_written_are_an_error(tmp_path):
+    log = EventLog(tmp_path, name="tb_logs", version="")
+    log.log_metrics({"loss": 0.5}, 1)
+    with files_end_at(0), pytest.raises(WriteError, match=r"tb_logs: File too large"):
+        log.finalize("success")
 
 
 def test_an_exported_mesh_is_complete_or_not_there(tmp_path):
@@ -87,7 +100,7 @@ def test_a_conversion_that_does_not_fit_leaves_no_part_of_a_file(tmp_path, capsy
     torch.save({"state_dict": state}, tmp_path / "teacher.ckpt")
     with files_end_at(limit):
         assert convert("", [str(tmp_path / "teacher.ckpt"), str(tmp_path / "out")]) == 1
-    assert "unet/diffusion_pytorch_model.safetensors: File too large" in capsys.readouterr().err
+    assert "unet/diffusion_pytorch_model.safetensors (it has" in capsys.readouterr().err
     assert [p for p in (tmp_path / "out").rglob("*") if p.is_file()] == []
 
 
@@ -105,7 +118,7 @@ def test_a_full_disk_says_how_much_did_not_fit(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(WriteError, match=r"a\.bin: No space left on device after 3\.0 MiB of it \([0-9.]+ MiB"):
+    with pytest.raises(WriteError, match=r"a\.bin: No space left on device after 3\.0 MiB of it; [0-9.]+ MiB"):
         copy_file(_file(tmp_path / "source", 3 * 2**20), tmp_path / "a.bin")
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -28,7 +28,7 @@ from triplaneturbo.extensions import import_extensions
 from triplaneturbo.storage import require_writable, write_text
 from triplaneturbo.systems.callbacks import ProgressReport, RunCard
 from triplaneturbo.systems.checkpoint import AtomicCheckpointIO, Checkpointer, resolve_resume
-from triplaneturbo.systems.losslog import LossLog
+from triplaneturbo.systems.losslog import EventLog, LossLog
 
 log = logging.getLogger(__name__)
 
@@ -240,7 +240,7 @@ def _callbacks(experiment: ExperimentConfig) -> list[pl.Callback]:
 
 def _loggers(experiment: ExperimentConfig) -> list[Logger]:
     folder = experiment.trial_dir
-    loggers: list[Logger] = [TensorBoardLogger(folder, name="tb_logs", version=""), LossLog(folder / "losses.jsonl")]
+    loggers: list[Logger] = [EventLog(folder, name="tb_logs", version=""), LossLog(folder / "losses.jsonl")]
     wandb = experiment.system.get("loggers", {}).get("wandb", {})
     if wandb.get("enable"):
         from pytorch_lightning.loggers import WandbLogger

@@ -16,10 +16,12 @@ _MIB = 2**20
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, size: int | None = None) -> Iterator[Path]:
     """A temporary name beside `path`; on leaving without an error the file there is synced and takes its place.
 
     A reader sees the old file or the new one, never a part of it, whatever happens in between.
+
+    size: of the file, in bytes, if it is known; it is said when the disk is full.
 
     Raises:
         WriteError: the disk is full, or nothing can be written there. The old file, if there is one, is unchanged.
@@ -28,7 +30,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with explaining(path, temporary):
+        with explaining(path, temporary, size):
             yield temporary
             _sync(temporary)
             os.replace(temporary, path)
@@ -38,10 +40,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def explaining(path: Path, written: Path) -> Iterator[None]:
+def explaining(path: Path, written: Path, size: int | None = None) -> Iterator[None]:
     """Turns a refusal of the operating system to write `path` into a WriteError that says what to do.
 
-    written: where the content goes at first; its size is what did fit on a full disk.
+    written: where the content goes at first; if it is a file, its size is what did fit on a full disk. size: what
+    should have fitted.
     """
     try:
         yield
@@ -49,7 +52,7 @@ def explaining(path: Path, written: Path) -> Iterator[None]:
         refusal = _refusal(error)
         if refusal is None:
             raise
-        raise WriteError(_explanation(refusal, path, written)) from error
+        raise WriteError(_explanation(refusal, path, written, size)) from error
 
 
 def _refusal(error: Exception) -> OSError | None:
@@ -61,15 +64,15 @@ def _refusal(error: Exception) -> OSError | None:
     return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
 
 
-def _explanation(refusal: OSError, path: Path, written: Path) -> str:
+def _explanation(refusal: OSError, path: Path, written: Path, size: int | None) -> str:
     if refusal.errno not in _FULL:
         return f"cannot write {path}: {refusal}"
-    size = written.stat().st_size if written.is_file() else 0
+    done = f" after {written.stat().st_size / _MIB:.1f} MiB of it" if written.is_file() else ""
+    whole = "" if size is None else f" (it has {size / _MIB:.1f} MiB)"
     kept = "; the file of that name is still the old one" if path.is_file() and path != written else ""
     return (
-        f"cannot write {path}: {refusal.strerror} after {size / _MIB:.1f} MiB of it "
-        f"({shutil.disk_usage(path.parent).free / _MIB:.1f} MiB are free now){kept}. Make room there, or write "
-        "elsewhere"
+        f"cannot write {path}{whole}: {refusal.strerror}{done}; {shutil.disk_usage(path.parent).free / _MIB:.1f} MiB "
+        f"are free now{kept}. Make room there, or write elsewhere"
     )
 
 

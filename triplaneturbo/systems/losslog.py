@@ -1,4 +1,7 @@
-"""The loss log: one JSON line an optimizer step, the same bytes whether or not the run was interrupted."""
+"""The loss log: one JSON line an optimizer step, the same bytes whether or not the run was interrupted.
+
+TensorBoard's log is beside it, for people.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -7,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
@@ -46,6 +50,20 @@ class LossLog(Logger):
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         write_text(self.path, "".join(kept))
+
+
+class EventLog(TensorBoardLogger):
+    """TensorBoard's files, with a full disk as an error that says so."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Note the values; they are written by a thread, whose failures come up at one of the next calls."""
+        with explaining(Path(self.log_dir), Path(self.log_dir)):
+            super().log_metrics(metrics, step)
+
+    def finalize(self, status: str) -> None:
+        """Wait until all is written."""
+        with explaining(Path(self.log_dir), Path(self.log_dir)):
+            super().finalize(status)
 
 
 class Records:

@@ -23,7 +23,7 @@ _AGAIN = "fetch it again, or take another"
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a .safetensors file atomically."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with replacing(path, size=sum(tensor.nbytes for tensor in contiguous.values())) as temporary:
         save_file(contiguous, temporary, metadata=dict(metadata or {}))
 
 
