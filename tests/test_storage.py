@@ -17,10 +17,10 @@ from triplaneturbo.errors import WriteError
 from triplaneturbo.exporters.mesh_exporter import MeshExporter
 from triplaneturbo.pictures import save_png
 from triplaneturbo.storage import copy_file, link_file, replacing, require_writable, write_text
-from triplaneturbo.systems.checkpoint import AtomicCheckpointIO, read_checkpoint
+from triplaneturbo.systems.checkpoint import AtomicCheckpointIO
 from triplaneturbo.systems.losslog import EventLog, LossLog
 from triplaneturbo.types import Mesh
-from triplaneturbo.weights.files import save_tensors
+from triplaneturbo.weights.files import read_checkpoint, save_tensors
 
 NOISE = torch.rand(50_000, generator=torch.Generator().manual_seed(0))
 PICTURE = (NOISE[:43200] * 255).byte().view(120, 120, 3)
