@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -77,8 +78,8 @@ def test_the_loss_log_is_named_and_can_be_continued(tmp_path):
     assert [json.loads(line)["step"] for line in log.path.read_text().splitlines()] == [*range(1, 21)]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_events_that_cannot_be_written_are_an_error(tmp_path):
+def test_events_that_cannot_be_written_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda failure: None)  # the writing thread's own report
     log = EventLog(tmp_path, name="tb_logs", version="")
     log.log_metrics({"loss": 0.5}, 1)
     with files_end_at(0), pytest.raises(WriteError, match=r"tb_logs: File too large"):
