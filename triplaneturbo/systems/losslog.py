@@ -55,7 +55,7 @@ class LossLog(Logger):
 class EventLog(TensorBoardLogger):
     """TensorBoard's files, with a full disk as an error that says so."""
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, float | int], step: int | None = None) -> None:
         """Note the values; they are written by a thread, whose failures come up at one of the next calls."""
         with explaining(Path(self.log_dir), Path(self.log_dir)):
             super().log_metrics(metrics, step)
