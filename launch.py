@@ -25,13 +25,14 @@ def main(arguments: list[str] | None = None) -> int:
 
         parser.error(f"there is no flag {unknown}; {nearest(unknown, parser._option_string_actions)}")
 
-    if flags.gpu is not None:  # before torch is imported
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", flags.gpu)
+    gpus = None if "CUDA_VISIBLE_DEVICES" in os.environ else flags.gpu
+    if gpus is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus  # before torch is imported
     if flags.typecheck:
         from jaxtyping import install_import_hook
 
         install_import_hook(["triplaneturbo", "custom"], "beartype.beartype")
-    from triplaneturbo.errors import ConfigError, EmptyFieldError, WeightsError
+    from triplaneturbo.errors import USER_ERRORS
     from triplaneturbo.launcher import Launch, launch
 
     request = Launch(
@@ -40,11 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
         overrides=overrides,
         prompts=flags.prompt,
         out=flags.out,
+        gpus=gpus,
         verbose=flags.verbose,
     )
     try:
         launch(request)
-    except (ConfigError, EmptyFieldError, WeightsError) as error:
+    except USER_ERRORS as error:
         if flags.verbose:
             raise
         print(f"launch.py: {error}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from triplaneturbo.weights.files import replacing
+from triplaneturbo.storage import replacing
 
 Protocol = Literal["right", "original"]
 PROMPT_FILE = "prompt.txt"

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from triplaneturbo.errors import ConfigError, WeightsError
+from triplaneturbo.errors import USER_ERRORS
 from triplaneturbo.pipelines.convert import convert, convert_back
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "TriplaneTurbo_v1.yaml"
@@ -30,7 +30,7 @@ def main(description: str, arguments: list[str] | None = None) -> int:
         else:
             kind = convert(flags.source, flags.target, flags.config)
             print(f"{flags.target}: {kind}; {USE[kind].format(flags.target)}")
-    except (ConfigError, WeightsError) as error:
+    except USER_ERRORS as error:
         print(f"convert.py: {error}", file=sys.stderr)
         return 1
     return 0

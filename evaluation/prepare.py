@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from triplaneturbo.errors import WeightsError
+from triplaneturbo.errors import WeightsError, WriteError
 from triplaneturbo.weights.hub import Asset, Fetcher, Hub, Network, select
 
 
@@ -32,7 +32,7 @@ def main(assets: Sequence[Asset], description: str, arguments: list[str] | None 
     for asset in chosen:
         try:
             print(f"{asset.target}: {fetcher.fetch(asset)}", flush=True)
-        except WeightsError as error:
+        except (WeightsError, WriteError) as error:
             failed += 1
             print(error, file=sys.stderr)
     if failed:

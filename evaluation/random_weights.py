@@ -16,7 +16,7 @@ from torch import Tensor
 from evaluation.published_layouts import WIDTHS, Shapes, contents
 from triplaneturbo.draws import keyed_generator
 from triplaneturbo.errors import WeightsError
-from triplaneturbo.weights.files import replacing
+from triplaneturbo.storage import replacing
 from triplaneturbo.weights.hub import (
     CLIP,
     MVDREAM,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from miniature import write_configuration
 
-from triplaneturbo.systems.checkpoint import read_checkpoint
+from triplaneturbo.weights.files import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,6 +1,7 @@
 """From the command line to a trainer, with a toy system and with the whole method in miniature."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,11 +111,80 @@ def test_a_finished_run_can_be_continued(toy, tmp_path):
         ("trainer.max_step=3", "'max_steps'"),
         ("trainer.logger=false", "decided by the launcher"),
         ("resume=nowhere.ckpt", "nowhere.ckpt"),
+        ("exp_root_dir=/dev/null", "cannot create the folder /dev/null"),
     ],
 )
 def test_errors_of_the_user_are_one_message(toy, capsys, override, message):
     assert launch.main(["--config", str(toy), "--train", override]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("system.guidance.mv_wieght=1", "system.guidance has no option 'mv_wieght'; did you mean 'mv_weight'"),
+        ("system.guidance.sd_weight=[0,1]", "system.guidance.sd_weight: a schedule of 2 entries"),
+        ("system.loss.lambda_asd=[a,b,c]", "system.loss.lambda_asd: cannot read"),
+        ("system.renderer_2nd.base_renderer.inv_std=high", "system.renderer_2nd.base_renderer.inv_std"),
+        ("system.geometry.rotate_planes=v9", "system.geometry.rotate_planes is 'v9'; allowed: 'v1', 'v2'"),
+        ("system.geometry.isosurface_resolution=many", "must be of type int, not 'many'"),
+        ("data.guidance_processor.negative_promt=x", "data.guidance_processor has no option"),
+        ("system.exporter.save_name=../up", "save_name"),
+        ("system.exporter_type=mesh-exportr", "did you mean"),
+        ("system.export_resolution=1", "export_resolution must be 2 or more"),
+        ("trainer.max_steps=many", "trainer.max_steps must be a whole number, not 'many'"),
+        ("trainer.devices=3x", "trainer.devices must be a number"),
+        ("trainer.val_check_interval=0", "limit_val_batches=0"),
+        ("resume=nowhere", "resume=nowhere: there is no checkpoint"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_loaded(tiny_world, tmp_path, capsys, monkeypatch, override, message):
+    monkeypatch.setattr("triplaneturbo.systems.base.GeneratorSystem.configure", lambda self: None)
+    path = write_configuration(tiny_world, tmp_path)
+    assert launch.main(["--config", str(path), "--train", override]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: [1,\nb: {", "is not valid YAML"),
+        (b"name: ${tag", "no viable alternative"),
+        (b"name: caf\xe9", "codec can't decode"),
+    ],
+)
+def test_files_that_are_no_configuration(tmp_path, capsys, content, message):
+    (tmp_path / "bad.yaml").write_bytes(content)
+    assert launch.main(["--config", str(tmp_path / "bad.yaml"), "--train"]) == 2
+    assert launch.main(["--config", str(tmp_path), "--train"]) == 2
+    said = capsys.readouterr().err
+    assert f"launch.py: {tmp_path / 'bad.yaml'}" in said
+    assert message in said
+    assert f"{tmp_path} cannot be read" in said
+
+
+def test_values_that_the_trainer_refuses(toy, capsys):
+    for override in ("trainer.precision=99", "trainer.accelerator=gpux", "trainer.max_time=soon"):
+        assert launch.main(["--config", str(toy), "--train", override]) == 2
+        assert "an option under trainer cannot have its value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("there", "said"), [(0, "--gpu 0,7: 0 of these 2"), (1, "--gpu 0,7: 1 of these 2")])
+def test_devices_that_are_not_there(toy, capsys, monkeypatch, there, said):
+    environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: there)
+    assert launch.main(["--config", str(toy), "--train", "--gpu", "0,7"]) == 2
+    assert said in capsys.readouterr().err
+    assert environment["CUDA_VISIBLE_DEVICES"] == "0,7"
+
+
+def test_files_that_are_no_state_of_a_training(toy, tmp_path, capsys):
+    torch.save({"state_dict": {"layer.weight": torch.ones(1, 3)}, "global_step": 3}, tmp_path / "released.pth")
+    (tmp_path / "page.ckpt").write_text("<html>404</html>")
+    for name, message in (("released.pth", "system.weights="), ("page.ckpt", "is a web page")):
+        assert launch.main(["--config", str(toy), "--train", f"resume={tmp_path / name}"]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_exactly_one_mode_is_needed(toy, capsys):
@@ -241,9 +311,11 @@ def test_the_loss_log_has_a_line_a_step(student):
     assert {"grad_norm", "skipped", "loss_sparsity_2nd", "loss_eikonal_2nd"} <= rows[0].keys()
 
 
-def test_export_to_a_folder_a_prompt(student, tmp_path):
+def test_export_to_a_folder_a_prompt(student, tmp_path, caplog):
     arguments = ["--config", str(student), "--export", "resume=auto", "--out", str(tmp_path / "meshes")]
     assert launch.main([*arguments, "--prompt", "a blue cone", "--prompt", "what? a/b"]) == 0
+    (said,) = [record.getMessage() for record in caplog.records if "differ from the original" in record.getMessage()]
+    assert [int(line.split()[0]) for line in said.splitlines()[1:]] == [5, 6, 7, 10, 11, 12]
     found = {path.parent.name: path for path in (tmp_path / "meshes").glob("*/model.glb")}
     assert len(found) == 2
     assert "a_blue_cone" in found
@@ -259,6 +331,44 @@ def test_export_with_textures(student, tmp_path):
     assert {path.name for path in (tmp_path / "a_red_cube").iterdir()} == names
     textures = [read_mesh(tmp_path / "a_red_cube" / name).texture.image for name in ("model.obj", "model.glb")]
     assert torch.equal(*textures)
+
+
+AWKWARD = (
+    "a red cube " * 150,
+    "\u4e00\u53ea\u7ea2\u8272\u7684\u732b",
+    "\U0001f408",
+    "\u0642\u0637\u0629 \u202ea",
+    "../../up",
+    "/etc/passwd",
+    "two\nlines\r\n",
+    "nul\0",
+    "--out",
+    "CON",
+    "x" * 300,
+    "a b",
+    "a_b",
+    "a b",
+)
+
+
+def test_every_prompt_stays_in_its_own_folder(student, tmp_path, caplog):
+    out = tmp_path / "inner/meshes"
+    command = ["--config", str(student), "--export", "resume=auto", "--out", str(out), "compat=right"]
+    prompts = [f"--prompt={prompt}" for prompt in AWKWARD]
+    assert launch.main([*command, "system.exporter.turntable_views=0", *prompts]) == 0
+    texts = {path.parent.name: path.read_bytes().decode() for path in out.glob("*/prompt.txt")}
+    assert sorted(texts.values()) == sorted(set(AWKWARD))
+    assert all((out / folder / "model.glb").is_file() for folder in texts)
+    assert len(files(tmp_path)) == 2 * len(texts)
+    assert "1 prompts are there more than once" in caplog.text
+    assert "is longer than the 16 tokens" in caplog.text
+    assert "differ from the original" not in caplog.text
+
+
+def test_prompts_with_nothing_in_them(student, capsys):
+    for prompt in ("", "  ", "\n", "caf\udce9"):
+        assert launch.main(["--config", str(student), "--export", f"--prompt={prompt}"]) == 2
+        assert "the given prompts" in capsys.readouterr().err
 
 
 def test_test_mode_writes_beside_the_training(student):

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from triplaneturbo.naming import MAX_LENGTH, slug
+from triplaneturbo.errors import ConfigError
+from triplaneturbo.naming import MAX_LENGTH, check_prompts, folder_names, slug
 
 AWKWARD = [
     "",
@@ -21,6 +22,20 @@ AWKWARD = [
     "a B",
     "-rf",
     "CON:",
+    "CON",
+    "nul",
+    "lpt1",
+    "COM9",
+    "-",
+    "--out",
+    " ",
+    "\t",
+    "\u0642\u0637\u0629",
+    "\u202ecat",
+    "\U0001f408",
+    "/etc/passwd",
+    "C:\\cat",
+    "word " * 500,
     "x" * 300,
     "x" * 299 + "y",
     "猫",
@@ -36,6 +51,8 @@ AWKWARD = [
 def test_is_a_plain_folder_name(prompt):
     assert re.fullmatch(r"[A-Za-z0-9_-]+", slug(prompt))
     assert len(slug(prompt)) <= MAX_LENGTH
+    assert not slug(prompt).startswith("-")
+    assert not re.fullmatch("con|prn|aux|nul|(com|lpt)[0-9]", slug(prompt).lower())
 
 
 def test_two_prompts_never_share_a_folder():
@@ -45,3 +62,35 @@ def test_two_prompts_never_share_a_folder():
 def test_ordinary_prompts_stay_readable():
     assert slug("a red cube on a blue sphere") == "a_red_cube_on_a_blue_sphere"
     assert slug("A DSLR photo of a car, 8k.").startswith("A_DSLR_photo_of_a_car_8k-")
+
+
+def test_a_prompt_that_comes_again_has_a_folder_of_its_own():
+    assert list(folder_names(["a cat", "a dog", "a cat", "a cat.2", "a cat"])) == [
+        "a_cat",
+        "a_dog",
+        "a_cat.2",
+        slug("a cat.2"),
+        "a_cat.3",
+    ]
+
+
+def test_prompts_may_hold_any_text():
+    assert check_prompts(AWKWARD[1:3], "here") == (".", "..")
+    assert check_prompts(("a\0b", "\u732b"), "here") == ("a\0b", "\u732b")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("a cat", "here must be a list of texts, not 'a cat'"),
+        ({"a": "cat"}, "must be a list"),
+        (["a cat", 3], "but 3 is in it"),
+        ([None], "but None is in it"),
+        ([""], "not empty, but ''"),
+        (["a cat", " \n\t\u3000"], "not empty"),
+        (["caf\udce9"], "not valid Unicode"),
+    ],
+)
+def test_what_is_no_prompt(prompts, message):
+    with pytest.raises(ConfigError, match=message):
+        check_prompts(prompts, "here")

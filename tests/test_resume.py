@@ -9,7 +9,8 @@ import torch
 from miniature import write_configuration
 
 import launch
-from triplaneturbo.systems.checkpoint import newest_checkpoint, numbered_checkpoints, read_checkpoint
+from triplaneturbo.systems.checkpoint import newest_checkpoint, numbered_checkpoints
+from triplaneturbo.weights.files import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 # One renderer, one teacher, one part: fast, and all that a checkpoint has to keep is there.

@@ -2,7 +2,7 @@
 
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, get_type_hints
 
@@ -68,7 +68,7 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
     if hint is Any:
         return value
     if hint is Schedule:
-        return Schedule.parse(value)
+        return _parse_schedule(value, place)
     if is_dataclass(hint):
         return parse_config(hint, value, place)
     if origin in (typing.Union, types.UnionType):
@@ -88,6 +88,13 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
     if isinstance(kind, type) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
         raise ConfigError(f"{place} must be of type {kind.__name__}, not {value!r}")
     return value
+
+
+def _parse_schedule(value: Any, place: str) -> Schedule:
+    try:
+        return Schedule.parse(value)
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from error
 
 
 def _convert_sequence(hint: Any, value: Any, place: str) -> Any:
@@ -143,6 +150,12 @@ class Component:
 
     cfg: Any
 
+    @classmethod
+    def differences(cls, cfg: Any) -> dict[int, str]:
+        """Where the results of `cfg`, which is not compat=original, are not those of the original: a line each, by the
+        row of docs/compat.md. Each is said where the code for it is."""
+        return {}
+
     def __init__(self, cfg: Any = None, *args: Any, **kwargs: Any) -> None:
         super().__init__()
         self.cfg = parse_config(self.Config, cfg, type(self).__name__)
@@ -166,6 +179,35 @@ def build(name: str, options: Mapping[str, Any] | None, *, handed_down: Mapping[
         siblings: further arguments of the constructor, such as the geometry a renderer draws.
     """
     cls = find(name)
+    return cls(_inherit(cls, options, handed_down), **siblings)
+
+
+def _inherit(cls: type, options: Mapping[str, Any] | None, handed_down: Mapping[str, Any]) -> dict[str, Any]:
     has = {f.name for f in fields(cls.Config)} if issubclass(cls, Component) else set()
-    inherited = {key: value for key, value in handed_down.items() if key in has}
-    return cls({**inherited, **(options or {})}, **siblings)
+    return {**{key: value for key, value in handed_down.items() if key in has}, **(options or {})}
+
+
+def parts(config: Any, without: Collection[str] = (), place: str = "") -> Iterator[tuple[type[Component], Any]]:
+    """The class and the configuration of every component that `config` names, and of those that they name in turn.
+
+    A component `x` is named by two options: `x_type` is its registered name, `x` holds its options. Nothing is built.
+
+    Args:
+        without: names of parts that are left out.
+        place: where `config` is in the YAML file, for messages.
+
+    Raises:
+        UnknownNameError: a name or an option does not exist.
+        ConfigError: an option cannot have its value.
+    """
+    names = {f.name for f in fields(config)}
+    for part in sorted(names):
+        name = getattr(config, f"{part}_type", None)
+        if part in without or not name:
+            continue
+        cls = find(name)
+        if issubclass(cls, Component):
+            handed_down = getattr(config, "handed_down", {})
+            options = parse_config(cls.Config, _inherit(cls, getattr(config, part), handed_down), place + part)
+            yield cls, options
+            yield from parts(options, without, f"{place}{part}.")

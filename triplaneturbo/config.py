@@ -68,8 +68,9 @@ class ExperimentConfig:
     """Name of the trial, a folder in the experiment's."""
     seed: int = 0
     """Key of every random draw."""
-    compat: Literal["right", "original"] = "right"
-    """`original` reproduces the original's mistakes; handed to every component that has this option."""
+    compat: Literal["right", "original"] | None = None
+    """`original` reproduces the original's mistakes, see docs/compat.md; handed to every component that has this
+    option. None: `right`, and a launch lists where that makes a difference."""
     use_timestamp: bool = True
     """Append the time of the launch to the trial's name (one process only)."""
     timestamp: str | None = None
@@ -111,7 +112,7 @@ class ExperimentConfig:
     @property
     def handed_down(self) -> dict[str, Any]:
         """Options given once, for every component that has them."""
-        return {"seed": self.seed, "compat": self.compat}
+        return {"seed": self.seed, "compat": self.compat or "right"}
 
 
 def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = (), **values: Any) -> ExperimentConfig:
@@ -149,6 +150,10 @@ def _read(path: str | Path) -> Any:
         layer = OmegaConf.load(path)
     except FileNotFoundError as error:
         raise ConfigError(f"there is no configuration file {path}") from error
+    except OSError as error:
+        raise ConfigError(f"the configuration file {path} cannot be read: {error}") from error
+    except (UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not OmegaConf.is_dict(layer):

@@ -20,6 +20,14 @@ class WeightsError(ValueError):
     """A checkpoint cannot be found, read, trusted, or does not fit the model."""
 
 
+class WriteError(OSError):
+    """A file cannot be written: the disk is full, or the place is not one to write to."""
+
+
+# What the programs of this project report as one message, without a traceback.
+USER_ERRORS = (ConfigError, EmptyFieldError, WeightsError, WriteError)
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """The tail of an error message: the closest allowed names, or all of them when they are few."""
     options = sorted(allowed)

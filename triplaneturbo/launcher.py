@@ -3,29 +3,32 @@
 import dataclasses
 import inspect
 import logging
+import re
 import shlex
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from transformers.utils import logging as transformers_logging
 
-from triplaneturbo.base import build
+from triplaneturbo.base import Component, build, parts
 from triplaneturbo.config import ExperimentConfig, load_config, to_yaml
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.extensions import import_extensions
+from triplaneturbo.storage import require_writable, write_text
 from triplaneturbo.systems.callbacks import ProgressReport, RunCard
 from triplaneturbo.systems.checkpoint import AtomicCheckpointIO, Checkpointer, resolve_resume
-from triplaneturbo.systems.losslog import LossLog
+from triplaneturbo.systems.losslog import EventLog, LossLog
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +51,7 @@ class Launch:
     """One call of launch.py.
 
     configs: YAML files. overrides: key=value texts. prompts: in place of a prompt library. out: where an export goes,
-    a folder a prompt.
+    a folder a prompt. gpus: the devices that were asked for, as in CUDA_VISIBLE_DEVICES, which is set to it.
     """
 
     mode: Literal["train", "validate", "test", "export"]
@@ -56,6 +59,7 @@ class Launch:
     overrides: Sequence[str] = ()
     prompts: Sequence[str] = ()
     out: str | None = None
+    gpus: str | None = None
     verbose: bool = False
 
 
@@ -68,21 +72,20 @@ def launch(request: Launch) -> None:
     _set_up_logging(request.verbose)
     import_extensions(CUSTOM_FOLDER)
     experiment, checkpoint = read_experiment(request)
+    training = request.mode == "train"
+    components = list(parts(experiment, without=() if training else ("guidance", "guidance_processor")))
+    if experiment.compat is None:
+        log_differences(components)
     pl.seed_everything(experiment.seed, workers=True, verbose=False)
     handed_down = experiment.handed_down
     datamodule = build(experiment.data_type, experiment.data, handed_down=handed_down)
     system = build(experiment.system_type, experiment.system, handed_down=handed_down)
     if hasattr(system, "set_folders"):
         system.set_folders(save=experiment.trial_dir / "save", export=Path(request.out) if request.out else None)
-    training = request.mode == "train"
+    require_writable(Path(request.out) if request.out else experiment.trial_dir)
     if training:
         _keep_configuration(experiment, request)
-    trainer = pl.Trainer(
-        **trainer_options(experiment),
-        logger=_loggers(experiment) if training else False,
-        callbacks=_callbacks(experiment) if training else [],
-        plugins=[AtomicCheckpointIO()],
-    )
+    trainer = build_trainer(experiment, training)
     if not (training or checkpoint or experiment.system.get("weights")):
         log.warning("neither resume= nor system.weights= is given: what is trained is still at its start values")
     _run(request.mode, trainer, system, datamodule, checkpoint)
@@ -96,6 +99,7 @@ def read_experiment(request: Launch) -> tuple[ExperimentConfig, Path | None]:
     """
     overrides = list(request.overrides)
     values: dict[str, Any] = {}
+    _require_gpus(request.gpus)
     if request.prompts:
         values["data"] = {"prompts": list(request.prompts)}
         overrides = ["data.prompt_library=prompts", *overrides]
@@ -104,7 +108,8 @@ def read_experiment(request: Launch) -> tuple[ExperimentConfig, Path | None]:
     experiment = load_config(request.configs, overrides, n_gpus=processes, **values)
     checkpoint = resolve_resume(experiment.resume, experiment.exp_dir, experiment.tag)
     if experiment.resume == "auto" and checkpoint:
-        timestamp = checkpoint.parent.parent.name.removeprefix(experiment.tag)
+        trial = checkpoint.parent.parent.relative_to(experiment.exp_dir)
+        timestamp = str(trial).removeprefix(experiment.tag)
     elif experiment.use_timestamp and experiment.timestamp is None and processes == 1:
         timestamp = time.strftime("@%Y%m%d-%H%M%S")
     else:
@@ -112,6 +117,48 @@ def read_experiment(request: Launch) -> tuple[ExperimentConfig, Path | None]:
     if experiment.resume == "auto":
         log.info("resume=auto: %s", checkpoint or f"nothing saved yet in {experiment.exp_dir}, starting at step 0")
     return dataclasses.replace(experiment, timestamp=timestamp), checkpoint
+
+
+def log_differences(components: Iterable[tuple[type[Component], Any]]) -> None:
+    """Say in what the results of these components are not the original's, if there is anything to say."""
+    lines: dict[int, str] = {}
+    for cls, config in components:
+        if getattr(config, "compat", "right") == "right":
+            lines |= cls.differences(config)
+    if lines:
+        rows = [f"  {row:2} {line}" for row, line in sorted(lines.items())]
+        log.info(
+            "results differ from the original's as follows (docs/compat.md); compat=original repeats the original's, "
+            "compat=right leaves out this list\n%s",
+            "\n".join(rows),
+        )
+
+
+def _require_gpus(gpus: str | None) -> None:
+    """CUDA leaves out devices that are not there, and torch then runs on fewer of them or on the CPU."""
+    if gpus is None:
+        return
+    found, wanted = torch.cuda.device_count(), len(gpus.split(","))
+    if found != wanted:
+        raise ConfigError(f"--gpu {gpus}: {found} of these {wanted} devices can be used; leave --gpu out to use all")
+
+
+def build_trainer(experiment: ExperimentConfig, training: bool) -> pl.Trainer:
+    """The Lightning trainer of `experiment`.
+
+    Raises:
+        ConfigError: an option of the trainer cannot have its value.
+    """
+    options = trainer_options(experiment)
+    try:
+        return pl.Trainer(
+            **options,
+            logger=_loggers(experiment) if training else False,
+            callbacks=_callbacks(experiment) if training else [],
+            plugins=[AtomicCheckpointIO()],
+        )
+    except (MisconfigurationException, TypeError, ValueError) as error:
+        raise ConfigError(f"an option under trainer cannot have its value: {error}") from error
 
 
 def trainer_options(experiment: ExperimentConfig) -> dict[str, Any]:
@@ -130,6 +177,11 @@ def trainer_options(experiment: ExperimentConfig) -> dict[str, Any]:
             raise ConfigError(f"trainer.{key} is decided by the launcher; remove it")
         if key not in allowed:
             raise UnknownNameError(f"trainer has no option {key!r}; {nearest(key, allowed)}")
+    for key in ("max_steps", "max_epochs"):
+        if not isinstance(options.get(key, -1), int | None):
+            raise ConfigError(f"trainer.{key} must be a whole number, not {options[key]!r}")
+    if options.get("val_check_interval") == 0:
+        raise ConfigError("trainer.val_check_interval is 0; for no validation give trainer.limit_val_batches=0")
     if options.get("accelerator", "auto") == "auto":
         options["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
     options.setdefault("devices", 1 if options["accelerator"] == "cpu" else -1)
@@ -153,6 +205,8 @@ def count_processes(options: Mapping[str, Any]) -> int:
     devices = options["devices"]
     if isinstance(devices, (list, tuple)):
         devices = len(devices)
+    if not re.fullmatch(r"-1|[1-9][0-9]*", str(devices)):
+        raise ConfigError(f"trainer.devices must be a number of devices, -1 for all or a list of them, not {devices!r}")
     if int(devices) == -1:
         devices = torch.cuda.device_count()
     return int(devices) * options.get("num_nodes", 1)
@@ -186,7 +240,7 @@ def _callbacks(experiment: ExperimentConfig) -> list[pl.Callback]:
 
 def _loggers(experiment: ExperimentConfig) -> list[Logger]:
     folder = experiment.trial_dir
-    loggers: list[Logger] = [TensorBoardLogger(folder, name="tb_logs", version=""), LossLog(folder / "losses.jsonl")]
+    loggers: list[Logger] = [EventLog(folder, name="tb_logs", version=""), LossLog(folder / "losses.jsonl")]
     wandb = experiment.system.get("loggers", {}).get("wandb", {})
     if wandb.get("enable"):
         from pytorch_lightning.loggers import WandbLogger
@@ -199,12 +253,11 @@ def _loggers(experiment: ExperimentConfig) -> list[Logger]:
 @rank_zero_only
 def _keep_configuration(experiment: ExperimentConfig, request: Launch) -> None:
     """Write what was asked for beside the results: the raw files, the resolved configuration, the command."""
-    folder = experiment.trial_dir / "configs"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = experiment.trial_dir
     raw = "\n".join(Path(path).read_text(encoding="utf-8") for path in request.configs)
-    (folder / "raw.yaml").write_text(raw, encoding="utf-8")
-    (folder / "parsed.yaml").write_text(to_yaml(experiment), encoding="utf-8")
-    (experiment.trial_dir / "cmd.txt").write_text(shlex.join(sys.argv) + "\n", encoding="utf-8")
+    write_text(folder / "configs" / "raw.yaml", raw)
+    write_text(folder / "configs" / "parsed.yaml", to_yaml(experiment))
+    write_text(folder / "cmd.txt", shlex.join(sys.argv) + "\n")
 
 
 def _set_up_logging(verbose: bool) -> None:

@@ -13,8 +13,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from triplaneturbo.storage import replacing
 from triplaneturbo.types import Views
-from triplaneturbo.weights.files import replacing
 
 log = logging.getLogger(__name__)
 

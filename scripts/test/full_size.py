@@ -32,7 +32,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from evaluation.clip_score import write_json
-from triplaneturbo.systems.checkpoint import numbered_checkpoints, read_checkpoint
+from triplaneturbo.systems.checkpoint import numbered_checkpoints
+from triplaneturbo.weights.files import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "configs" / "TriplaneTurbo_v1_acc-2.yaml"

@@ -23,7 +23,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from triplaneturbo.launcher import Launch, launch, read_experiment
-from triplaneturbo.systems.checkpoint import newest_checkpoint, read_checkpoint
+from triplaneturbo.systems.checkpoint import newest_checkpoint
+from triplaneturbo.weights.files import read_checkpoint
 
 
 def start(request: Launch, output: Path) -> int:

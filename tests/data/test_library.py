@@ -33,6 +33,11 @@ def test_looks_in_load_then_in_datasets(tmp_path, monkeypatch):
     ("content", "message"),
     [
         ("{", "not valid JSON"),
+        ("", "not valid JSON"),
+        ('"a cat"', "mapping"),
+        ("null", "mapping"),
+        ({}, "no training prompts"),
+        ({"train": ["a cat", None]}, "but None is in it"),
         (["a cat"], "mapping"),
         ({"train": "a cat"}, "'train'"),
         ({"train": ["a cat", 3]}, "'train'"),
@@ -48,8 +53,25 @@ def test_says_what_is_wrong_with_a_file(tmp_path, content, message):
 
 
 def test_names_the_places_it_looked_at(tmp_path):
-    with pytest.raises(ConfigError, match=r"nowhere.json"):
+    with pytest.raises(ConfigError, match=r"nowhere\.json.*allowed: none"):
         PromptLibrary.read("nowhere", str(tmp_path))
+
+
+def test_a_name_that_does_not_exist_has_neighbours(tmp_path):
+    for name in ("solids_library", "animals"):
+        write(tmp_path, {"train": ["a cat"]}, name)
+    for mistake in ("solid_library", "solids_library.json"):
+        with pytest.raises(ConfigError, match="did you mean 'solids_library'"):
+            PromptLibrary.read(mistake, str(tmp_path))
+
+
+def test_a_file_that_is_not_text_and_a_folder(tmp_path):
+    (tmp_path / "latin.json").write_bytes(b'{"train": ["caf\xe9"]}')
+    with pytest.raises(ConfigError, match=r"latin\.json is not valid JSON"):
+        PromptLibrary.read("latin", str(tmp_path))
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(ConfigError, match="no prompt library 'folder'"):
+        PromptLibrary.read("folder", str(tmp_path))
 
 
 def test_fingerprint_changes_with_prompts_and_their_order():

@@ -78,6 +78,24 @@ def test_the_original_turntable_repeats_its_first_view():
     torch.testing.assert_close(batch.cameras[0].azimuth_deg, torch.tensor([0.0, 120, 240, 360]))
 
 
+def test_a_prompt_that_is_there_twice_is_looked_at_once(caplog):
+    prompts = ["a", "b", "a", "c", "b"]
+    for processes in (1, 2):
+        batches = [
+            b for rank in range(processes) for b in module(rank, processes, prompts=prompts).predict_dataloader()
+        ]
+        assert sorted((b.prompts[0], b.samples[0]) for b in batches) == [("a", 0), ("b", 1), ("c", 3)]
+    assert "2 prompts are there more than once" in caplog.text
+
+
+def test_an_export_needs_prompts(tmp_path):
+    (tmp_path / "some.json").write_text('{"train": ["a cat"]}')
+    data = module(prompts=None, prompt_library="some", prompt_library_dir=str(tmp_path))
+    assert len(data.test_dataloader()) == 0
+    with pytest.raises(ConfigError, match="'test': nothing to export; give --prompt"):
+        data.predict_dataloader()
+
+
 def test_one_prompt_can_be_picked_for_evaluation():
     data = module(eval_prompt="another")
     assert [batch.prompts for batch in data.test_dataloader()] == [("another",)]
@@ -94,6 +112,11 @@ def test_one_prompt_can_be_picked_for_evaluation():
         ({"pure_zeros": True}, "pure_zeros"),
         ({"resolution_milestones": [100]}, "resolution_milestones"),
         ({"unsup_fovy_range": [60, 40]}, "unsup_fovy_range"),
+        ({"unsup_fovy_range": [0, 60]}, "unsup_fovy_range"),
+        ({"unsup_fovy_range": [60, 200]}, "unsup_fovy_range"),
+        ({"n_test_views": -1}, "n_test_views"),
+        ({"dim_gaussian": [5, 4, 8, 8]}, "six planes"),
+        ({"eval_prompt": " "}, "eval_prompt"),
         ({"prompts": []}, "at least one"),
         ({"prompts": None}, "--prompt"),
     ],

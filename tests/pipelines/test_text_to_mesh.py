@@ -111,7 +111,9 @@ def test_files_of_the_original_are_renamed(pipe, folder, tmp_path):
     assert torch.equal(original("a red cube").planes, pipe("a red cube").planes)
     assert original.geometry.cfg.compat == "original"
     original.save_pretrained(tmp_path / "saved", copy_base=False)
-    assert TextToMeshPipeline.from_pretrained(tmp_path / "saved", "cpu").geometry.cfg.compat == "original"
+    again = TextToMeshPipeline.from_pretrained(tmp_path / "saved", "cpu")
+    assert again.geometry.cfg.compat == "original"
+    assert again.text_encoder.compat == original.text_encoder.compat == "right"  # only the deformation is the file's
     assert pipe.geometry.cfg.compat == "right"
 
 
@@ -119,6 +121,9 @@ def test_several_meshes_go_to_folders(pipe, tmp_path):
     output = pipe(["a red cube", "a blue cone"])
     with pytest.raises(ValueError, match="2 meshes do not fit into one file; use export_all"):
         output.export(tmp_path / "a.glb")
+    twice = pipe(["a red cube", "a red cube"], seed=[0, 1]).export_all(tmp_path / "seeds", turntable_views=0)
+    assert [path.parent.name for path in twice] == ["a_red_cube", "a_red_cube.2"]
+    assert twice[0].read_bytes() != twice[1].read_bytes()
     paths = output.export_all(tmp_path, fmt="obj", turntable_size=16)
     assert paths == [tmp_path / "a_red_cube" / "model.obj", tmp_path / "a_blue_cone" / "model.obj"]
 
@@ -126,6 +131,9 @@ def test_several_meshes_go_to_folders(pipe, tmp_path):
 def test_mistakes_in_calls(pipe):
     with pytest.raises(ValueError, match="there is no prompt"):
         pipe([])
+    for prompt, message in (("  ", "not empty"), ("caf\udce9", "not valid Unicode")):
+        with pytest.raises(ValueError, match=message):
+            pipe(prompt)
     with pytest.raises(ValueError, match="3 seeds do not fit 2 prompts"):
         pipe(["a cube", "a cone"], seed=[0, 1, 2])
 

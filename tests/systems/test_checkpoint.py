@@ -12,9 +12,9 @@ from triplaneturbo.systems.checkpoint import (
     AtomicCheckpointIO,
     newest_checkpoint,
     numbered_checkpoints,
-    read_checkpoint,
     resolve_resume,
 )
+from triplaneturbo.weights.files import read_checkpoint
 
 SAVE_UNTIL_KILLED = """
 import sys, torch

@@ -167,9 +167,9 @@ def test_a_state_of_another_system_is_refused_by_name(run):
     system, *_ = run()
     state = system.state_dict()
     name = "geometry.sdf_network.layers.0.weight"
-    with pytest.raises(WeightsError, match=f"missing {name}"):
+    with pytest.raises(WeightsError, match=rf"1 missing \({name}\)"):
         system.load_state_dict({k: v for k, v in state.items() if k != name})
-    with pytest.raises(WeightsError, match=r"unexpected geometry\.more"):
+    with pytest.raises(WeightsError, match=r"1 unexpected \(geometry\.more\)"):
         system.load_state_dict(state | {"geometry.more": torch.ones(1)})
     with pytest.raises(WeightsError, match=name):
         system.load_state_dict(state | {name: torch.ones(1)})
@@ -236,6 +236,8 @@ def test_weights_of_the_original_are_renamed(run, tmp_path):
     for name, value in system.geometry.state_dict().items():
         assert torch.equal(other.geometry.state_dict()[name], value)
     assert other.progress.step == 7
+    assert other.geometry.cfg.compat == "original"  # it belongs to the file
+    assert (other.cfg.compat, other.renderer.cfg.compat, system.geometry.cfg.compat) == ("right",) * 3
     torch.save({"state_dict": {k: v for k, v in original.items() if "sdf_network.layers.0" not in k}}, path)
     with pytest.raises(WeightsError, match="sdf_network"):
         assemble(*run.world, f"system.weights={path}")

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from triplaneturbo.errors import WeightsError
-from triplaneturbo.weights.files import describe_mismatch, load_exactly, load_tensors, replacing, save_tensors
+from triplaneturbo.storage import replacing
+from triplaneturbo.weights.files import describe_mismatch, load_exactly, load_tensors, save_tensors
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2], dtype=torch.int64)}
 
@@ -103,12 +104,47 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
         load_tensors(tmp_path / "x.pt")
     with pytest.raises(WeightsError, match="is a folder"):
         load_tensors(tmp_path)
-    (tmp_path / "x.onnx").write_bytes(b"1")
-    with pytest.raises(WeightsError, match=r"unknown kind; allowed: \.safetensors"):
-        load_tensors(tmp_path / "x.onnx")
-    torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    with pytest.raises(WeightsError, match="holds a list"):
-        load_tensors(tmp_path / "list.pt")
+    (tmp_path / "folder.ckpt").mkdir()
+    with pytest.raises(WeightsError, match="is a folder"):
+        load_tensors(tmp_path / "folder.ckpt")
+    for content, message in (
+        ([torch.zeros(1)], "holds a list"),
+        (torch.zeros(1), "holds a Tensor"),
+        ({}, "no named tensors"),
+        ({"state_dict": [1]}, "no named tensors"),
+        ({"state_dict": {"name": "text", 3: torch.zeros(1)}}, "no named tensors"),
+    ):
+        torch.save(content, tmp_path / "other.pt")
+        with pytest.raises(WeightsError, match=message):
+            load_tensors(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("suffix", ["", ".safetensors", ".ckpt", ".pth"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><title>404</title>", "is a web page"),
+        (b"\n <html>log in</html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
+        (b"1", "neither a safetensors file nor a PyTorch checkpoint"),
+        (b"PK\x03\x04 a zip archive of something else", "damaged or cut short"),
+        (b"\xff\0\0\0\0\0\0\0{", "damaged or cut short"),
+    ],
+)
+def test_other_files_are_called_by_their_name(tmp_path: Path, suffix: str, content: bytes, message: str) -> None:
+    (tmp_path / f"x{suffix}").write_bytes(content)
+    with pytest.raises(WeightsError, match=message):
+        load_tensors(tmp_path / f"x{suffix}")
+
+
+def test_the_content_counts_not_the_suffix(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "x.ckpt", TENSORS)
+    torch.save(TENSORS, tmp_path / "zip")
+    torch.save(TENSORS, tmp_path / "old", _use_new_zipfile_serialization=False)
+    (tmp_path / "zip").rename(tmp_path / "y.safetensors")
+    for name in ("x.ckpt", "y.safetensors", "old"):
+        assert torch.equal(load_tensors(tmp_path / name)["a.weight"], TENSORS["a.weight"])
 
 
 def test_mismatch_is_described_by_number_and_first_names() -> None:
@@ -122,10 +158,14 @@ def test_load_exactly_accounts_for_every_tensor() -> None:
     good = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
     load_exactly(module, good, "x.pt")
     assert torch.equal(module.weight, good["weight"])
+    for dtype in (torch.float64, torch.bfloat16, torch.float8_e4m3fn):
+        load_exactly(module, {name: (2 * tensor).to(dtype) for name, tensor in good.items()}, "x.pt")
+        assert torch.equal(module.weight, 2 * good["weight"])
     for bad, message in (
         ({"weight": good["weight"]}, r"1 missing \(bias\)"),
         (good | {"more": torch.ones(1)}, r"1 unexpected \(more\)"),
         (good | {"bias": torch.ones(3)}, r"1 of the wrong shape \(bias: \(3,\) instead of \(2,\)"),
+        (good | {"bias": torch.ones(2).int()}, r"1 of the wrong kind \(bias: torch\.int32 instead of torch\.float32"),
     ):
         with pytest.raises(WeightsError, match=r"x\.pt does not fit Linear: " + message):
             load_exactly(module, bad, "x.pt")

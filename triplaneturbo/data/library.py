@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from triplaneturbo.draws import keyed_generator
-from triplaneturbo.errors import ConfigError
+from triplaneturbo.errors import ConfigError, nearest
+from triplaneturbo.naming import check_prompts
 
 DEFAULT_FOLDERS = ("load", "datasets")
 
@@ -26,7 +27,7 @@ class PromptLibrary:
     @classmethod
     def of(cls, prompts: Sequence[str]) -> "PromptLibrary":
         """The same prompts for everything."""
-        checked = _checked(list(prompts), "the given prompts")
+        checked = check_prompts(prompts, "the given prompts")
         if not checked:
             raise ConfigError("there is no prompt; give at least one")
         return cls(checked, checked, checked)
@@ -44,20 +45,23 @@ class PromptLibrary:
         paths = [Path(f) / f"{name}.json" for f in folders]
         path = next((p for p in paths if p.is_file()), None)
         if path is None:
+            known = [p.stem for f in folders for p in Path(f).glob("*.json")]
             raise ConfigError(
                 f"there is no prompt library {name!r}: looked for {' and '.join(map(str, paths))}; "
-                "set data.prompt_library and data.prompt_library_dir, or give --prompt; "
+                f"{nearest(name, known)} Set data.prompt_library and data.prompt_library_dir, or give --prompt; "
                 "scripts/prepare/download_full.py fetches the published ones"
             )
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"the prompt library {path} is not valid JSON: {error}") from error
         if not isinstance(content, dict):
             raise ConfigError(
                 f'the prompt library {path} must be a mapping {{"train": [...], "val": ..., "test": ...}}'
             )
-        splits = {split: _checked(content.get(split, []), f"{split!r} of {path}") for split in ("train", "val", "test")}
+        splits = {
+            split: check_prompts(content.get(split, []), f"{split!r} of {path}") for split in ("train", "val", "test")
+        }
         if not splits["train"]:
             raise ConfigError(
                 f"the prompt library {path} has no training prompts: its list 'train' is missing or empty"
@@ -68,12 +72,6 @@ class PromptLibrary:
     def fingerprint(self) -> str:
         """A text that changes with the training prompts or their order."""
         return hashlib.blake2b(json.dumps(self.train).encode(), digest_size=8).hexdigest()
-
-
-def _checked(prompts: object, place: str) -> tuple[str, ...]:
-    if not isinstance(prompts, list) or not all(isinstance(p, str) and p.strip() for p in prompts):
-        raise ConfigError(f"{place} must be a list of texts that are not empty")
-    return tuple(prompts)
 
 
 @lru_cache(maxsize=2)

@@ -1,5 +1,6 @@
 """The data of a method without 3D data: prompts, random cameras, and text states."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
@@ -14,8 +15,11 @@ from triplaneturbo.data.cameras import CameraRanges, training_cameras
 from triplaneturbo.data.library import Position, PromptLibrary, micro_batches, prompt_index
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.naming import check_prompts
 from triplaneturbo.registry import register
 from triplaneturbo.types import Batch
+
+log = logging.getLogger(__name__)
 
 _NO_3D_DATA = "it belongs to training with 3D data, which this method does without; remove it"
 _NO_LIGHT = "materials are not lit, so there is no light to place; remove it"
@@ -120,10 +124,30 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
                     f"data.batch_size counts views, so it must be a multiple of n_view={self.n_view}, "
                     f"not {self.batch_size}"
                 )
+            if self.n_val_views < 1 or self.n_test_views < 1:
+                raise ConfigError("data.n_val_views and data.n_test_views must be 1 or more")
+            if self.dim_gaussian[0] != 6 or min(self.dim_gaussian) < 1:
+                raise ConfigError(
+                    "data.dim_gaussian must be [6, channels, height, width], the noise of six planes, "
+                    f"not {list(self.dim_gaussian)}"
+                )
+            if not (min(self.unsup_fovy_range) > 0 and max(self.unsup_fovy_range) < 180):
+                raise ConfigError(
+                    f"data.unsup_fovy_range must be between 0 and 180 degrees, not {list(self.unsup_fovy_range)}"
+                )
             for name in ("elevation", "azimuth", "camera_distance", "fovy"):
                 bounds = getattr(self, f"unsup_{name}_range")
                 if bounds[0] > bounds[1]:
                     raise ConfigError(f"data.unsup_{name}_range must be [low, high], not {list(bounds)}")
+
+        @property
+        def handed_down(self) -> dict[str, Any]:
+            """For the text processors."""
+            return {"compat": self.compat}
+
+    @classmethod
+    def differences(cls, cfg: Any) -> dict[int, str]:
+        return {11: "a turntable has n distinct views, its last one does not repeat the first; its noise has a seed"}
 
     def configure(self) -> None:
         cfg = self.cfg
@@ -135,7 +159,8 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
         else:
             raise ConfigError("there are no prompts: set data.prompt_library, or give --prompt")
         if cfg.eval_prompt is not None:
-            self.library = replace(self.library, val=(cfg.eval_prompt,), test=(cfg.eval_prompt,))
+            chosen = check_prompts([cfg.eval_prompt], "data.eval_prompt")
+            self.library = replace(self.library, val=chosen, test=chosen)
         self.prompts_per_batch = cfg.batch_size // cfg.n_view
         self.position = Position()
         self._condition_processor: Any = None
@@ -201,12 +226,19 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
         return self._evaluation(self.library.test, self.cfg.n_test_views)
 
     def predict_dataloader(self) -> DataLoader:
+        if not self.library.test:
+            raise ConfigError("the prompt library has no prompts in its list 'test': nothing to export; give --prompt")
         return self._evaluation(self.library.test, 0)
 
     def _evaluation(self, prompts: tuple[str, ...], n_views: int) -> DataLoader:
-        """This process's share of the prompts, each with a turntable of `n_views` views."""
-        rank, processes = self.trainer.global_rank, self.trainer.world_size
-        batches = [self.evaluation_batch(prompts, i, n_views) for i in range(rank, len(prompts), processes)]
+        """This process's share of the prompts, each once with a turntable of `n_views` views."""
+        first: dict[str, int] = {}
+        for index, prompt in enumerate(prompts):
+            first.setdefault(prompt, index)
+        if len(first) < len(prompts):
+            log.warning("%d prompts are there more than once; each is looked at once", len(prompts) - len(first))
+        mine = list(first.values())[self.trainer.global_rank :: self.trainer.world_size]
+        batches = [self.evaluation_batch(prompts, index, n_views) for index in mine]
         return DataLoader(_Batches(batches), batch_size=None)
 
     def evaluation_batch(self, prompts: tuple[str, ...], index: int, n_views: int) -> Batch:
@@ -248,7 +280,7 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
         name, options = getattr(self.cfg, f"{kind}_processor_type"), getattr(self.cfg, f"{kind}_processor")
         if not name:
             raise ConfigError(f"data.{kind}_processor_type is empty; name a text processor")
-        return build(name, options, handed_down={"compat": self.cfg.compat}).to(device)
+        return build(name, options, handed_down=self.cfg.handed_down).to(device)
 
 
 class _TrainingStream(IterableDataset):

@@ -19,8 +19,8 @@ from PIL import Image
 
 from triplaneturbo import __version__
 from triplaneturbo.pictures import PictureKind, encode, from_image, to_bytes
+from triplaneturbo.storage import replacing
 from triplaneturbo.types import Mesh, Texture
-from triplaneturbo.weights.files import replacing
 
 MAGIC, JSON_CHUNK, BINARY_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
 COMPONENT_TYPES = {5125: np.uint32, 5126: np.float32}

@@ -10,11 +10,11 @@ from triplaneturbo.exporters.files import check_mesh, write_mesh
 from triplaneturbo.exporters.render import render_turntable, save_picture
 from triplaneturbo.exporters.texture import add_texture
 from triplaneturbo.exporters.unwrap import check_available
-from triplaneturbo.naming import slug
+from triplaneturbo.naming import folder_names
 from triplaneturbo.pictures import PictureKind, save_webp, to_bytes
 from triplaneturbo.registry import register
+from triplaneturbo.storage import write_text
 from triplaneturbo.types import Mesh
-from triplaneturbo.weights.files import replacing
 
 TEXTURE_SIZES = range(16, 8193)
 VIDEO_VIEWS, VIDEO_SPEED = 60, 20  # views, and views a second
@@ -59,6 +59,8 @@ class MeshExporter(Component):
         def __post_init__(self) -> None:
             if self.fmt == "obj" and self.save_uv:
                 raise ConfigError("fmt=obj has colours per vertex; for a texture use fmt=obj-mtl or fmt=glb")
+            if Path(self.save_name).name != self.save_name:
+                raise ConfigError(f"save_name must be the name of a file, not {self.save_name!r}")
             if self.texture_size not in TEXTURE_SIZES:
                 bounds = f"{TEXTURE_SIZES[0]} to {TEXTURE_SIZES[-1]}"
                 raise ConfigError(f"texture_size must be a number of texels from {bounds}, not {self.texture_size}")
@@ -81,13 +83,15 @@ class MeshExporter(Component):
     def __call__(self, meshes: list[Mesh], prompts: list[str], folder: str | Path) -> list[Path]:
         """Write every mesh into folder/<slug of its prompt>/ and return the paths of the mesh files.
 
+        A prompt that is there more than once, such as with several seeds, has further folders: a_cube, a_cube.2, ...
+
         Raises:
             EmptyFieldError: a mesh has no faces or holds NaN; the message names the prompt. The meshes before it are
                 written.
         """
         return [
-            self._export(mesh, prompt, Path(folder) / slug(prompt))
-            for mesh, prompt in zip(meshes, prompts, strict=True)
+            self._export(mesh, prompt, Path(folder) / name)
+            for mesh, prompt, name in zip(meshes, prompts, folder_names(prompts), strict=True)
         ]
 
     def _export(self, mesh: Mesh, prompt: str, folder: Path) -> Path:
@@ -103,8 +107,7 @@ class MeshExporter(Component):
             )
         path = folder / f"{cfg.save_name}.{cfg.fmt.removesuffix('-mtl')}"
         write_mesh(path, mesh, normals=cfg.save_normal, texture_format=cfg.texture_format)
-        with replacing(folder / "prompt.txt") as temporary:
-            temporary.write_text(prompt)
+        write_text(folder / "prompt.txt", prompt)
         if cfg.turntable_views:
             views = render_turntable(mesh, cfg.turntable_views, cfg.turntable_size)
             save_picture(folder / "turntable.png", views, columns=cfg.turntable_views // 2)

@@ -11,8 +11,8 @@ import trimesh
 from torch import Tensor
 
 from triplaneturbo.pictures import PictureKind, encode, from_image, to_bytes
+from triplaneturbo.storage import replacing, write_text
 from triplaneturbo.types import Mesh, Texture
-from triplaneturbo.weights.files import replacing
 
 TEXTURE_NAME = "texture_kd"
 MATERIAL = """newmtl surface
@@ -47,8 +47,7 @@ def write_obj(path: Path, mesh: Mesh, normals: Tensor | None = None, texture_for
         indices.append(mesh.faces)
         corner += "/%d" if mesh.texture is not None else "//%d"
     parts.append(_lines(f"f {corner} {corner} {corner}", torch.stack(indices, dim=2) + 1))
-    with replacing(path) as temporary:
-        temporary.write_text("".join(parts))
+    write_text(path, "".join(parts))
 
 
 def read_obj(path: Path) -> Mesh:
@@ -83,8 +82,7 @@ def _write_material(path: Path, texture: Texture, kind: PictureKind) -> str:
     picture, material = path.with_name(f"{TEXTURE_NAME}.{kind}"), path.with_suffix(".mtl")
     with replacing(picture) as temporary:
         temporary.write_bytes(encode(to_bytes(texture.image), kind))
-    with replacing(material) as temporary:
-        temporary.write_text(MATERIAL.format(picture=picture.name))
+    write_text(material, MATERIAL.format(picture=picture.name))
     return material.name
 
 

@@ -85,7 +85,8 @@ class FewStepTriplaneDualStableDiffusion(Module):
         isosurface_outlier_n_faces_threshold: float = 0.01
         """Smallest share of the largest component's faces that is kept."""
         compat: Literal["right", "original"] = "right"
-        """Deformation in cells of the training grid, or of the grid in use."""
+        """original: the deformation is in cells of the grid in use, not of the training grid (docs/compat.md row 12).
+        A checkpoint of the original sets this for itself."""
 
         def __post_init__(self) -> None:
             if self.radius <= 0:
@@ -94,6 +95,11 @@ class FewStepTriplaneDualStableDiffusion(Module):
                 raise ConfigError(f"n_feature_dims must be at least 1, not {self.n_feature_dims}")
             if self.isosurface_resolution < 2:
                 raise ConfigError(f"isosurface_resolution must be at least 2, not {self.isosurface_resolution}")
+
+    @classmethod
+    def differences(cls, cfg: Any) -> dict[int, str]:
+        line = "the deformation is in cells of the training grid, whatever grid a mesh is exported with"
+        return {12: line} if cfg.isosurface_deformable_grid else {}
 
     def configure(self) -> None:
         cfg = self.cfg

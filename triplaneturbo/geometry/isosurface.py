@@ -70,7 +70,7 @@ def field_grid(
 def cells_per_unit(cfg: Any, resolution: int, compat: Compat | None = None) -> float:
     """Cells of a grid with `resolution` points along an edge in one unit of the deformation that the networks give.
 
-    The unit is a cell of the training grid, or with compat=original of whatever grid is in use (compat.md row 12).
+    The unit is a cell of the training grid, or with compat=original of whatever grid is in use (docs/compat.md row 12).
     cfg: the geometry's options.
     """
     if (compat or cfg.compat) == "original":

@@ -6,13 +6,14 @@ six tensors each, ours are one with a leading axis of six.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from triplaneturbo.errors import WeightsError
 
+PREFIX = "geometry."
 _GENERATOR = "space_generator."
 _ORIGINAL = "space_generator.peft_layers.layers."
 # Stacked plane p of ours, as the original calls it.
@@ -57,6 +58,29 @@ def from_original(state: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str
     if left:
         raise WeightsError(f"the checkpoint has {len(left)} tensors this model has no place for, first {min(left)}")
     return result
+
+
+def is_original(names: Iterable[str]) -> bool:
+    """Whether these tensors of a whole system hold a generator under the original's names."""
+    return any(name.startswith(PREFIX + _ORIGINAL) for name in names)
+
+
+def adopt(geometry: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a whole system under our names, whether they are a checkpoint of ours or of the original.
+
+    The networks of the original's checkpoints say the deformation in cells of whatever grid is in use. That belongs to
+    the file, so it sets `geometry.cfg.compat` to original, whatever the configuration says (docs/compat.md row 12).
+
+    Raises:
+        WeightsError: a checkpoint of the original does not fit `geometry`.
+    """
+    if not is_original(tensors):
+        return dict(tensors)
+    own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    renamed = from_original(own, geometry.state_dict())
+    geometry.cfg.compat = "original"
+    others = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
+    return others | {PREFIX + name: tensor for name, tensor in renamed.items()}
 
 
 def _layers(names: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Asynchronous score distillation with Stable Diffusion, MVDream and RichDreamer."""
 
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from triplaneturbo.errors import ConfigError
 from triplaneturbo.guidance.camera_conditions import CamMethod
 from triplaneturbo.guidance.distillation import ScoreDistillationGuidance, TeacherOptions
 from triplaneturbo.guidance.rules import ScoreEstimates, Weighting, score_gradient
+from triplaneturbo.guidance.teachers import RichDreamerTeacher
 from triplaneturbo.precision import DtypeName
 from triplaneturbo.registry import find, register
 from triplaneturbo.schedule import Schedule
@@ -93,6 +94,14 @@ class AsynchronousScoreDistillation(ScoreDistillationGuidance):
             if not self.half_precision_weights:
                 self.network_dtype = "float32"
 
+    @classmethod
+    def differences(cls, cfg: Any) -> dict[int, str]:
+        used = _used_teachers(cfg)
+        found = super().differences(cfg)
+        if any(getattr(cfg, f"{name}_weighting_strategy").startswith("dmd") for name in used):
+            found[1] = "dmd weightings estimate the clean latent from the noisy one, not from the clean one itself"
+        return found | (RichDreamerTeacher.differences(cfg) if "rd" in used else {})
+
     def configure(self) -> None:
         cfg = self.cfg
         shared = {"gradient_checkpoint": cfg.gradient_checkpoint, "network_dtype": cfg.network_dtype}
@@ -112,8 +121,7 @@ class AsynchronousScoreDistillation(ScoreDistillationGuidance):
             },
             "sd": {"path": cfg.sd_model_name_or_path, "image_size": cfg.sd_image_size},
         }
-        options = {name: self._teacher_options(name) for name in TEACHERS}
-        self.options = {name: o for name, o in options.items() if any(weight for _, weight in o.weight.points)}
+        self.options = {name: self._teacher_options(name) for name in _used_teachers(cfg)}
         self.teachers = nn.ModuleDict({name: find(TEACHERS[name])(own[name] | shared) for name in self.options})
         if not self.teachers:
             raise ConfigError("rd_weight, mv_weight and sd_weight are all 0: nothing guides the training")
@@ -134,3 +142,8 @@ class AsynchronousScoreDistillation(ScoreDistillationGuidance):
             use_sds=options.use_sds,
             compat=self.cfg.compat,
         )
+
+
+def _used_teachers(cfg: Any) -> list[str]:
+    """Prefixes of the teachers whose weight is not always 0."""
+    return [name for name in TEACHERS if any(value for _, value in getattr(cfg, f"{name}_weight").points)]

@@ -9,7 +9,7 @@ its teacher's turn. `latent_gradient` is the rule; a new method overrides it and
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -87,7 +87,16 @@ class ScoreDistillationGuidance(Module):
         grad_clip: Schedule | None = None
         """Largest magnitude of an entry of a latent gradient."""
         compat: Compat = "right"
-        """original: sums over prompts (compat.md row 3), and the rows named where this is read."""
+        """original: sums over prompts (docs/compat.md row 3), and the rows named where this is read."""
+
+    @classmethod
+    def differences(cls, cfg: Any) -> dict[int, str]:
+        found = {3: "the loss is the mean over all prompts of a step, not the sum over those of a process"}
+        if not cfg.parallel:
+            found[14] = "the single view of Stable Diffusion is drawn once a step, not anew for each renderer"
+        if cfg.sd_oppo_side and not cfg.parallel:
+            found[9] = "sd_oppo_side is followed without parallel_guidance too"
+        return found
 
     teachers: nn.ModuleDict
     options: dict[str, TeacherOptions]
@@ -151,7 +160,7 @@ class ScoreDistillationGuidance(Module):
 
     def _draw_view(self, draws: Draws, n_renderers: int) -> Int[Tensor, " G"]:
         n_view = self.cfg.n_view
-        if self.cfg.compat == "original" and not self.cfg.parallel:  # compat.md rows 9 and 14
+        if self.cfg.compat == "original" and not self.cfg.parallel:  # docs/compat.md rows 9 and 14
             return torch.cat([draws.integers(f"view{r}", 0, n_view) for r in range(n_renderers)])
         first = draws.integers("view", 0, n_view)
         step = n_view // 2 if self.cfg.sd_oppo_side else 0
@@ -211,7 +220,7 @@ class ScoreDistillationGuidance(Module):
         if self.cfg.grad_clip is not None:
             limit = self.cfg.grad_clip(scene.progress)
             gradient = gradient.clamp(-limit, limit)
-        prompts = 1 if self.cfg.compat == "original" else n  # compat.md row 3
+        prompts = 1 if self.cfg.compat == "original" else n  # docs/compat.md row 3
         latents.backward(gradient * (options.weight(scene.progress) / (frames * prompts)))
         gap = clean_gap(estimates, compat=self.cfg.compat)
         return [

@@ -62,7 +62,7 @@ def clean_gap(
     """How far the guided estimate of the clean latent is from the latent: mean_CHW |x - (x_t - sigma e) / alpha|.
 
     at_plus: the estimate is made at t_plus, from e_u + s (plus - e_u).
-    compat: original puts x in the place of x_t (compat.md row 1).
+    compat: original puts x in the place of x_t (docs/compat.md row 1).
     """
     e = estimates
     t = e.t_plus if at_plus else e.t

@@ -7,7 +7,7 @@ between teachers is what they look at, which text and camera they are told, and 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -194,9 +194,13 @@ class RichDreamerTeacher(Teacher):
         cam_method: CamMethod = "rel_x2"
         """Camera distance as the teacher is told it: twice the relative one, the relative one, the absolute one."""
         compat: Literal["right", "original"] = "right"
-        """right: pictures in [-1, 1], as in the teacher's training. original: in [0, 1] (compat.md row 2)."""
+        """right: pictures in [-1, 1], as in the teacher's training. original: in [0, 1] (docs/compat.md row 2)."""
 
     multi_view = True
+
+    @classmethod
+    def differences(cls, cfg: Any) -> dict[int, str]:
+        return {2: "RichDreamer looks at normals and disparity in [-1, 1], as in its training, not in [0, 1]"}
 
     def configure(self) -> None:
         self.vae = None

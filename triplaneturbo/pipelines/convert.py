@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from diffusers.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
 from triplaneturbo.config import load_config
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
-from triplaneturbo.geometry.legacy import from_original, to_original
+from triplaneturbo.geometry.legacy import PREFIX, adopt, is_original, to_original
 from triplaneturbo.pipelines.text_to_mesh import CONFIG_FILE, PipelineConfig
-from triplaneturbo.weights.files import load_tensors, replacing, save_tensors
+from triplaneturbo.storage import write_text
+from triplaneturbo.weights.files import load_tensors, save_checkpoint, save_tensors
 from triplaneturbo.weights.ldm import LDM_SCHEDULE, UNET_PREFIX, VAE_PREFIX, build_unet, build_vae
 
 Kind = Literal["mvdream", "richdreamer", "student"]
-GEOMETRY = "geometry."
 # Grid points along an edge in which the published pipeline looks for the surface.
 PUBLISHED_RESOLUTION = 160
 
@@ -33,13 +34,13 @@ def kind_of(state: Mapping[str, Tensor], source: str | Path) -> Kind:
     Raises:
         WeightsError: it is none of the three.
     """
-    if any(name.startswith(GEOMETRY) and ".peft_layers." in name for name in state):
+    if is_original(state):
         return "student"
     projections = [t for name, t in state.items() if name.startswith(UNET_PREFIX) and name.endswith(".proj_in.weight")]
     if not projections:
         raise WeightsError(
             f"{source} is neither MVDream's, RichDreamer's nor a student's checkpoint: it holds no tensors named "
-            f"{UNET_PREFIX}* or {GEOMETRY}space_generator.peft_layers.*"
+            f"{UNET_PREFIX}* or {PREFIX}space_generator.peft_layers.*"
         )
     return "mvdream" if projections[0].dim() == 2 else "richdreamer"
 
@@ -68,28 +69,29 @@ def convert(source: str | Path, folder: str | Path, config: str | Path) -> Kind:
             raise WeightsError(f"{source} holds no autoencoder ({VAE_PREFIX}*), which MVDream needs")
         models["vae"] = build_vae(state, source)
     for part, model in models.items():
-        model.save_pretrained(folder / part)
-    _write_json(folder / "scheduler" / "scheduler_config.json", LDM_SCHEDULE)
+        save_tensors(folder / part / SAFETENSORS_WEIGHTS_NAME, model.state_dict(), {"format": "pt"})
+        write_text(folder / part / CONFIG_NAME, model.to_json_string())
+    write_text(folder / "scheduler" / "scheduler_config.json", json.dumps(LDM_SCHEDULE, indent=2) + "\n")
     return kind
 
 
 def _write_student(state: Mapping[str, Tensor], folder: Path, config: str | Path) -> None:
     experiment = load_config([config], ["data.prompt_library=none"])
-    options = {**experiment.system["geometry"], "compat": "original"}  # deformation in cells of the grid in use
-    own = {name.removeprefix(GEOMETRY): t for name, t in state.items() if name.startswith(GEOMETRY)}
+    options = experiment.system["geometry"]
     with torch.device("meta"):
         geometry = FewStepTriplaneDualStableDiffusion(options)
-    renamed = from_original(own, geometry.state_dict())
+    renamed = adopt(geometry, state)
     pipeline = PipelineConfig(
         base=os.path.relpath(geometry.cfg.space_generator_config.pretrained_model_name_or_path, folder),
-        geometry=options,
+        geometry={**options, "compat": geometry.cfg.compat},
         material=experiment.system.get("material", {}),
         latent_size=tuple(experiment.data["dim_gaussian"][2:]),
         num_inference_steps=experiment.system["num_steps_sampling"],
         resolution=PUBLISHED_RESOLUTION,
     )
-    save_tensors(folder / pipeline.weights, {GEOMETRY + name: tensor for name, tensor in renamed.items()})
-    _write_json(folder / CONFIG_FILE, dataclasses.asdict(pipeline))
+    trained = {name: tensor for name, tensor in renamed.items() if name.startswith(PREFIX)}
+    save_tensors(folder / pipeline.weights, trained)
+    write_text(folder / CONFIG_FILE, json.dumps(dataclasses.asdict(pipeline), indent=2) + "\n")
 
 
 def convert_back(folder: str | Path, path: str | Path) -> None:
@@ -102,20 +104,14 @@ def convert_back(folder: str | Path, path: str | Path) -> None:
     if not (folder / CONFIG_FILE).is_file():
         raise WeightsError(f"{folder} has no {CONFIG_FILE}; save a pipeline with save_pretrained, and give its folder")
     state = load_tensors(folder / json.loads((folder / CONFIG_FILE).read_text())["weights"])
-    others = sorted(name for name in state if not name.startswith(GEOMETRY))
+    others = sorted(name for name in state if not name.startswith(PREFIX))
     if others:
         raise WeightsError(f"the original's checkpoint has no place for {others[0]}: its material has no network")
-    original = to_original({name.removeprefix(GEOMETRY): tensor for name, tensor in state.items()})
+    original = to_original({name.removeprefix(PREFIX): tensor for name, tensor in state.items()})
     content = {
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": "2.0.0",
-        "state_dict": {GEOMETRY + name: tensor.clone() for name, tensor in original.items()},
+        "state_dict": {PREFIX + name: tensor.clone() for name, tensor in original.items()},
     }
-    with replacing(path) as temporary:
-        torch.save(content, temporary)
-
-
-def _write_json(path: Path, content: Mapping) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+    save_checkpoint(path, content)

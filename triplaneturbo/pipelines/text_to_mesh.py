@@ -3,11 +3,10 @@
 import dataclasses
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -21,11 +20,13 @@ from triplaneturbo.exporters.files import check_mesh, write_mesh
 from triplaneturbo.exporters.mesh_exporter import MeshExporter
 from triplaneturbo.geometry.few_step_triplane import FewStepTriplaneDualStableDiffusion
 from triplaneturbo.geometry.isosurface import extract_meshes
-from triplaneturbo.geometry.legacy import from_original
+from triplaneturbo.geometry.legacy import adopt
 from triplaneturbo.materials.no_material import NoMaterial
+from triplaneturbo.naming import check_prompts
 from triplaneturbo.prompts.text_encoder import TextEncoder
+from triplaneturbo.storage import copy_file, write_text
 from triplaneturbo.types import Mesh
-from triplaneturbo.weights.files import load_exactly, load_tensors, replacing, save_tensors
+from triplaneturbo.weights.files import load_exactly, load_tensors, save_tensors
 
 CONFIG_FILE = "pipeline.json"
 
@@ -48,6 +49,8 @@ class PipelineConfig:
     """Denoising steps, unless a call says otherwise."""
     resolution: int = 160
     """Grid points along an edge in which the surface is searched, unless a call says otherwise."""
+    compat: Literal["right", "original"] = "right"
+    """original: prompts that are too long lose their end token (docs/compat.md row 10)."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class TextToMeshPipeline:
         generator = {**config.geometry.get("space_generator_config", {}), "pretrained_model_name_or_path": str(base)}
         geometry = {**config.geometry, "space_generator_config": generator}
         self.geometry = FewStepTriplaneDualStableDiffusion(geometry).eval()
-        self.text_encoder = TextEncoder(self.base, compat=self.geometry.cfg.compat)
+        self.text_encoder = TextEncoder(self.base, compat=config.compat)
         self.material = NoMaterial(config.material).eval()
         self._trained = self._load(Path(weights))
         self.geometry.merge()
@@ -111,16 +114,10 @@ class TextToMeshPipeline:
     def _load(self, path: Path) -> dict[str, Tensor]:
         """Load the trained tensors of `path` into the networks and return them, under our names."""
         parts = nn.ModuleDict({"geometry": self.geometry, "material": self.material})
-        tensors = load_tensors(path) | _averages(path)
+        tensors = adopt(self.geometry, load_tensors(path))
+        self.config.geometry = {**self.config.geometry, "compat": self.geometry.cfg.compat}
         # A checkpoint of training also holds renderers and background, which no mesh depends on.
         trained = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in parts}
-        if any(".peft_layers." in name for name in trained):
-            own = {name.removeprefix("geometry."): tensor for name, tensor in trained.items()}
-            renamed = from_original(own, self.geometry.state_dict())
-            trained = {f"geometry.{name}": tensor for name, tensor in renamed.items()}
-            # The original's deformation is in cells of whatever grid is used.
-            self.geometry.cfg.compat = "original"
-            self.config.geometry = {**self.config.geometry, "compat": "original"}
         load_exactly(parts, trained, path)
         return trained
 
@@ -162,7 +159,8 @@ class TextToMeshPipeline:
         """
         experiment = load_config([config])
         geometry = dict(experiment.system.get("geometry", {}))
-        geometry.setdefault("compat", experiment.compat)
+        compat = experiment.handed_down["compat"]
+        geometry.setdefault("compat", compat)
         parsed = parse_config(FewStepTriplaneDualStableDiffusion.Config, geometry, "system.geometry")
         base = parsed.space_generator_config.pretrained_model_name_or_path
         pipeline_config = PipelineConfig(
@@ -171,6 +169,7 @@ class TextToMeshPipeline:
             latent_size=tuple(experiment.data.get("dim_gaussian", (6, 4, 32, 32))[2:]),
             num_inference_steps=experiment.system.get("num_steps_sampling", 4),
             resolution=experiment.system.get("export_resolution") or parsed.isosurface_resolution,
+            compat=compat,
         )
         return cls(pipeline_config, base, weights).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -187,12 +186,12 @@ class TextToMeshPipeline:
         if copy_base:
             base = PipelineConfig.base
             if (folder / base).resolve() != self.base.resolve():
-                shutil.copytree(self.base, folder / base, dirs_exist_ok=True)
+                for file in (path for path in self.base.rglob("*") if path.is_file()):
+                    copy_file(file, folder / base / file.relative_to(self.base))
         trained = {name: tensor.half() for name, tensor in self._trained.items()} if half else self._trained
         save_tensors(folder / PipelineConfig.weights, trained)
         config = dataclasses.replace(self.config, base=base, weights=PipelineConfig.weights)
-        with replacing(folder / CONFIG_FILE) as temporary:
-            temporary.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        write_text(folder / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
     @property
     def device(self) -> torch.device:
@@ -237,6 +236,7 @@ class TextToMeshPipeline:
         """Feature planes of the prompts; arguments as of a call."""
         if not prompts:
             raise ValueError("there is no prompt; give a text or a list of texts")
+        check_prompts(list(prompts), "prompt")
         seeds = [seed] * len(prompts) if isinstance(seed, int) else list(seed)
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds do not fit {len(prompts)} prompts; give one seed, or one a prompt")
@@ -256,10 +256,3 @@ class TextToMeshPipeline:
         shape = (6, self.geometry.space_generator.latent_channels, *self.config.latent_size)
         rows = [torch.randn(shape, generator=keyed_generator(seed, "pipeline/noise")) for seed in seeds]
         return torch.cat(rows).to(self.device)
-
-
-def _averages(path: Path) -> dict[str, Tensor]:
-    """The running averages of the trained tensors, which a checkpoint of training may hold beside them."""
-    if path.suffix != ".ckpt":
-        return {}
-    return torch.load(path, map_location="cpu", weights_only=True).get("ema", {})

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from triplaneturbo.base import Module
 from triplaneturbo.errors import ConfigError
@@ -46,7 +46,7 @@ class Processor(Module):
         spawn: bool = False
         """Accepted for old configurations: nothing is encoded in another process."""
         compat: Literal["right", "original"] = "right"
-        """original: prompts that are too long lose their end token (compat.md row 10)."""
+        """original: prompts that are too long lose their end token (docs/compat.md row 10)."""
 
         REFUSED: ClassVar[dict[str, str]] = REFUSED
 
@@ -56,6 +56,10 @@ class Processor(Module):
                     "use_local_text_embeddings: false gives the networks a single pooled state, which none of them can "
                     "read; leave it out"
                 )
+
+    @classmethod
+    def differences(cls, cfg: Any) -> dict[int, str]:
+        return {10: "a prompt longer than the text encoder reads is cut before its end token, which stays"}
 
     def _load(self, folder: str) -> TextEncoder:
         return TextEncoder(

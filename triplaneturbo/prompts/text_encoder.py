@@ -1,5 +1,6 @@
 """A frozen CLIP text model with its tokenizer, from a diffusers folder."""
 
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from triplaneturbo.errors import WeightsError
 from triplaneturbo.prompts.cache import EncodingCache, fingerprint
 from triplaneturbo.weights.files import describe_mismatch
 from triplaneturbo.weights.folders import require_part
+
+log = logging.getLogger(__name__)
 
 BATCH = 64
 
@@ -31,7 +34,7 @@ class TextEncoder(nn.Module):
     Args:
         folder: a diffusers folder with text_encoder/ and tokenizer/.
         compat: what becomes of a prompt that is too long. right: it is cut before its end token. original: it loses
-            the end token, and its pooled state is that of some other token (compat.md row 10).
+            the end token, and its pooled state is that of some other token (docs/compat.md row 10).
         remembered: recently used prompts whose encodings are kept in memory.
         cache_dir: where `precompute` writes and `encode` looks; None: no files.
     """
@@ -51,6 +54,7 @@ class TextEncoder(nn.Module):
         self.compat = compat
         self.remembered = remembered
         self._memory: OrderedDict[str, Encoding] = OrderedDict()
+        self._told_of_long_prompts = False
         self._cache = None if cache_dir is None else EncodingCache(cache_dir, fingerprint(folder, compat))
         self.train(False)
 
@@ -63,7 +67,8 @@ class TextEncoder(nn.Module):
         return super()._apply(*args, **kwargs)
 
     def tokenize(self, prompts: Sequence[str]) -> Int[Tensor, "B L"]:
-        """Token ids, padded to the length of the model."""
+        """Token ids, padded to the length of the model; that a prompt is too long is said once."""
+        self._look_for_long_prompts(prompts)
         ids = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -72,6 +77,19 @@ class TextEncoder(nn.Module):
             return_tensors=None,
         ).input_ids
         return torch.tensor([row[: self.max_length] for row in ids])
+
+    def _look_for_long_prompts(self, prompts: Sequence[str]) -> None:
+        if self._told_of_long_prompts:
+            return
+        lengths = map(len, self.tokenizer(list(prompts), verbose=False).input_ids)
+        too_long = [prompt for prompt, length in zip(prompts, lengths, strict=True) if length > self.max_length]
+        if too_long:
+            self._told_of_long_prompts = True
+            log.warning(
+                "%r is longer than the %d tokens of the text encoder: the end of such prompts has no influence",
+                f"{too_long[0][:60]}...",
+                self.max_length,
+            )
 
     def encode(self, prompts: Sequence[str]) -> tuple[Float[Tensor, "B L C"], Float[Tensor, "B C"]]:
         """Last hidden states and pooled states of the prompts, float32."""

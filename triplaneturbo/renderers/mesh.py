@@ -66,6 +66,18 @@ class MeshRenderer(Renderer):
             if self.isosurface_resolution < 6:
                 raise ConfigError(f"isosurface_resolution must be at least 6, not {self.isosurface_resolution}")
 
+    @classmethod
+    def differences(cls, cfg: Any) -> dict[int, str]:
+        found = {
+            6: "rasteriser: of several prompts, each picture has the background of its own prompt",
+            7: "rasteriser: depth is the distance along the ray, as in the volume renderer, not clip-space z",
+        }
+        if cfg.enable_bg_rays:
+            found[5] = "rasteriser: rays of the background have the focal length of its own pictures"
+        if cfg.def_grad_shrink != cfg.sdf_grad_shrink:
+            found[4] = "rasteriser: def_grad_shrink is applied, not sdf_grad_shrink in its place"
+        return found
+
     def forward(
         self,
         planes: Float[Tensor, "B 6 C h w"],

@@ -62,9 +62,14 @@ class PatchRenderer(Module):
             if self.patch_size < 1 or self.global_downsample < 1:
                 raise ConfigError("patch_size and global_downsample must be at least 1")
 
+        @property
+        def handed_down(self) -> dict[str, Any]:
+            """For the renderer that is wrapped."""
+            return {"compat": self.compat}
+
     def configure(self, **siblings: Any) -> None:
         name, options = self.cfg.base_renderer_type, self.cfg.base_renderer
-        self.base_renderer = build(name, options, handed_down={"compat": self.cfg.compat}, **siblings)
+        self.base_renderer = build(name, options, handed_down=self.cfg.handed_down, **siblings)
         if not hasattr(self.base_renderer, "render_rays"):
             raise ConfigError(
                 f"base_renderer_type {self.cfg.base_renderer_type!r} cannot render single rays; "

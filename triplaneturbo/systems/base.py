@@ -15,18 +15,17 @@ from triplaneturbo.base import Component, build
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError, EmptyFieldError, WeightsError
 from triplaneturbo.geometry.isosurface import extract_meshes
-from triplaneturbo.geometry.legacy import from_original
+from triplaneturbo.geometry.legacy import adopt
 from triplaneturbo.naming import slug
 from triplaneturbo.pictures import save_film, save_png, sheet
 from triplaneturbo.renderers.mesh import MeshRenderer
 from triplaneturbo.schedule import Progress
-from triplaneturbo.systems.checkpoint import read_checkpoint
 from triplaneturbo.systems.ema import ParameterAverage
 from triplaneturbo.systems.losses import LossConfig
 from triplaneturbo.systems.losslog import Records
 from triplaneturbo.systems.optimizer import OptimizerConfig, ScheduledOptimizer
 from triplaneturbo.types import Batch, Cameras, Views
-from triplaneturbo.weights.files import load_tensors
+from triplaneturbo.weights.files import misfit, named_tensors, read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -118,10 +117,16 @@ class GeneratorSystem(Component, pl.LightningModule):
                 raise ConfigError(
                     f"gradient_accumulation_steps must be 1 or more, not {self.gradient_accumulation_steps}"
                 )
+            if self.export_resolution is not None and self.export_resolution < 2:
+                raise ConfigError(f"export_resolution must be 2 or more, not {self.export_resolution}")
+
+        @property
+        def handed_down(self) -> dict[str, Any]:
+            """For the parts."""
+            return {"seed": self.seed, "compat": self.compat}
 
     def configure(self) -> None:
         cfg = self.cfg
-        self.handed_down = {"seed": cfg.seed, "compat": cfg.compat}
         self.geometry = self._build("geometry")
         self.material = self._build("material")
         self.background = self._build("background")
@@ -142,7 +147,7 @@ class GeneratorSystem(Component, pl.LightningModule):
 
     def _build(self, part: str, **siblings: Any) -> Any:
         return build(
-            getattr(self.cfg, f"{part}_type"), getattr(self.cfg, part), handed_down=self.handed_down, **siblings
+            getattr(self.cfg, f"{part}_type"), getattr(self.cfg, part), handed_down=self.cfg.handed_down, **siblings
         )
 
     def set_folders(self, *, save: Path, export: Path | None) -> None:
@@ -162,18 +167,12 @@ class GeneratorSystem(Component, pl.LightningModule):
         """As for any module, with errors that name the tensors.
 
         Raises:
-            WeightsError: tensors have another shape; or `strict`, and some are missing or unexpected.
+            WeightsError: `strict`, and tensors are missing, unexpected, or of another shape or kind.
         """
-        try:
-            result = super().load_state_dict(state_dict, strict=False, assign=assign)
-        except RuntimeError as error:  # torch: tensors of another shape
-            raise WeightsError(f"the checkpoint does not belong to this system: {error}") from error
-        if strict and (result.missing_keys or result.unexpected_keys):
-            raise WeightsError(
-                "the checkpoint does not belong to this system: "
-                f"missing {_some(result.missing_keys)}; unexpected {_some(result.unexpected_keys)}"
-            )
-        return result
+        problem = misfit(state_dict, self.state_dict()) if strict else ""
+        if problem:
+            raise WeightsError(f"the checkpoint does not belong to this system: {problem}")
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def load_weights(self, path: str) -> None:
         """Start from the weights of a checkpoint of ours or of the original; averaged ones, if it has them.
@@ -182,22 +181,19 @@ class GeneratorSystem(Component, pl.LightningModule):
         schedules where the file left them; training starts them anew.
 
         Raises:
-            WeightsError: the file has tensors that this system has no place for, or lacks some of a part.
+            WeightsError: the file cannot be read, has tensors that this system has no place for, or lacks some of a
+                part.
         """
         ignored = tuple(f"{name}." for name in self.cfg.weights_ignore_modules or ())
         state, self.progress = read_weights(path)
-        state = {name: value for name, value in state.items() if not name.startswith(ignored or ("\0",))}
-        geometry = {name.removeprefix("geometry."): v for name, v in state.items() if name.startswith("geometry.")}
-        if any("peft_layers.layers." in name for name in geometry):
-            state = {name: value for name, value in state.items() if not name.startswith("geometry.")}
-            renamed = from_original(geometry, self.geometry.state_dict())
-            state |= {f"geometry.{name}": value for name, value in renamed.items()}
-        result = self.load_state_dict(state, strict=False)
+        state = adopt(self.geometry, {name: value for name, value in state.items() if not name.startswith(ignored)})
         present = {name.split(".")[0] for name in state}
-        incomplete = [name for name in result.missing_keys if name.split(".")[0] in present]
-        if incomplete or result.unexpected_keys:
-            raise WeightsError(f"{path}: missing {_some(incomplete)}; unexpected {_some(result.unexpected_keys)}")
-        absent = sorted({name.split(".")[0] for name in result.missing_keys})
+        own = self.state_dict()
+        problem = misfit(state, {name: value for name, value in own.items() if name.split(".")[0] in present})
+        if problem:
+            raise WeightsError(f"{path} does not belong to this system: {problem}")
+        self.load_state_dict(state, strict=False)
+        absent = sorted({name.split(".")[0] for name in own} - present)
         log.info("took %s from %s; not in it: %s", sorted(present), path, absent or "nothing")
 
     def on_train_start(self) -> None:
@@ -212,6 +208,8 @@ class GeneratorSystem(Component, pl.LightningModule):
             checkpoint["ema"] = self.average.averages
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if "progress" not in checkpoint:
+            raise WeightsError("the checkpoint is of another program: it does not say how far its training had come")
         self.progress = Progress(**checkpoint["progress"])
         if self.average:
             if "ema" not in checkpoint:
@@ -305,14 +303,7 @@ class GeneratorSystem(Component, pl.LightningModule):
 
 def read_weights(path: str) -> tuple[dict[str, Tensor], Progress]:
     """The trained tensors of a file, averaged ones if there are any, and the progress they stand for, if known."""
-    if path.endswith(".safetensors"):
-        return load_tensors(path), Progress()
     content = read_checkpoint(path)
-    state = {**content.get("state_dict", content), **content.get("ema", {})}
-    return state, Progress(content.get("global_step", 0), content.get("progress", content).get("epoch", 0))
-
-
-def _some(names: list[str]) -> str:
-    """The first names and how many more there are."""
-    shown = ", ".join(names[:3]) or "nothing"
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+    progress = content.get("progress", content)
+    step, epoch = content.get("global_step", 0), progress.get("epoch", 0)
+    return named_tensors(content, path), Progress(step, epoch)

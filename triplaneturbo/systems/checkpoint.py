@@ -1,19 +1,20 @@
 """Checkpoints that survive a kill: written aside, flushed to the disk, renamed; then the old ones are removed."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 
 from triplaneturbo.config import CheckpointConfig
 from triplaneturbo.errors import ConfigError, WeightsError
-from triplaneturbo.weights.files import replacing
+from triplaneturbo.storage import link_file
+from triplaneturbo.weights.files import read_checkpoint, save_checkpoint
 
 LAST = "last.ckpt"
+# What a training of Lightning saves, whatever the system, and a file of weights alone does not have.
+_STATE = ("state_dict", "global_step", "pytorch-lightning_version", "loops")
 _NUMBERED = re.compile(r"epoch=\d+-step=(\d+)\.ckpt")
 
 
@@ -25,26 +26,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write under a temporary name, flush to the disk, rename."""
-        with replacing(path) as unfinished:
-            torch.save(checkpoint, unfinished)
+        save_checkpoint(path, checkpoint)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: Any = None) -> dict[str, Any]:
-        """Read `path` without executing anything stored in it."""
-        return read_checkpoint(path, map_location)
+        """Read `path` without executing anything stored in it.
 
-
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint file.
-
-    Raises:
-        WeightsError: the file is missing, damaged, or holds more than tensors and plain values.
-    """
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except FileNotFoundError as error:
-        raise WeightsError(f"there is no checkpoint {path}") from error
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for a damaged file
-        raise WeightsError(f"the checkpoint {path} cannot be read: {error}") from error
+        Raises:
+            WeightsError: the file cannot be read, or is not the state of a training.
+        """
+        content = read_checkpoint(path, map_location)
+        missing = [key for key in _STATE if key not in content]
+        if missing:
+            raise WeightsError(
+                f"{path} is not the state of a training (it has no {missing[0]}): resume= cannot continue it; to start "
+                f"from its weights give system.weights={path} instead"
+            )
+        return content
 
 
 class Checkpointer(pl.Callback):
@@ -85,8 +82,7 @@ class Checkpointer(pl.Callback):
         self._saved_step = trainer.global_step
         if trainer.is_global_zero and keeps_numbered:
             if self.config.save_last:
-                with replacing(self.folder / LAST) as unfinished:
-                    os.link(self.folder / name, unfinished)  # a second name, not a second copy
+                link_file(self.folder / name, self.folder / LAST)
             self._prune()
 
     def _prune(self) -> None:

@@ -1,4 +1,7 @@
-"""The loss log: one JSON line an optimizer step, the same bytes whether or not the run was interrupted."""
+"""The loss log: one JSON line an optimizer step, the same bytes whether or not the run was interrupted.
+
+TensorBoard's log is beside it, for people.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -7,11 +10,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from triplaneturbo.weights.files import replacing
+from triplaneturbo.storage import explaining, write_text
 
 
 class LossLog(Logger):
@@ -35,7 +39,7 @@ class LossLog(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float | int], step: int | None = None) -> None:
         """Append one line and hand it to the operating system, so that a killed process loses nothing."""
-        with open(self.path, "a", encoding="utf-8") as file:
+        with explaining(self.path, self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
 
     @rank_zero_only
@@ -45,8 +49,21 @@ class LossLog(Logger):
             return
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        with replacing(self.path) as unfinished:
-            unfinished.write_text("".join(kept), encoding="utf-8")
+        write_text(self.path, "".join(kept))
+
+
+class EventLog(TensorBoardLogger):
+    """TensorBoard's files, with a full disk as an error that says so."""
+
+    def log_metrics(self, metrics: Mapping[str, float | int], step: int | None = None) -> None:
+        """Note the values; they are written by a thread, whose failures come up at one of the next calls."""
+        with explaining(Path(self.log_dir), Path(self.log_dir)):
+            super().log_metrics(metrics, step)
+
+    def finalize(self, status: str) -> None:
+        """Wait until all is written."""
+        with explaining(Path(self.log_dir), Path(self.log_dir)):
+            super().finalize(status)
 
 
 class Records:

@@ -75,6 +75,15 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
             if self.step_every_part and self.gradient_accumulation_steps > 1:
                 raise ConfigError("step_every_part leaves no gradients to accumulate: set one of the two options")
 
+        @property
+        def handed_down(self) -> dict[str, Any]:
+            return super().handed_down | {"parallel": self.parallel_guidance}
+
+    @classmethod
+    def differences(cls, cfg: Any) -> dict[int, str]:
+        line = "specifiy_guidance_timestep is followed, not only computed"
+        return {13: line} if cfg.specifiy_guidance_timestep else {}
+
     def configure(self) -> None:
         super().configure()
         self.automatic_optimization = False
@@ -99,7 +108,6 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
         n_steps = self.trainer.datamodule.cfg.n_steps
         if n_steps != self.cfg.num_parts_training:
             raise ConfigError(f"data.n_steps ({n_steps}) must be num_parts_training ({self.cfg.num_parts_training})")
-        self.handed_down["parallel"] = self.cfg.parallel_guidance
         self._teachers = (self._build("guidance").to(self.device),)
 
     @property
@@ -176,7 +184,7 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
 
     def teacher_range(self, part: int) -> tuple[float, float] | None:
         """The share of all timesteps that the teachers of `part` look at, if it is not theirs to choose."""
-        if self.cfg.specifiy_guidance_timestep is None:
+        if self.cfg.specifiy_guidance_timestep is None or self.cfg.compat == "original":  # docs/compat.md row 13
             return None
         bounds = [*self.timesteps[:: len(self.timesteps) // self.cfg.num_parts_training], 0]
         return bounds[part + 1] / self.n_timesteps, bounds[part] / self.n_timesteps

@@ -1,10 +1,11 @@
 """Tensors on disk. Files are written atomically; pickled code is never executed."""
 
-import os
 import pickle
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -12,100 +13,129 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from triplaneturbo.errors import WeightsError
+from triplaneturbo.storage import replacing
 
-PICKLED_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary name beside `path`; on leaving without an error the file there is synced and takes its place.
-
-    A reader sees the old file or the new one, never a part of it, whatever happens in between.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+# A PyTorch file is a zip archive; before version 1.6 it was a pickle of protocol 2.
+_PYTORCH = (b"PK\x03\x04", b"\x80\x02")
+_AGAIN = "fetch it again, or take another"
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a .safetensors file atomically."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with replacing(path, size=sum(tensor.nbytes for tensor in contiguous.values())) as temporary:
         save_file(contiguous, temporary, metadata=dict(metadata or {}))
 
 
-def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a PyTorch checkpoint (.pt, .pth, .ckpt, .bin), on the CPU.
+def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write a PyTorch checkpoint atomically."""
+    # Of a file that is opened here, unlike of a path, torch lets one see why it could not be written.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
 
-    A checkpoint that keeps its tensors under "state_dict" is unwrapped. Checkpoints are read with
-    `weights_only=True`: nothing in them is executed.
+
+def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """The content of a PyTorch checkpoint, or the tensors of a safetensors file, which are told apart by their bytes.
+
+    Nothing in the file is executed: it may hold tensors and plain values only.
 
     Raises:
-        WeightsError: the file is missing, truncated, of an unknown kind, or holds more than tensors.
+        WeightsError: the file is missing, damaged, something else, or holds more than tensors and plain values.
     """
     path = Path(path)
+    start = _first_bytes(path)
+    if start[8:9] == b"{":  # after eight bytes with the length of the header
+        return _read_safetensors(path)
+    if not start.startswith(_PYTORCH):
+        raise WeightsError(f"{path} {_what_else(start)}")
+    try:
+        with path.open("rb") as file:  # of a path, torch would heed the suffix
+            content = torch.load(file, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        blamed = re.search(r"GLOBAL (\S+)", str(error))
+        found = f" ({blamed[1]})" if blamed else ", or is damaged"
+        raise WeightsError(
+            f"{path} holds more than tensors and plain values{found}; reading it could run code, so it is refused. If "
+            "you trust it, keep its tensors only: torch.save({'state_dict': ...}, path)"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).partition(". ")[0] or type(error).__name__
+        raise WeightsError(f"{path} cannot be read: it is damaged or cut short; {_AGAIN} ({reason})") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not named tensors: it is not a weights file")
+    return content
+
+
+def _first_bytes(path: Path) -> bytes:
     if not path.is_file():
         what = "is a folder, not a weights file" if path.is_dir() else "does not exist"
         raise WeightsError(f"{path} {what}; give the path of a .safetensors, .pt, .pth or .ckpt file")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise WeightsError(
-                f"{path} cannot be read ({error}); it is damaged or cut short: fetch it again"
-            ) from error
-    if path.suffix not in PICKLED_SUFFIXES:
-        raise WeightsError(f"{path} is of an unknown kind; allowed: .safetensors, {', '.join(PICKLED_SUFFIXES)}")
-    content = _load_checkpoint(path)
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not named tensors: it is not a weights file")
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
-
-
-def _load_checkpoint(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path} holds more than tensors and plain values, or is not a PyTorch file; reading it could run code, so "
-            "it is refused. If you trust it, keep its tensors only: torch.save({'state_dict': ...}, path)"
-        ) from error
-    except (RuntimeError, EOFError) as error:
-        raise WeightsError(f"{path} cannot be read ({error}); it is damaged or cut short: fetch it again") from error
+        with path.open("rb") as file:
+            return file.read(64)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise WeightsError(f"{path} cannot be read: it is damaged or cut short; {_AGAIN} ({error})") from error
+
+
+def _what_else(start: bytes) -> str:
+    """What a file is that begins like this and is no weights file, and what to do."""
+    if not start:
+        return f"is empty; {_AGAIN}"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the weights themselves: run git lfs pull where it came from"
+    if start.lstrip().startswith(b"<"):
+        return f"is a web page, not weights: its download has failed; {_AGAIN}"
+    return f"is neither a safetensors file nor a PyTorch checkpoint, or its beginning is damaged; {_AGAIN}"
+
+
+def named_tensors(content: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's `content`: those under "state_dict", if it has that; of a training of ours their
+    running averages where there are any.
+
+    Raises:
+        WeightsError: there are none. `source` names the file.
+    """
+    state, averages = content.get("state_dict", content), content.get("ema", {}) if "state_dict" in content else {}
+    tensors = {}
+    if isinstance(state, dict) and isinstance(averages, dict):
+        tensors = {n: t for n, t in (state | averages).items() if isinstance(n, str) and isinstance(t, Tensor)}
+    if not tensors:
+        raise WeightsError(f"{source} holds no named tensors: it is not a weights file")
+    return tensors
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, on the CPU; see `read_checkpoint` and `named_tensors`."""
+    return named_tensors(read_checkpoint(path), path)
 
 
 def describe_mismatch(
-    missing: Collection[str], unexpected: Collection[str], shapes: Mapping[str, tuple[object, object]]
+    missing: Collection[str],
+    unexpected: Collection[str],
+    shapes: Mapping[str, tuple[object, object]],
+    kinds: Mapping[str, tuple[object, object]] = MappingProxyType({}),
 ) -> str:
-    """One line for an error message: how many tensors are missing, unexpected or of the wrong shape, and the first few.
+    """One line for an error message: how many tensors are missing, unexpected, of the wrong shape or of the wrong kind
+    of number, and the first few; empty if there are none.
 
-    shapes: by name, the shape in the file and the shape in the model.
+    shapes, kinds: by name, what is in the file and what the model needs.
     """
-    parts = []
-    for names, what in ((missing, "missing"), (unexpected, "unexpected")):
-        if names:
-            parts.append(f"{len(names)} {what} ({_first(names)})")
-    if shapes:
-        wrong = [f"{name}: {tuple(given)} instead of {tuple(wanted)}" for name, (given, wanted) in shapes.items()]
-        parts.append(f"{len(shapes)} of the wrong shape ({_first(wrong)})")
-    return ", ".join(parts)
+    wrong_shapes = [f"{name}: {tuple(given)} instead of {tuple(wanted)}" for name, (given, wanted) in shapes.items()]
+    wrong_kinds = [f"{name}: {given} instead of {wanted}" for name, (given, wanted) in kinds.items()]
+    groups = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of the wrong shape": wrong_shapes,
+        "of the wrong kind": wrong_kinds,
+    }
+    return ", ".join(f"{len(names)} {what} ({_first(names)})" for what, names in groups.items() if names)
 
 
 def _first(names: Collection[str], n: int = 3) -> str:
@@ -113,19 +143,28 @@ def _first(names: Collection[str], n: int = 3) -> str:
     return ", ".join(shown) + (", ..." if len(names) > n else "")
 
 
+def misfit(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """How `tensors` differ from what a model has, see `describe_mismatch`; empty if they fit.
+
+    Any floating-point type fits any other; integers in place of them would be weights that were rounded away.
+    """
+    shared = sorted(wanted.keys() & tensors.keys())
+    shapes = {n: (tensors[n].shape, wanted[n].shape) for n in shared if tensors[n].shape != wanted[n].shape}
+    kinds = {
+        n: (tensors[n].dtype, wanted[n].dtype)
+        for n in shared
+        if tensors[n].is_floating_point() != wanted[n].is_floating_point()
+    }
+    return describe_mismatch(wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys(), shapes, kinds)
+
+
 def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """`module.load_state_dict` with every name and shape accounted for.
+    """`module.load_state_dict` with every name, shape and kind of number accounted for.
 
     Raises:
         WeightsError: `tensors` (from `source`) do not fit the module, with what differs.
     """
-    wanted = module.state_dict()
-    shapes = {
-        name: (tensors[name].shape, wanted[name].shape)
-        for name in wanted.keys() & tensors.keys()
-        if tensors[name].shape != wanted[name].shape
-    }
-    problem = describe_mismatch(wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys(), shapes)
+    problem = misfit(tensors, module.state_dict())
     if problem:
         raise WeightsError(f"{source} does not fit {type(module).__name__}: {problem}")
     module.load_state_dict(tensors)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from triplaneturbo.errors import WeightsError
+from triplaneturbo.storage import copy_file
 from triplaneturbo.weights.stand_ins import StandInNote
 
 PATIENCE = 3.0
@@ -290,9 +291,7 @@ def copy_from(folder: Path, asset: Asset, root: Path) -> None:
         choice = next((c for c in file.split("|") if (found / c).is_file()), None)
         if choice is None:
             raise SourceError(f"has no {(found / file).relative_to(folder)}")
-        source, target = found / choice, root / asset.target / choice
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        copy_file(found / choice, root / asset.target / choice)
 
 
 def check_file(path: Path) -> str | None:
@@ -351,8 +350,7 @@ class Network:
         from huggingface_hub.errors import HTTPError
 
         if self.offline:
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(Path(self._cached(source)) / file, folder / file)
+            copy_file(Path(self._cached(source)) / file, folder / file)
             return
         try:
             self.api.hf_hub_download(source.name, file, repo_type=source.kind, local_dir=folder)
