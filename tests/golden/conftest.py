@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from workbench import Workbench
 
 HERE = Path(__file__).parent
@@ -10,6 +11,7 @@ HERE = Path(__file__).parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden-dir", metavar="DIR", help="a folder of recorded cases (*.npz); default: those beside")
+    parser.addoption("--golden-device", metavar="DEVICE", default="cpu", help="where they are computed, in float32")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -20,6 +22,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if not paths:
         raise pytest.UsageError(f"--golden-dir: {folder} holds no *.npz files")
     metafunc.parametrize("case_path", paths, ids=[path.stem for path in paths])
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device(request.config.getoption("golden_device", None) or "cpu")
 
 
 @pytest.fixture(scope="session")

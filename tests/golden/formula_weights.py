@@ -26,7 +26,7 @@ def formula(key: str, shape: Sequence[int]) -> Tensor:
         values = 1 + 0.1 * wave
     else:
         values = math.sqrt(2 / math.prod(shape[1:])) * wave
-    return torch.from_numpy(values.astype(np.float32)).reshape(tuple(shape))
+    return torch.from_numpy(values.astype(np.float32)).reshape(tuple(shape)).to(torch.get_default_device())
 
 
 def filled(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
@@ -40,7 +40,7 @@ def filled(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
 def fill(module: nn.Module, prefix: str) -> nn.Module:
     """`module` with formula weights, in evaluation mode."""
     module.load_state_dict(filled(module.state_dict(), prefix))
-    return module.eval()
+    return module.to(torch.get_default_device()).eval()
 
 
 def fill_geometry(geometry: nn.Module) -> None:

@@ -47,7 +47,8 @@ class Case:
         with np.load(path) as stored:
             arrays = {name: stored[name] for name in stored.files}
         self.meta = Meta(json.loads(bytes(arrays.pop("meta_json")).decode()))
-        self.arrays = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        device = torch.get_default_device()
+        self.arrays = {name: torch.from_numpy(value).to(device) for name, value in arrays.items()}
         self.unread = set(self.arrays)
         self.failures: list[str] = []
         self.errors: dict[str, float] = {}
@@ -105,7 +106,7 @@ class Case:
         stride: the stored pictures [M, H, W, C] are every so many-th pixel of the actual ones.
         """
         expected = self[name].double()
-        actual = torch.as_tensor(actual).detach().double()
+        actual = torch.as_tensor(actual, device=expected.device).detach().double()
         if stride > 1:
             actual = actual[:, ::stride, ::stride]
         if actual.shape != expected.shape:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from families.surface import compare_visibility
 from golden_case import Case
-from test_golden import test_recorded_case as run_case
+from test_golden import run_case
 from workbench import Workbench
 
 from triplaneturbo.errors import UnknownNameError

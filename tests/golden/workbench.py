@@ -42,13 +42,13 @@ def ldm_unet(model: Mapping[str, Any], *, linear: bool, camera_dim: int = 16) ->
     _only(model, _LDM_MODEL, "model")
     heads = {"heads": model["num_heads"]} if "num_heads" in model else {"head_width": model["num_head_channels"]}
     shapes = unet_shapes(model, linear=linear, camera_dim=camera_dim)
-    return build_unet(_filled(shapes), "a recorded case", **heads)
+    return build_unet(_filled(shapes), "a recorded case", **heads).to(torch.get_default_device())
 
 
 def ldm_vae(model: Mapping[str, Any]) -> AutoencoderKL:
     """MVDream's first stage, through the same conversion."""
     _only(model, _LDM_MODEL, "model")
-    return build_vae(_filled(vae_shapes(model)), "a recorded case")
+    return build_vae(_filled(vae_shapes(model)), "a recorded case").to(torch.get_default_device())
 
 
 def sd_networks(sd: Mapping[str, Any]) -> tuple[UNet2DConditionModel, AutoencoderKL]:
@@ -130,12 +130,13 @@ class Workbench:
     def geometry_options(self, geometry: Mapping[str, Any], base: Path) -> dict[str, Any]:
         """Recorded geometry options, on top of the base model in a folder."""
         generator = {**geometry["space_generator_config"], "pretrained_model_name_or_path": str(base)}
+        generator["network_dtype"] = "float32"
         return {**geometry, "space_generator_config": generator, "compat": "original"}
 
     def geometry(self, geometry: Mapping[str, Any], base: Path | None = None) -> FewStepTriplaneDualStableDiffusion:
         built = FewStepTriplaneDualStableDiffusion(self.geometry_options(geometry, base or self.small_folder()))
         fill_geometry(built)
-        return built
+        return built.to(torch.get_default_device())
 
     def guidance(self, meta: Mapping[str, Any], **changes: Any) -> WatchedGuidance:
         """The guidance with recorded options and teachers; meta holds nothing else."""
@@ -145,7 +146,8 @@ class Workbench:
             paths["sd_model_name_or_path"] = self.sd_folder(meta["sd"])
         paths = {key: str(path) for key, path in paths.items()}
         # The recorded gradients are the same whichever way autograd took; here there is one way.
-        return WatchedGuidance({**options, **paths, "auto_grad": True, "compat": "original", **changes})
+        options |= {"network_dtype": "float32", "auto_grad": True, "compat": "original", **paths, **changes}
+        return WatchedGuidance(options).to(torch.get_default_device())
 
 
 def _filled(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

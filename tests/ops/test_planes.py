@@ -1,12 +1,13 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from triplaneturbo.ops.planes import sample_planes, sample_planes_with_jacobian
+from triplaneturbo.ops.planes import _use_triton, sample_planes, sample_planes_with_jacobian
 
 BACKEND = os.environ.get("PLANES_TEST_BACKEND", "torch")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -109,7 +110,7 @@ def test_triton_kernels_pass_the_tests_of_this_file():
     if DEVICE == "cpu":
         environment["TRITON_INTERPRET"] = "1"
     options = ["-p", "no:cacheprovider", "--noconftest", "--jaxtyping-packages=triplaneturbo,beartype.beartype"]
-    command = [sys.executable, "-m", "pytest", *options, "-k", "not triton and not many", __file__]
+    command = [sys.executable, "-m", "pytest", *options, "-k", "not triton and not many and not atomic", __file__]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout
     assert "5 passed" in run.stdout
@@ -118,3 +119,14 @@ def test_triton_kernels_pass_the_tests_of_this_file():
 def test_triton_on_the_cpu_is_refused_with_advice():
     with pytest.raises(ValueError, match="backend='auto'"):
         sample_planes(torch.ones(1, 1, 1, 2, 2), torch.zeros(1, 1, 1, 2), backend="triton")
+
+
+def test_atomic_sums_are_avoided_where_every_run_must_be_the_same(monkeypatch):
+    monkeypatch.setattr("triplaneturbo.ops.planes._triton_is_installed", lambda: True)
+    on_gpu = SimpleNamespace(is_cuda=True)
+    assert _use_triton("auto", on_gpu)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not _use_triton("auto", on_gpu)
+    finally:
+        torch.use_deterministic_algorithms(False)

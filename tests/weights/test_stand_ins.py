@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from evaluation.clip_models import load_clip
@@ -82,7 +83,8 @@ def test_text_of_any_script_is_read(tiny_stand_ins, asset):
 
 def test_the_scorer_loads(tiny_stand_ins):
     judge = load_clip(str(tiny_stand_ins / CLIP.name))
-    assert judge.images(torch.rand(2, 40, 50, 3)).shape == judge.texts(["a red cube", "猫"]).shape == (2, 16)
+    pictures = [Image.new("RGB", (50, 40), color) for color in ("red", "blue")]
+    assert judge.images(pictures).shape == judge.texts(["a red cube", "猫"]).shape == (2, 16)
 
 
 def test_tensors_depend_on_seed_and_name_only():

@@ -103,6 +103,7 @@ def _system(case: Case, workbench: Workbench) -> ProgressiveRenderingDistillatio
         }
     )
     fill_geometry(system.geometry)
+    system.to(torch.get_default_device())
     system._teachers = (workbench.guidance(meta["guidance"]),)
     system.progress = case.progress
     return system
