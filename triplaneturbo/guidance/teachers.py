@@ -220,7 +220,10 @@ class RichDreamerTeacher(Teacher):
 
     def preprocess(self, views: Views, rows: Int[Tensor, " N"] | slice) -> Float[Tensor, "N 4 S S"]:
         pictures = torch.cat([views.normal[rows], views.disparity[rows]], dim=-1).movedim(-1, 1)
-        return F.adaptive_avg_pool2d(pictures, self.cfg.image_size)
+        factor, rest = divmod(pictures.shape[-1], self.cfg.image_size)
+        if rest or pictures.shape[-1] != pictures.shape[-2]:
+            return F.adaptive_avg_pool2d(pictures, self.cfg.image_size)
+        return F.avg_pool2d(pictures, factor)  # the same, with a gradient that CUDA repeats bit for bit
 
     def encode(self, pictures: Float[Tensor, "N 4 S S"], vae_noise: None) -> Float[Tensor, "N 4 S S"]:
         return pictures if self.cfg.compat == "original" else 2 * pictures - 1

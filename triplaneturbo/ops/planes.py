@@ -1,9 +1,8 @@
 """Bilinear lookup in feature planes, with exact first derivatives as a forward computation.
 
 `backend` chooses the implementation: "torch" (any device), "triton" (CUDA kernels of `planes_triton.py`), or
-"auto", which is triton for CUDA tensors where Triton is installed, else torch. All agree to rounding. Triton's gradient
-of the planes and that of `F.grid_sample` on CUDA differ from run to run, by rounding; under
-`torch.use_deterministic_algorithms` "auto" takes neither.
+"auto", which is triton for CUDA tensors where Triton is installed, else torch. All agree to rounding.
+On CUDA, the gradient of the planes is the same from run to run under `torch.use_deterministic_algorithms`, with Triton.
 """
 
 import functools
@@ -37,8 +36,6 @@ def sample_planes(
         from triplaneturbo.ops.planes_triton import SamplePlanes
 
         return SamplePlanes.apply(planes, coords, False)
-    if planes.is_cuda and torch.are_deterministic_algorithms_enabled():
-        return _SampleWithJacobian.apply(planes, coords)[0]
     batch, count = coords.shape[:2]
     grid = coords.flatten(0, 1).unsqueeze(2)
     values = F.grid_sample(planes.flatten(0, 1), grid, padding_mode="zeros", align_corners=False)
@@ -70,7 +67,7 @@ def sample_planes_with_jacobian(
 
 def _use_triton(backend: Backend, planes: Tensor) -> bool:
     if backend == "auto":
-        return planes.is_cuda and _triton_is_installed() and not torch.are_deterministic_algorithms_enabled()
+        return planes.is_cuda and _triton_is_installed()
     return backend == "triton"
 
 

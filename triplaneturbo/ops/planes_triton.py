@@ -2,8 +2,9 @@
 
 Nothing but planes, coordinates and results ever exists in memory, forward or backward. Texels are read and their
 gradients accumulated channels last, so a point touches four short contiguous runs. The plane gradient is summed
-with atomics: equal to rounding, not bit for bit, from run to run. `no_type_check` keeps run-time type checkers,
-which wrap every function, away from the kernels.
+with atomics: equal to rounding, not bit for bit, from run to run. Under `torch.use_deterministic_algorithms` the sums
+are of 64 bit integers, whose order does not matter. `no_type_check` keeps run-time type checkers, which wrap every
+function, away from the kernels.
 """
 
 from typing import no_type_check
@@ -67,7 +68,9 @@ def _backward(
     batch, count, channels, height, width = planes.shape
     points = coords.shape[2]
     table = planes.permute(0, 1, 3, 4, 2).contiguous()
-    grad_table = torch.zeros_like(table) if wanted[0] else table
+    in_fixed_point = wanted[0] and torch.are_deterministic_algorithms_enabled()
+    grad_table = torch.zeros_like(table, dtype=torch.int64 if in_fixed_point else None) if wanted[0] else table
+    scale = _fixed_point_scale(planes, points, grad_value, grad_jacobian) if in_fixed_point else table
     grad_coords = torch.zeros_like(coords, memory_format=torch.contiguous_format) if wanted[1] else coords
     grad_value = grad_value.contiguous()
     if grad_value.numel() > 0:
@@ -78,6 +81,7 @@ def _backward(
             grad_value if grad_jacobian is None else grad_jacobian.contiguous(),
             grad_table,
             grad_coords,
+            scale,
             points,
             height,
             width,
@@ -87,9 +91,22 @@ def _backward(
             WITH_JACOBIAN=grad_jacobian is not None,
             WANTS_PLANES=wanted[0],
             WANTS_COORDS=wanted[1],
+            IN_FIXED_POINT=in_fixed_point,
         )
+    if in_fixed_point:
+        grad_table = (grad_table / scale).to(table.dtype)
     grad_planes = grad_table.permute(0, 1, 4, 2, 3).contiguous() if wanted[0] else None
     return grad_planes, grad_coords if wanted[1] else None
+
+
+def _fixed_point_scale(planes: Tensor, points: int, grad_value: Tensor, grad_jacobian: Tensor | None) -> Tensor:
+    """The power of two, float64, by which no sum of `points` contributions leaves 64 bits; NaN if a gradient is not
+    finite, which makes all of the planes' gradient NaN."""
+    largest = grad_value.abs().amax().double()
+    if grad_jacobian is not None:
+        largest = largest + grad_jacobian.abs().amax().double() * sum(planes.shape[-2:]) / 2
+    largest = torch.where(largest.isfinite(), largest.clamp(min=1e-300), torch.nan)
+    return torch.exp2(torch.floor(61 - torch.log2(largest * points)))
 
 
 def _grid(planes: int, points: int) -> tuple[int, int]:
@@ -171,6 +188,7 @@ def _backward_kernel(
     grad_jacobian,
     grad_table,
     grad_coords,
+    scale,
     points,
     height,
     width,
@@ -180,6 +198,7 @@ def _backward_kernel(
     WITH_JACOBIAN: tl.constexpr,
     WANTS_PLANES: tl.constexpr,
     WANTS_COORDS: tl.constexpr,
+    IN_FIXED_POINT: tl.constexpr,
 ):
     plane = tl.program_id(1).to(tl.int64)
     index = tl.program_id(0) * POINTS + tl.arange(0, POINTS)
@@ -208,10 +227,16 @@ def _backward_kernel(
         # Gradients of the two rows' interpolated values, then of their texels.
         top = (1 - y) * g - gv
         bottom = y * g + gv
-        tl.atomic_add(grad_table + at00, (1 - x) * top - (1 - y) * gu, mask=has00, sem="relaxed")
-        tl.atomic_add(grad_table + at01, x * top + (1 - y) * gu, mask=has01, sem="relaxed")
-        tl.atomic_add(grad_table + at10, (1 - x) * bottom - y * gu, mask=has10, sem="relaxed")
-        tl.atomic_add(grad_table + at11, x * bottom + y * gu, mask=has11, sem="relaxed")
+        g00, g01 = (1 - x) * top - (1 - y) * gu, x * top + (1 - y) * gu
+        g10, g11 = (1 - x) * bottom - y * gu, x * bottom + y * gu
+        if IN_FIXED_POINT:
+            unit = tl.load(scale)
+            g00, g01 = (g00 * unit).to(tl.int64), (g01 * unit).to(tl.int64)
+            g10, g11 = (g10 * unit).to(tl.int64), (g11 * unit).to(tl.int64)
+        tl.atomic_add(grad_table + at00, g00, mask=has00, sem="relaxed")
+        tl.atomic_add(grad_table + at01, g01, mask=has01, sem="relaxed")
+        tl.atomic_add(grad_table + at10, g10, mask=has10, sem="relaxed")
+        tl.atomic_add(grad_table + at11, g11, mask=has11, sem="relaxed")
     if WANTS_COORDS:
         t00 = tl.load(table + at00, mask=has00, other=0)
         t01 = tl.load(table + at01, mask=has01, other=0)

@@ -54,10 +54,11 @@ def camera(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) ->
 def training_cameras(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     options = case.options()
     n_prompts, n_steps = options["batch_size"] // options["n_view"], options["n_steps"]
-    streams = {f"cameras/{step}": case["camera_rand"][:, step] for step in range(n_steps)}
+    streams = {f"cameras/{step}": case["camera_rand"][:, step].cpu() for step in range(n_steps)}
     monkeypatch.setattr(multiprompt, "Draws", lambda *key: RecordedDraws.of(streams, n_prompts))
     data = multiprompt.MultipromptDataModule({**options, "prompts": ["a cube"], "compat": "original"})
-    batch = data.training_batch(0, range(n_prompts))
+    with torch.device("cpu"):  # where the data module draws
+        batch = data.training_batch(0, range(n_prompts))
     case.require("one camera set a step", len(batch.cameras) == n_steps)
     case.ignore("light_rand", *(f"step{step}_light_positions" for step in range(n_steps)))  # materials are not lit
     for step, made in enumerate(batch.cameras):
