@@ -18,8 +18,6 @@ from triplaneturbo.weights.folders import require_part
 
 log = logging.getLogger(__name__)
 
-BATCH = 64
-
 
 class Encoding(NamedTuple):
     """tokens: last hidden states. pooled: the state of the end-of-text token."""
@@ -112,11 +110,12 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def _run(self, prompts: Sequence[str]) -> list[Encoding]:
+        """Each on its own: beside others, a GPU may round its states differently, and which others there are depends on
+        what is remembered, so that a resumed run would differ from one that was never stopped."""
         encodings = []
-        for start in range(0, len(prompts), BATCH):
-            ids = self.tokenize(prompts[start : start + BATCH]).to(self.model.device)
-            output = self.model(ids)
-            encodings += map(Encoding, output.last_hidden_state.float(), output.pooler_output.float())
+        for prompt in prompts:
+            output = self.model(self.tokenize([prompt]).to(self.model.device))
+            encodings.append(Encoding(output.last_hidden_state[0].float(), output.pooler_output[0].float()))
         return encodings
 
     def precompute(self, prompts: Sequence[str]) -> int:
