@@ -8,8 +8,8 @@ resume    the same, killed (SIGKILL) after the checkpoint of the middle step and
           weights are compared
 export    meshes, pictures and scores of the prompts (scripts/eval/dreamfusion.sh)
 two_gpus  one step of two processes and one of a single process with the same global batch, in float32, are compared
-two_gpus_volume   the same without the rasteriser: the surface of a random field is so rough that rounding decides about
-                  pixels, and the gradients of rasterised pictures differ by more than rounding
+two_gpus_volume   the same without the rasteriser
+two_threads       what rounding alone changes: the same step of a single process on the CPU, with one thread and with two
 
 On a GPU two runs are equal bit for bit with `-- trainer.deterministic=true`, which takes longer.
 
@@ -80,6 +80,8 @@ EXACT = (
     "trainer.max_steps=1",
 )
 VOLUME_ONLY = "system.renderer_type=''"
+VIEWS = 4
+ALONE = ("trainer.devices=1", f"data.batch_size={2 * VIEWS}")
 NOT_MEASURED = ("step", "prompts", "lr", "skipped")
 
 
@@ -320,18 +322,25 @@ def two_gpus_volume(session: Session) -> dict[str, Any]:
 
 
 def _one_and_two(session: Session, name: str, *arguments: str) -> dict[str, Any]:
-    views = 4
     kind = () if torch.cuda.device_count() > 1 else ("trainer.accelerator=cpu",)
-    layouts = {
-        f"{name}-one": (*kind, "trainer.devices=1", f"data.batch_size={2 * views}"),
-        f"{name}-two": (*kind, "trainer.devices=2", f"data.batch_size={views}", "trainer.strategy=ddp"),
-    }
+    one = (*arguments, *kind, *ALONE)
+    two = (*arguments, *kind, "trainer.devices=2", f"data.batch_size={VIEWS}", "trainer.strategy=ddp")
+    return _compare_steps(session, {f"{name}-one": (one, {}), f"{name}-two": (two, {})})
+
+
+def two_threads(session: Session) -> dict[str, Any]:
+    arguments = ("trainer.accelerator=cpu", *ALONE)
+    return _compare_steps(session, {f"threads-{n}": (arguments, {"OMP_NUM_THREADS": str(n)}) for n in (1, 2)})
+
+
+def _compare_steps(session: Session, runs: dict[str, tuple[Sequence[str], dict[str, str]]]) -> dict[str, Any]:
+    """One step of each of two runs, tag: (arguments, environment), and how far they are apart."""
     found: dict[str, Any] = {}
-    for tag, layout in layouts.items():
-        found[tag] = _train(session, tag, *EXACT, *arguments, *layout, NVIDIA_TF32_OVERRIDE="0")
+    for tag, (arguments, environment) in runs.items():
+        found[tag] = _train(session, tag, *EXACT, *arguments, NVIDIA_TF32_OVERRIDE="0", **environment)
         if "problem" in found[tag]:
             raise Unfinished(found[tag]["problem"])
-    folders = [session.trial(tag) for tag in layouts]
+    folders = [session.trial(tag) for tag in runs]
     logs = [means_over_prompts(read_log(folder / "losses.jsonl")) for folder in folders]
     states = [read_checkpoint(folder / "ckpts" / "last.ckpt") for folder in folders]
     return found | {
@@ -392,6 +401,7 @@ STAGES = {
     "export": export,
     "two_gpus": two_gpus,
     "two_gpus_volume": two_gpus_volume,
+    "two_threads": two_threads,
 }
 
 
