@@ -9,7 +9,7 @@ resume    the same, killed (SIGKILL) after the checkpoint of the middle step and
 export    meshes, pictures and scores of the prompts (scripts/eval/dreamfusion.sh)
 two_gpus  one step of two processes and one of a single process with the same global batch, in float32, are compared
 two_gpus_volume   the same without the rasteriser
-two_threads       what rounding alone changes: the same step of a single process on the CPU, with one thread and with two
+two_threads       what rounding alone changes: one step of one process on the CPU, with one thread and with two
 
 On a GPU two runs are equal bit for bit with `-- trainer.deterministic=true`, which takes longer.
 
