@@ -1,4 +1,4 @@
-"""Two processes do what one does with the same global batch."""
+"""Two processes do what one does with the same global batch, in one pass or accumulated."""
 
 import json
 import subprocess
@@ -31,10 +31,13 @@ def test_two_processes_equal_one(tiny_world, tmp_path):
     one_log, one = train(config, "one", "data.batch_size=4")
     pair = ("trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=2")
     two_log, two = train(config, "two", *pair, "use_timestamp=true")
+    halves = ("data.batch_size=2", "system.gradient_accumulation_steps=4")
+    accumulated_log, accumulated = train(config, "accumulated", *halves)
     assert [(row["step"], row["prompts"]) for row in two_log] == [(1, 4), (2, 8)]
-    for first, second in zip(one_log, two_log, strict=True):
-        for name in ("grad_norm", "loss_sparsity_2nd", "loss_eikonal_2nd", "mv_gap", "sd_gap_2nd"):
-            assert second[name] == pytest.approx(first[name], rel=1e-4), name
-    difference = torch.cat([(one[name] - two[name]).flatten() for name in one])
-    size = torch.cat([one[name].flatten() for name in one])
-    assert difference.norm() <= 1e-4 * size.norm()
+    for other_log, other in ((two_log, two), (accumulated_log, accumulated)):
+        for first, second in zip(one_log, other_log, strict=True):
+            for name in ("grad_norm", "loss_sparsity_2nd", "loss_eikonal_2nd", "mv_gap", "sd_gap_2nd"):
+                assert second[name] == pytest.approx(first[name], rel=1e-4), name
+        difference = torch.cat([(one[name] - other[name]).flatten() for name in one])
+        size = torch.cat([one[name].flatten() for name in one])
+        assert difference.norm() <= 1e-4 * size.norm()

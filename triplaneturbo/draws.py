@@ -1,7 +1,8 @@
 """Random numbers that do not depend on how the work is spread.
 
-Every draw is keyed by (seed, stream, step, global sample index): never by rank, device count or a global
-generator. One process and four, a run and its continuation after a kill, see the same numbers for a sample.
+Every draw is keyed by (seed, stream, global sample index): never by rank, device count, batch size or a global
+generator. One process and four, one large batch and accumulated small ones, a run and its continuation after a kill,
+see the same numbers for a sample. A training never sees a sample index twice.
 """
 
 import hashlib
@@ -26,17 +27,15 @@ def keyed_generator(*key: int | str, device: str | torch.device = "cpu") -> torc
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one training step or one generation call, one row for each sample.
+    """The random numbers of one micro-batch or one generation call, one row for each sample.
 
     seed: the run's seed.
-    step: the batch counter (micro-batches, so that accumulated batches differ).
     samples: global sample indices; row b of every result depends on samples[b] alone.
     device: where results live. CPU and CUDA give different numbers for the same key.
     scope: prefix of all stream names, e.g. the PRD part and the renderer in turn.
     """
 
     seed: int
-    step: int
     samples: Sequence[int]
     device: torch.device
     scope: str = ""
@@ -49,7 +48,7 @@ class Draws:
         generator = torch.Generator(self.device)
         rows = []
         for sample in self.samples:
-            generator.manual_seed(derive_seed(self.seed, self.scope + stream, self.step, sample))
+            generator.manual_seed(derive_seed(self.seed, self.scope + stream, sample))
             rows.append(draw(generator))
         return torch.stack(rows)
 

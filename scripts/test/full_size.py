@@ -7,7 +7,8 @@ train     --steps optimizer steps with three teachers and both renderers
 resume    the same, killed (SIGKILL) after the checkpoint of the middle step and resumed; both loss logs and the final
           weights are compared
 export    meshes, pictures and scores of the prompts (scripts/eval/dreamfusion.sh)
-two_gpus  one step of two processes and one of a single process with the same global batch, in float32, are compared
+two_gpus  one step in float32 of two processes is compared with the same step of a single one, which goes through the
+          global batch prompt by prompt (gradient accumulation), and in one pass
 two_gpus_volume   the same without the rasteriser
 two_threads       what rounding alone changes: one step of one process on the CPU, with one thread and with two
 
@@ -76,12 +77,20 @@ EXACT = (
     "system.geometry.space_generator_config.network_dtype=float32",
     "system.guidance.network_dtype=float32",
     "system.optimizer.args.eps=1e-3",
-    "system.gradient_accumulation_steps=1",
+    "trainer.deterministic=true",
     "trainer.max_steps=1",
 )
 VOLUME_ONLY = "system.renderer_type=''"
 VIEWS = 4
-ALONE = ("trainer.devices=1", f"data.batch_size={2 * VIEWS}")
+# Three ways to a step of two prompts.
+ONE_PASS = ("trainer.devices=1", f"data.batch_size={2 * VIEWS}", "system.gradient_accumulation_steps=1")
+ACCUMULATED = ("trainer.devices=1", f"data.batch_size={VIEWS}", "system.gradient_accumulation_steps=2")
+TWO_PROCESSES = (
+    "trainer.devices=2",
+    "trainer.strategy=ddp",
+    f"data.batch_size={VIEWS}",
+    "system.gradient_accumulation_steps=1",
+)
 NOT_MEASURED = ("step", "prompts", "lr", "skipped")
 
 
@@ -323,31 +332,33 @@ def two_gpus_volume(session: Session) -> dict[str, Any]:
 
 def _one_and_two(session: Session, name: str, *arguments: str) -> dict[str, Any]:
     kind = () if torch.cuda.device_count() > 1 else ("trainer.accelerator=cpu",)
-    one = (*arguments, *kind, *ALONE)
-    two = (*arguments, *kind, "trainer.devices=2", f"data.batch_size={VIEWS}", "trainer.strategy=ddp")
-    return _compare_steps(session, {f"{name}-one": (one, {}), f"{name}-two": (two, {})})
+    ways = {"two": TWO_PROCESSES, "accumulated": ACCUMULATED, "one_pass": ONE_PASS}
+    return _compare_steps(session, {f"{name}-{way}": ((*arguments, *kind, *how), {}) for way, how in ways.items()})
 
 
 def two_threads(session: Session) -> dict[str, Any]:
-    arguments = ("trainer.accelerator=cpu", *ALONE)
+    arguments = ("trainer.accelerator=cpu", *ONE_PASS)
     return _compare_steps(session, {f"threads-{n}": (arguments, {"OMP_NUM_THREADS": str(n)}) for n in (1, 2)})
 
 
 def _compare_steps(session: Session, runs: dict[str, tuple[Sequence[str], dict[str, str]]]) -> dict[str, Any]:
-    """One step of each of two runs, tag: (arguments, environment), and how far they are apart."""
+    """One step of each run, tag: (arguments, environment), and how far the others are from the first."""
     found: dict[str, Any] = {}
     for tag, (arguments, environment) in runs.items():
         found[tag] = _train(session, tag, *EXACT, *arguments, NVIDIA_TF32_OVERRIDE="0", **environment)
         if "problem" in found[tag]:
             raise Unfinished(found[tag]["problem"])
-    folders = [session.trial(tag) for tag in runs]
-    logs = [means_over_prompts(read_log(folder / "losses.jsonl")) for folder in folders]
-    states = [read_checkpoint(folder / "ckpts" / "last.ckpt") for folder in folders]
-    return found | {
-        "losses": compare_logs(*logs),
-        "gradients": relative_difference(*map(gradients, states)),
-        "weights": relative_difference(*(state["state_dict"] for state in states)),
-    }
+    folders = {tag: session.trial(tag) for tag in runs}
+    logs = {tag: means_over_prompts(read_log(folder / "losses.jsonl")) for tag, folder in folders.items()}
+    states = {tag: read_checkpoint(folder / "ckpts" / "last.ckpt") for tag, folder in folders.items()}
+    first, *others = runs
+    for tag in others:
+        found[f"{tag}_from_{first}"] = {
+            "losses": compare_logs(logs[first], logs[tag]),
+            "gradients": relative_difference(gradients(states[first]), gradients(states[tag])),
+            "weights": relative_difference(states[first]["state_dict"], states[tag]["state_dict"]),
+        }
+    return found
 
 
 # Report

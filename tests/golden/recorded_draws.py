@@ -21,7 +21,7 @@ class RecordedDraws(Draws):
 
     @classmethod
     def of(cls, streams: Mapping[str, Tensor], n_samples: int) -> "RecordedDraws":
-        return cls(seed=0, step=0, samples=range(n_samples), device=torch.get_default_device(), streams=streams)
+        return cls(seed=0, samples=range(n_samples), device=torch.get_default_device(), streams=streams)
 
     def _rows(self, stream: str, draw) -> Tensor:
         name = self.scope + stream

@@ -26,8 +26,8 @@ def renderer(randomized=False, base="generative-space-sdf-volume-renderer", **op
     )
 
 
-def draws(*samples, step=0):
-    return Draws(seed=0, step=step, samples=samples, device=torch.device("cpu"))
+def draws(*samples):
+    return Draws(seed=0, samples=samples, device=torch.device("cpu"))
 
 
 @register("rays-with-compat")
@@ -48,7 +48,7 @@ def test_compat_is_handed_on(own, expected):
 def test_patch_is_sharp_and_the_rest_is_the_enlarged_coarse_picture():
     subject, view, planes = renderer(), cameras(0.0, 90.0), planes_of(0.5)
     directions = ray_directions(view, 12, 15)
-    views = subject.render(planes, view, TEXT, directions, PatchDraws(top=4, left=7))
+    views = subject.render(planes, view, TEXT, directions, PatchDraws(((4, 7),)))
     sharp = subject.base_renderer.render_rays(planes, view, TEXT, directions)
     # Factor 3, centre of every block: what bilinear reduction without antialiasing reads.
     coarse = subject.base_renderer.render_rays(planes, view, TEXT, directions[:, 1::3, 1::3])
@@ -66,6 +66,18 @@ def test_patch_is_sharp_and_the_rest_is_the_enlarged_coarse_picture():
     assert len(views.extras["sdf_grad"]) == 2 * 4 * 5 * 21
 
 
+def test_every_prompt_has_a_patch_of_its_own():
+    subject, planes, corners = renderer(), planes_of(0.4, 0.6), ((4, 7), (0, 2))
+    view = cameras(0.0, 90.0, 0.0, 90.0, n_view=2)
+    directions = ray_directions(view, 12, 15)
+    both = subject.render(planes, view, TEXT.expand(2, -1), directions, PatchDraws(corners))
+    for prompt, corner in enumerate(corners):
+        rows = slice(2 * prompt, 2 * prompt + 2)
+        some = view.select(rows, 2)
+        alone = subject.render(planes[prompt, None], some, TEXT, directions[rows], PatchDraws((corner,)))
+        torch.testing.assert_close(both.depth[rows], alone.depth)
+
+
 def test_both_passes_get_gradients_unless_the_coarse_one_is_detached():
     view = cameras(0.0)
     directions = ray_directions(view, 12, 12)
@@ -73,7 +85,7 @@ def test_both_passes_get_gradients_unless_the_coarse_one_is_detached():
     mask[:, 4:9, 4:9] = 1
     for detach in (False, True):
         planes = planes_of(0.5).requires_grad_()
-        views = renderer(global_detach=detach).render(planes, view, TEXT, directions, PatchDraws(4, 4))
+        views = renderer(global_detach=detach).render(planes, view, TEXT, directions, PatchDraws(((4, 4),)))
         (in_patch,) = torch.autograd.grad((views.depth * mask).sum(), planes, retain_graph=True)
         assert in_patch.abs().sum() > 0
         rest = (over(views.depth, 1 - mask, views.depth.detach())).sum()
@@ -81,12 +93,10 @@ def test_both_passes_get_gradients_unless_the_coarse_one_is_detached():
         assert (outside.abs().sum() > 0) == (not detach)
 
 
-def test_patch_place_depends_on_the_step_alone():
+def test_patch_place_depends_on_the_sample_alone():
     subject = renderer()
-    places = [subject.draw(draws(3, 8, step=step), 4, (20, 30)) for step in range(60)]
-    other_process = [subject.draw(draws(5, step=step), 4, (20, 30)) for step in range(60)]
-    corners = [(p.top, p.left) for p in places]
-    assert corners == [(p.top, p.left) for p in other_process]
+    corners = subject.draw(draws(*range(60)), 4, (20, 30)).corners
+    assert corners[3:5] == subject.draw(draws(3, 4), 4, (20, 30)).corners
     assert {top for top, _ in corners} == set(range(15))
     assert min(left for _, left in corners) <= 2
     assert max(left for _, left in corners) in (22, 23, 24)

@@ -19,7 +19,7 @@ def renderer(sdf=sphere_sdf, material=torch.sigmoid, background=None, **options)
 
 
 def draws(*samples):
-    return Draws(seed=1, step=3, samples=samples, device=torch.device("cpu"))
+    return Draws(seed=1, samples=samples, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("solid", SOLIDS)

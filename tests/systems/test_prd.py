@@ -56,7 +56,7 @@ def run(tiny_world, tmp_path, monkeypatch):
 def direct_loss(system, batch, share):
     """The sum of all losses of a step as one graph, with the score gradient as a fixed direction."""
     cfg = system.cfg
-    draws = Draws(cfg.seed, batch.step, batch.samples, torch.device("cpu")).within("train")
+    draws = Draws(cfg.seed, batch.samples, torch.device("cpu")).within("train")
     clean = draws.normal("start", *batch.latent_shape).flatten(0, 1)
     times = system.draw_timesteps(draws)
     total = 0.0

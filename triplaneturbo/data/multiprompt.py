@@ -175,7 +175,7 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
     def training_batch(self, batch: int, samples: range) -> Batch:
         """Micro-batch `batch` with the given global samples: a pure function of the seed."""
         cfg = self.cfg
-        draws = Draws(cfg.seed, batch, tuple(samples), torch.device("cpu"))
+        draws = Draws(cfg.seed, tuple(samples), torch.device("cpu"))
         ranges = CameraRanges(
             elevation=cfg.unsup_elevation_range,
             azimuth=cfg.unsup_azimuth_range,

@@ -21,10 +21,10 @@ from triplaneturbo.types import Cameras, Views
 
 @dataclass(frozen=True)
 class PatchDraws:
-    """Random numbers of one call. top, left: of the patch, the same for all views; jitter: of the two passes."""
+    """Random numbers of one call. corners: (top, left) of each prompt's patch, the same for all its views; jitter: of
+    the two passes."""
 
-    top: int
-    left: int
+    corners: tuple[tuple[int, int], ...]
     coarse: Jitter | None = None
     patch: Jitter | None = None
 
@@ -97,18 +97,19 @@ class PatchRenderer(Module):
         )
 
     def draw(self, draws: Draws, n_view: int, size: tuple[int, int]) -> PatchDraws:
-        """The random numbers of a call. The place of the patch depends on seed and step, not on the samples, so that
-        it is the same in every process."""
+        """The random numbers of a call."""
         height, width = self._check(size)
-        generator = keyed_generator(draws.seed, draws.scope + "corner", draws.step)
-        top, left = (
-            int(torch.randint(max(length - self.cfg.patch_size, 1), (), generator=generator))
-            for length in (height, width)
-        )
+        corners = []
+        for sample in draws.samples:  # drawn on the CPU: slices need numbers, and to read them from a GPU is to wait
+            generator = keyed_generator(draws.seed, draws.scope + "corner", sample)
+            top, left = (
+                int(torch.randint(max(length - self.cfg.patch_size, 1), (), generator=generator))
+                for length in (height, width)
+            )
+            corners.append((top, left))
         coarse_rays = n_view * (height // self.cfg.global_downsample) * (width // self.cfg.global_downsample)
         return PatchDraws(
-            top=top,
-            left=left,
+            corners=tuple(corners),
             coarse=self.base_renderer.draw_jitter(draws.within("coarse"), coarse_rays),
             patch=self.base_renderer.draw_jitter(draws.within("patch"), n_view * self.cfg.patch_size**2),
         )
@@ -129,7 +130,11 @@ class PatchRenderer(Module):
         """
         height, width = self._check(tuple(directions.shape[1:3]))
         factor, side = self.cfg.global_downsample, self.cfg.patch_size
-        rows, columns = slice(draws.top, draws.top + side), slice(draws.left, draws.left + side)
+        n_view = cameras.n_view
+        patches = [
+            (slice(b * n_view, (b + 1) * n_view), slice(top, top + side), slice(left, left + side))
+            for b, (top, left) in enumerate(draws.corners)
+        ]
         coarse = self.base_renderer.render_rays(
             planes,
             cameras,
@@ -138,13 +143,15 @@ class PatchRenderer(Module):
             jitter=draws.coarse,
             progress=progress,
         )
+        rays = torch.cat([directions[place] for place in patches])
         patch = self.base_renderer.render_rays(
-            planes, cameras, pooled_text, directions[:, rows, columns], jitter=draws.patch, progress=progress
+            planes, cameras, pooled_text, rays, jitter=draws.patch, progress=progress
         )
 
         def paste(large: Tensor, small: Tensor) -> Tensor:
             picture = _resize(large.detach() if self.cfg.global_detach else large, (height, width))
-            picture[:, rows, columns] = small
+            for place, part in zip(patches, small.split(n_view), strict=True):
+                picture[place] = part
             return picture
 
         pictures = {f.name: getattr(coarse, f.name) for f in fields(coarse) if f.name != "extras"}

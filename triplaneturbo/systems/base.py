@@ -237,7 +237,7 @@ class GeneratorSystem(Component, pl.LightningModule):
 
     def generate(self, batch: Batch) -> Float[Tensor, "B 6 C h w"]:
         """Planes of the batch's prompts, the same whenever and wherever it is called with these weights."""
-        draws = Draws(self.cfg.seed, 0, batch.samples, self.device)
+        draws = Draws(self.cfg.seed, batch.samples, self.device)
         noise = draws.normal("evaluation", *batch.latent_shape).flatten(0, 1)
         return self.geometry.generate(batch.condition.tokens, noise, self.cfg.num_steps_sampling)
 

@@ -119,7 +119,7 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """K denoising steps with a backward pass each."""
         cfg = self.cfg
-        draws = Draws(cfg.seed, batch.step, batch.samples, self.device).within("train")
+        draws = Draws(cfg.seed, batch.samples, self.device).within("train")
         clean = draws.normal("start", *batch.latent_shape).flatten(0, 1)
         share = 1 / cfg.gradient_accumulation_steps
         if not cfg.step_every_part:

@@ -80,7 +80,7 @@ def patch_renderer(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyP
     options = {"base_renderer_type": "generative-space-sdf-volume-renderer", **base.pop("patch"), "base_renderer": base}
     renderer = PatchRenderer(options, **scene(case, analytic_field(case.meta["geometry"]))).train()
     case.close("rays_o", case["c2w"][:, None, None, :3, 3].expand_as(case["rays_d"]), 1e-6)
-    draws = PatchDraws(int(case["patch_y"]), int(case["patch_x"]))
+    draws = PatchDraws(((int(case["patch_y"]), int(case["patch_x"])),))
     views = renderer.render(
         torch.zeros(1, 6, 1, 2, 2), _cameras(case, 1), _no_text(1), case["rays_d"], draws, progress=case.progress
     )
