@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from triplaneturbo.ops.rows import gather_rows
+
 _PRIMES = (1, 2654435761, 805459861)
 _INIT_BOUND = 1e-4
 
@@ -68,7 +70,7 @@ def _lookup(points: Tensor, table: Tensor, scale: float, resolution: int) -> Ten
     else:
         entries = x * _PRIMES[0] ^ y * _PRIMES[1] ^ z * _PRIMES[2]
     entries = (entries % len(table)).flatten()
-    features = table.index_select(0, entries).view(len(points), 8, table.shape[1])
+    features = gather_rows(table, entries).view(len(points), 8, table.shape[1])
     return ((wx * wy * wz).view(len(points), 8, 1) * features).sum(1)
 
 

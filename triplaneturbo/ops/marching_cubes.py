@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from triplaneturbo.ops.marching_cubes_tables import CORNERS, EDGES, MAX_TRIANGLES, triangles_of_cases
+from triplaneturbo.ops.rows import gather_rows
 
 
 def marching_cubes(
@@ -72,10 +73,10 @@ def _vertices(sdf: Tensor, deformation: Tensor | None, edges: Tensor, level: flo
     position1 = position0 + F.one_hot(axis, 3)
     if deformation is not None:
         deformation = deformation.reshape(-1, 3)
-        position0 = position0 + deformation.index_select(0, start)
-        position1 = position1 + deformation.index_select(0, stop)
+        position0 = position0 + gather_rows(deformation, start)
+        position1 = position1 + gather_rows(deformation, stop)
     values = sdf.reshape(-1)
-    value0, value1 = values.index_select(0, start), values.index_select(0, stop)
+    value0, value1 = gather_rows(values, start), gather_rows(values, stop)
     fraction = (level - value0) / (value1 - value0)
     return torch.lerp(position0, position1, fraction.unsqueeze(1))
 

@@ -5,15 +5,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from triplaneturbo.ops.rows import add_rows, gather_rows
+
 # Below this squared length a summed face normal has no direction.
 _MIN_SQUARED_NORMAL = 1e-20
 
 
 def vertex_normals(vertices: Float[Tensor, "N 3"], faces: Int[Tensor, "F 3"]) -> Float[Tensor, "N 3"]:
     """Unit normals, faces weighted by area; (0, 0, 1) for vertices without area. Differentiable in `vertices`."""
-    a, b, c = vertices[faces].unbind(1)
+    a, b, c = gather_rows(vertices, faces.flatten()).view(-1, 3, 3).unbind(1)
     doubled_area = torch.linalg.cross(b - a, c - a)
-    summed = torch.zeros_like(vertices).index_add(0, faces.flatten(), doubled_area.repeat_interleave(3, 0))
+    summed = add_rows(torch.zeros_like(vertices), faces.flatten(), doubled_area.repeat_interleave(3, 0))
     up = vertices.new_tensor([0.0, 0.0, 1.0])
     has_area = summed.square().sum(1, keepdim=True) > _MIN_SQUARED_NORMAL
     return F.normalize(torch.where(has_area, summed, up), dim=1)

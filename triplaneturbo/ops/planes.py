@@ -5,8 +5,6 @@
 On CUDA, the gradient of the planes is the same from run to run under `torch.use_deterministic_algorithms`, with Triton.
 """
 
-import functools
-import importlib.util
 from typing import Literal
 
 import torch
@@ -14,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from triplaneturbo.ops.rows import triton_is_installed
 
 # Lookups handled at a time: bounds the temporaries (one gathered corner) and keeps them in cache on a CPU.
 _CHUNK = 1 << 15
@@ -67,13 +67,8 @@ def sample_planes_with_jacobian(
 
 def _use_triton(backend: Backend, planes: Tensor) -> bool:
     if backend == "auto":
-        return planes.is_cuda and _triton_is_installed()
+        return planes.is_cuda and triton_is_installed()
     return backend == "triton"
-
-
-@functools.cache
-def _triton_is_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 class _SampleWithJacobian(torch.autograd.Function):

@@ -15,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from triplaneturbo.ops.rows import fixed_point_unit
+
 _POINTS_PER_PROGRAM = 32
 
 
@@ -70,7 +72,7 @@ def _backward(
     table = planes.permute(0, 1, 3, 4, 2).contiguous()
     in_fixed_point = wanted[0] and torch.are_deterministic_algorithms_enabled()
     grad_table = torch.zeros_like(table, dtype=torch.int64 if in_fixed_point else None) if wanted[0] else table
-    scale = _fixed_point_scale(planes, points, grad_value, grad_jacobian) if in_fixed_point else table
+    scale = fixed_point_unit(_largest(planes, grad_value, grad_jacobian), points) if in_fixed_point else table
     grad_coords = torch.zeros_like(coords, memory_format=torch.contiguous_format) if wanted[1] else coords
     grad_value = grad_value.contiguous()
     if grad_value.numel() > 0:
@@ -99,14 +101,12 @@ def _backward(
     return grad_planes, grad_coords if wanted[1] else None
 
 
-def _fixed_point_scale(planes: Tensor, points: int, grad_value: Tensor, grad_jacobian: Tensor | None) -> Tensor:
-    """The power of two, float64, by which no sum of `points` contributions leaves 64 bits; NaN if a gradient is not
-    finite, which makes all of the planes' gradient NaN."""
+def _largest(planes: Tensor, grad_value: Tensor, grad_jacobian: Tensor | None) -> Tensor:
+    """A bound for what one point adds to a texel."""
     largest = grad_value.abs().amax().double()
     if grad_jacobian is not None:
         largest = largest + grad_jacobian.abs().amax().double() * sum(planes.shape[-2:]) / 2
-    largest = torch.where(largest.isfinite(), largest.clamp(min=1e-300), torch.nan)
-    return torch.exp2(torch.floor(61 - torch.log2(largest * points)))
+    return largest
 
 
 def _grid(planes: int, points: int) -> tuple[int, int]:

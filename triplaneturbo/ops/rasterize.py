@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from triplaneturbo.ops.rows import add_rows, gather_rows
+
 # Coverage is decided in integers, on a grid of 1/4096 of a pixel: neighbouring triangles leave no gap.
 _SUBPIXEL_BITS = 12
 _SUBPIXEL = 1 << _SUBPIXEL_BITS
@@ -62,7 +64,7 @@ def rasterize(
         corners = faces[face_index[pixels]] + (view * positions_clip.shape[1]).unsqueeze(1)
         x = (2 * column + 1).to(positions_clip.dtype) / width - 1
         y = (2 * row + 1).to(positions_clip.dtype) / height - 1
-    vertices = positions_clip.reshape(-1, 4).index_select(0, corners.flatten()).view(-1, 3, 4)
+    vertices = gather_rows(positions_clip.reshape(-1, 4), corners.flatten()).view(-1, 3, 4)
     weights, depth = _perspective_barycentric(vertices, x, y)
     barycentric = weights.new_zeros(images * height * width, 3).index_copy(0, pixels, weights)
     depth_image = depth.new_zeros(images * height * width).index_copy(0, pixels, depth)
@@ -88,8 +90,8 @@ def interpolate(
     if attributes.dim() == 3:
         view = pixels // (height * width) % len(attributes)
         corners = corners + (view * count).unsqueeze(1)
-    values = attributes.reshape(-1, channels).index_select(0, corners.flatten()).view(-1, 3, channels)
-    weights = raster.barycentric.reshape(-1, 3).index_select(0, pixels)
+    values = gather_rows(attributes.reshape(-1, channels), corners.flatten()).view(-1, 3, channels)
+    weights = gather_rows(raster.barycentric.reshape(-1, 3), pixels)
     seen = (weights.unsqueeze(2) * values).sum(1)
     return (
         seen.new_zeros(images * height * width, channels)
@@ -123,15 +125,15 @@ def antialias(
     screen = ((positions_clip[..., :2] / torch.where(w > 0, w, 1) + 1) * size - 1) / 2
     with torch.no_grad():
         near, far, axis, line, cell, ends = _silhouette_crossings(raster, screen, positions_clip, faces, mesh_index)
-    points = screen.reshape(-1, 2).index_select(0, ends.flatten()).view(-1, 2, 2)
+    points = gather_rows(screen.reshape(-1, 2), ends.flatten()).view(-1, 2, 2)
     position, _ = _crossing(points, axis, line)
     share = torch.where(near < far, position - cell, cell + 1 - position) - 0.5
     reaches = share >= 0
     target, source = torch.where(reaches, far, near), torch.where(reaches, near, far)
     share = torch.where(reaches, share, -share).unsqueeze(1)
     pixels = image.reshape(-1, channels)
-    change = share * (pixels.index_select(0, source) - pixels.index_select(0, target))
-    return pixels.index_add(0, target, change).view_as(image)
+    change = share * (gather_rows(pixels, source) - gather_rows(pixels, target))
+    return add_rows(pixels, target, change).view_as(image)
 
 
 class _Crossings(NamedTuple):

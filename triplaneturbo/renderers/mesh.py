@@ -13,6 +13,7 @@ from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.ops.mesh import keep_large_components, vertex_normals
 from triplaneturbo.ops.rasterize import Raster, antialias, interpolate, rasterize
+from triplaneturbo.ops.rows import gather_rows
 from triplaneturbo.registry import register
 from triplaneturbo.renderers.base import START, NormalDirection, Renderer, check_views
 from triplaneturbo.renderers.packing import PackedMeshes, PromptTable
@@ -190,7 +191,7 @@ class MeshRenderer(Renderer):
         """Colours at the visible points, 0 elsewhere, and with `surface_samples` the field there."""
         pixels = visible.flatten().nonzero().squeeze(1)
         table = PromptTable(pixels // (visible.numel() // len(planes)), len(planes))
-        seen = table.fill(points.reshape(-1, 3).index_select(0, pixels), spare=self.cfg.radius)
+        seen = table.fill(gather_rows(points.reshape(-1, 3), pixels), spare=self.cfg.radius)
         extras = {}
         if self.cfg.surface_samples:
             found = self.scene.geometry.query(planes, seen, features=True, normals=True)

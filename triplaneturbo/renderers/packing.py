@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from triplaneturbo.ops.rows import gather_rows
 from triplaneturbo.types import Mesh
 
 
@@ -66,7 +67,7 @@ class PromptTable:
 
     def read(self, table: Float[Tensor, "B L D"]) -> Float[Tensor, "K D"]:
         """The values in the cells of the points, in their order."""
-        return table.flatten(0, 1).index_select(0, self.cell)
+        return gather_rows(table.flatten(0, 1), self.cell)
 
     def rows(self, table: Float[Tensor, "B L D"]) -> list[Float[Tensor, "_ D"]]:
         """The same, as a list with the values of each prompt."""

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.ops.rows import add_rows, gather_rows
 from triplaneturbo.schedule import Progress, Schedule
 from triplaneturbo.types import Mesh, Views
 
@@ -158,9 +159,9 @@ def _edges(mesh: Mesh) -> Tensor:
 
 
 def _mesh_normal_consistency(mesh: Mesh) -> Tensor:
-    corners = mesh.vertices[mesh.faces]
+    corners = gather_rows(mesh.vertices, mesh.faces.flatten()).view(-1, 3, 3)
     face_normals = torch.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], dim=-1)
-    summed = torch.zeros_like(mesh.vertices).index_add(0, mesh.faces.flatten(), face_normals.repeat_interleave(3, 0))
+    summed = add_rows(torch.zeros_like(mesh.vertices), mesh.faces.flatten(), face_normals.repeat_interleave(3, 0))
     ends = F.normalize(summed, dim=-1)[_edges(mesh)]
     return (1 - F.cosine_similarity(ends[:, 0], ends[:, 1], dim=-1)).mean()
 
@@ -169,5 +170,5 @@ def _mesh_laplacian(mesh: Mesh) -> Tensor:
     edges = _edges(mesh)
     both = torch.cat([edges, edges.flip(1)])
     count = torch.zeros_like(mesh.vertices[:, :1]).index_add(0, both[:, 0], mesh.vertices.new_ones(len(both), 1))
-    mean = torch.zeros_like(mesh.vertices).index_add(0, both[:, 0], mesh.vertices[both[:, 1]]) / count.clamp(min=1)
-    return (mean - mesh.vertices).norm(dim=1).mean()
+    summed = add_rows(torch.zeros_like(mesh.vertices), both[:, 0], gather_rows(mesh.vertices, both[:, 1]))
+    return (summed / count.clamp(min=1) - mesh.vertices).norm(dim=1).mean()
