@@ -35,14 +35,16 @@ log = logging.getLogger(__name__)
 CUSTOM_FOLDER = Path(__file__).resolve().parents[1] / "custom"
 # What the launcher decides itself.
 _OWN_TRAINER_OPTIONS = ("logger", "callbacks", "plugins", "enable_checkpointing", "inference_mode", "default_root_dir")
-# Warnings of Lightning about things that are meant: frozen parts stay in eval mode, cameras are cheap to make, the data
-# stream continues by its own counter, and a run limited by time may be continued without that limit.
+# Warnings about things that are meant: frozen parts stay in eval mode, cameras are cheap to make, the data stream
+# continues by its own counter, a run limited by time may be continued without that limit, and Lightning sets DDP up on a
+# CUDA stream of its own.
 _NOISE = (
     r"Found \d+ module\(s\) in eval mode",
     r".*does not have many workers",
     r".*isinstance\(treespec, LeafSpec\)",
     r".*your dataloader is not resumable",
     r".*callbacks used to create the checkpoint need to be provided",
+    r"The AccumulateGrad node's stream does not match",
 )
 
 

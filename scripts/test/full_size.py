@@ -9,8 +9,6 @@ resume    the same, killed (SIGKILL) after the checkpoint of the middle step and
 export    meshes, pictures and scores of the prompts (scripts/eval/dreamfusion.sh)
 two_gpus  one step in float32 of two processes is compared with the same step of a single one, which goes through the
           global batch prompt by prompt (gradient accumulation), and in one pass
-two_gpus_volume   the same without the rasteriser
-two_threads       what rounding alone changes: one step of one process on the CPU, with one thread and with two
 
 On a GPU two runs are equal bit for bit with `-- trainer.deterministic=true`, which takes longer.
 
@@ -80,17 +78,16 @@ EXACT = (
     "trainer.deterministic=true",
     "trainer.max_steps=1",
 )
-VOLUME_ONLY = "system.renderer_type=''"
 VIEWS = 4
 # Three ways to a step of two prompts.
-ONE_PASS = ("trainer.devices=1", f"data.batch_size={2 * VIEWS}", "system.gradient_accumulation_steps=1")
-ACCUMULATED = ("trainer.devices=1", f"data.batch_size={VIEWS}", "system.gradient_accumulation_steps=2")
-TWO_PROCESSES = (
-    "trainer.devices=2",
-    "trainer.strategy=ddp",
-    f"data.batch_size={VIEWS}",
-    "system.gradient_accumulation_steps=1",
-)
+WAYS = {
+    name: (f"trainer.devices={devices}", f"data.batch_size={batch}", f"system.gradient_accumulation_steps={micro}")
+    for name, devices, batch, micro in (
+        ("two", 2, VIEWS, 1),
+        ("accumulated", 1, VIEWS, 2),
+        ("one_pass", 1, 2 * VIEWS, 1),
+    )
+}
 NOT_MEASURED = ("step", "prompts", "lr", "skipped")
 
 
@@ -323,40 +320,21 @@ def export(session: Session) -> dict[str, Any]:
 
 
 def two_gpus(session: Session) -> dict[str, Any]:
-    return _one_and_two(session, "both")
-
-
-def two_gpus_volume(session: Session) -> dict[str, Any]:
-    return _one_and_two(session, "volume", VOLUME_ONLY)
-
-
-def _one_and_two(session: Session, name: str, *arguments: str) -> dict[str, Any]:
     kind = () if torch.cuda.device_count() > 1 else ("trainer.accelerator=cpu",)
-    ways = {"two": TWO_PROCESSES, "accumulated": ACCUMULATED, "one_pass": ONE_PASS}
-    return _compare_steps(session, {f"{name}-{way}": ((*arguments, *kind, *how), {}) for way, how in ways.items()})
-
-
-def two_threads(session: Session) -> dict[str, Any]:
-    arguments = ("trainer.accelerator=cpu", *ONE_PASS)
-    return _compare_steps(session, {f"threads-{n}": (arguments, {"OMP_NUM_THREADS": str(n)}) for n in (1, 2)})
-
-
-def _compare_steps(session: Session, runs: dict[str, tuple[Sequence[str], dict[str, str]]]) -> dict[str, Any]:
-    """One step of each run, tag: (arguments, environment), and how far the others are from the first."""
     found: dict[str, Any] = {}
-    for tag, (arguments, environment) in runs.items():
-        found[tag] = _train(session, tag, *EXACT, *arguments, NVIDIA_TF32_OVERRIDE="0", **environment)
-        if "problem" in found[tag]:
-            raise Unfinished(found[tag]["problem"])
-    folders = {tag: session.trial(tag) for tag in runs}
-    logs = {tag: means_over_prompts(read_log(folder / "losses.jsonl")) for tag, folder in folders.items()}
-    states = {tag: read_checkpoint(folder / "ckpts" / "last.ckpt") for tag, folder in folders.items()}
-    first, *others = runs
-    for tag in others:
-        found[f"{tag}_from_{first}"] = {
-            "losses": compare_logs(logs[first], logs[tag]),
-            "gradients": relative_difference(gradients(states[first]), gradients(states[tag])),
-            "weights": relative_difference(states[first]["state_dict"], states[tag]["state_dict"]),
+    for way, arguments in WAYS.items():
+        found[way] = _train(session, way, *EXACT, *kind, *arguments, NVIDIA_TF32_OVERRIDE="0", OMP_NUM_THREADS="1")
+        if "problem" in found[way]:
+            raise Unfinished(found[way]["problem"])
+    folders = {way: session.trial(way) for way in WAYS}
+    logs = {way: means_over_prompts(read_log(folder / "losses.jsonl")) for way, folder in folders.items()}
+    states = {way: read_checkpoint(folder / "ckpts" / "last.ckpt") for way, folder in folders.items()}
+    two, *others = WAYS
+    for way in others:
+        found[f"{way}_from_{two}"] = {
+            "losses": compare_logs(logs[two], logs[way]),
+            "gradients": relative_difference(gradients(states[two]), gradients(states[way])),
+            "weights": relative_difference(states[two]["state_dict"], states[way]["state_dict"]),
         }
     return found
 
@@ -411,8 +389,6 @@ STAGES = {
     "resume": resume,
     "export": export,
     "two_gpus": two_gpus,
-    "two_gpus_volume": two_gpus_volume,
-    "two_threads": two_threads,
 }
 
 
