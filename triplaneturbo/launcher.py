@@ -36,8 +36,8 @@ CUSTOM_FOLDER = Path(__file__).resolve().parents[1] / "custom"
 # What the launcher decides itself.
 _OWN_TRAINER_OPTIONS = ("logger", "callbacks", "plugins", "enable_checkpointing", "inference_mode", "default_root_dir")
 # Warnings about things that are meant: frozen parts stay in eval mode, cameras are cheap to make, the data stream
-# continues by its own counter, a run limited by time may be continued without that limit, and Lightning sets DDP up on a
-# CUDA stream of its own.
+# continues by its own counter, a run limited by time may be continued without that limit, and Lightning sets DDP up
+# on a CUDA stream of its own.
 _NOISE = (
     r"Found \d+ module\(s\) in eval mode",
     r".*does not have many workers",
