@@ -1,15 +1,9 @@
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
+from triton_process import BACKEND, DEVICE, run_with_triton
 
 from triplaneturbo.ops.planes import sample_planes, sample_planes_with_jacobian
-
-BACKEND = os.environ.get("PLANES_TEST_BACKEND", "torch")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def lookup(planes, coords):
@@ -128,15 +122,7 @@ if BACKEND == "triton":  # in the process of the next test
 
 
 def test_triton_kernels_pass_the_tests_of_this_file():
-    """Compiled where there is a GPU, else interpreted on the CPU; a fresh process, since Triton decides at import."""
-    environment = {**os.environ, "PLANES_TEST_BACKEND": "triton"}
-    if DEVICE == "cpu":
-        environment["TRITON_INTERPRET"] = "1"
-    options = ["-p", "no:cacheprovider", "--noconftest", "--jaxtyping-packages=triplaneturbo,beartype.beartype"]
-    command = [sys.executable, "-m", "pytest", *options, "-k", "not triton and not many", __file__]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout
-    assert "6 passed" in run.stdout
+    assert "6 passed" in run_with_triton(__file__, "not triton and not many")
 
 
 def test_triton_on_the_cpu_is_refused_with_advice():

@@ -1,17 +1,11 @@
 """Sums of rows: the same as torch's, and with Triton the same in any order."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from triton_process import BACKEND, DEVICE, run_with_triton
 
 from triplaneturbo.ops import rows
 from triplaneturbo.ops.rows import add_rows, fixed_point_unit, gather_rows
-
-BACKEND = os.environ.get("ROWS_TEST_BACKEND", "torch")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(autouse=True)
@@ -81,12 +75,4 @@ if BACKEND == "triton":  # in the process of the next test
 
 
 def test_triton_kernel_passes_the_tests_of_this_file():
-    """Compiled where there is a GPU, else interpreted on the CPU; a fresh process, since Triton decides at import."""
-    environment = {**os.environ, "ROWS_TEST_BACKEND": "triton"}
-    if DEVICE == "cpu":
-        environment["TRITON_INTERPRET"] = "1"
-    options = ["-p", "no:cacheprovider", "--noconftest", "--jaxtyping-packages=triplaneturbo,beartype.beartype"]
-    command = [sys.executable, "-m", "pytest", *options, "-k", "not triton", __file__]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout
-    assert "10 passed" in run.stdout
+    assert "10 passed" in run_with_triton(__file__, "not triton")
