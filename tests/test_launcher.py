@@ -323,7 +323,7 @@ def test_export_to_a_folder_a_prompt(student, tmp_path, caplog):
 
 
 def test_export_with_textures(student, tmp_path):
-    options = ["system.exporter.texture_size=64", "system.exporter.turntable_views=0"]
+    options = ["system.exporter.texture_size=64", "system.exporter.turntable_views=0", "trainer.accelerator=cpu"]
     arguments = ["--config", str(student), "--export", "resume=auto", "--out", str(tmp_path), *options]
     assert launch.main([*arguments, "system.exporter.fmt=obj-mtl"]) == 0
     assert launch.main([*arguments, "system.exporter.fmt=glb", "system.exporter.save_uv=true"]) == 0

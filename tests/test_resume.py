@@ -13,8 +13,10 @@ from triplaneturbo.systems.checkpoint import newest_checkpoint, numbered_checkpo
 from triplaneturbo.weights.files import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
-# One renderer, one teacher, one part: fast, and all that a checkpoint has to keep is there.
+# One renderer, one teacher, one part: fast, and all that a checkpoint has to keep is there. The same to the bit is, by
+# default, the CPU alone.
 FAST = (
+    "trainer.accelerator=cpu",
     "system.renderer_type=''",
     "system.guidance.rd_weight=0",
     "system.guidance.sd_weight=0",

@@ -172,7 +172,13 @@ class Ranges(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_plain_download_continues_where_it_stopped(tmp_path):
+@pytest.fixture
+def online(monkeypatch):
+    """Also where the tests themselves run with HF_HUB_OFFLINE."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+def test_a_plain_download_continues_where_it_stopped(online, tmp_path):
     Ranges.asked = []
     with http.server.HTTPServer(("127.0.0.1", 0), Ranges) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -187,7 +193,7 @@ def test_a_plain_download_continues_where_it_stopped(tmp_path):
     assert path.read_bytes() == Ranges.data
 
 
-def test_without_a_network_the_error_comes_at_once(tmp_path):
+def test_without_a_network_the_error_comes_at_once(online, tmp_path):
     start = time.perf_counter()
     with pytest.raises(WeightsError, match="cannot be reached"):
         Fetcher(tmp_path, Network("http://127.0.0.1:9")).fetch(STABLE_DIFFUSION_2)

@@ -37,9 +37,8 @@ def write_mesh(path: str | Path, mesh: Mesh, *, normals: bool = True, texture_fo
     Raises:
         ValueError: another suffix.
     """
-    mesh = mesh.to(
-        torch.device("cpu")
-    )  # where normals are summed in one order, so that files of equal meshes are equal
+    # There normals are summed in one order: equal meshes give equal files.
+    mesh = mesh.to(torch.device("cpu"))
     vectors = vertex_normals(mesh.vertices, mesh.faces) if normals else None
     if require_suffix(path) == ".glb":
         write_glb(path, mesh, vectors, texture_format)
