@@ -169,7 +169,8 @@ def _keep_determinism_fast() -> None:
     """What torch does for `trainer.deterministic` that costs time and gives nothing here."""
     # New tensors are filled with NaN, to show what is read before it is written: as many launches again.
     torch.utils.deterministic.fill_uninitialized_memory = False
-    # The repeatable gradient of this attention is slow for the one wide head of autoencoders: 44 ms in place of 3.
+    # The repeatable gradient of this attention is many times slower for the one wide head of autoencoders. What torch
+    # takes in its place needs more memory where networks run in float32.
     torch.backends.cuda.enable_mem_efficient_sdp(False)
 
 

@@ -19,16 +19,18 @@ _SMALLEST = 1e-200
 
 def gather_rows(table: Float[Tensor, "R *C"], index: Int[Tensor, " n"]) -> Float[Tensor, "n *C"]:
     """`table.index_select(0, index)`; differentiable, on CUDA in a fixed order once only."""
-    return _GatherRows.apply(table, index) if _in_fixed_point(table) else table.index_select(0, index)
+    if _in_fixed_point(table):
+        return _GatherRows.apply(table, index)
+    return table.index_select(0, index)
 
 
 def add_rows(
     table: Float[Tensor, "R *C"], index: Int[Tensor, " n"], rows: Float[Tensor, "n *C"]
 ) -> Float[Tensor, "R *C"]:
     """`table.index_add(0, index, rows)`; differentiable, on CUDA in a fixed order once only."""
-    return (
-        table + _SumRows.apply(rows, index, len(table)) if _in_fixed_point(table) else table.index_add(0, index, rows)
-    )
+    if _in_fixed_point(table):
+        return table + _SumRows.apply(rows, index, len(table))
+    return table.index_add(0, index, rows)
 
 
 def fixed_point_unit(bound: Tensor, count: int) -> Float[Tensor, ""]:

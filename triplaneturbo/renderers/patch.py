@@ -99,20 +99,18 @@ class PatchRenderer(Module):
     def draw(self, draws: Draws, n_view: int, size: tuple[int, int]) -> PatchDraws:
         """The random numbers of a call."""
         height, width = self._check(size)
-        corners = []
-        for sample in draws.samples:  # drawn on the CPU: slices need numbers, and to read them from a GPU is to wait
-            generator = keyed_generator(draws.seed, draws.scope + "corner", sample)
-            top, left = (
-                int(torch.randint(max(length - self.cfg.patch_size, 1), (), generator=generator))
-                for length in (height, width)
-            )
-            corners.append((top, left))
         coarse_rays = n_view * (height // self.cfg.global_downsample) * (width // self.cfg.global_downsample)
         return PatchDraws(
-            corners=tuple(corners),
+            corners=tuple(self._corner(draws, sample, size) for sample in draws.samples),
             coarse=self.base_renderer.draw_jitter(draws.within("coarse"), coarse_rays),
             patch=self.base_renderer.draw_jitter(draws.within("patch"), n_view * self.cfg.patch_size**2),
         )
+
+    def _corner(self, draws: Draws, sample: int, size: tuple[int, int]) -> tuple[int, int]:
+        """Drawn on the CPU: slices need numbers, and to read them from a GPU is to wait."""
+        generator = keyed_generator(draws.seed, draws.scope + "corner", sample)
+        top, left = (torch.randint(max(n - self.cfg.patch_size, 1), (), generator=generator) for n in size)
+        return int(top), int(left)
 
     def render(
         self,

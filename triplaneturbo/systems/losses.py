@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.ops.mesh import vertex_normals
 from triplaneturbo.ops.rows import add_rows, gather_rows
 from triplaneturbo.schedule import Progress, Schedule
 from triplaneturbo.types import Mesh, Views
@@ -159,10 +160,8 @@ def _edges(mesh: Mesh) -> Tensor:
 
 
 def _mesh_normal_consistency(mesh: Mesh) -> Tensor:
-    corners = gather_rows(mesh.vertices, mesh.faces.flatten()).view(-1, 3, 3)
-    face_normals = torch.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0], dim=-1)
-    summed = add_rows(torch.zeros_like(mesh.vertices), mesh.faces.flatten(), face_normals.repeat_interleave(3, 0))
-    ends = F.normalize(summed, dim=-1)[_edges(mesh)]
+    edges = _edges(mesh)
+    ends = gather_rows(vertex_normals(mesh.vertices, mesh.faces), edges.flatten()).view(-1, 2, 3)
     return (1 - F.cosine_similarity(ends[:, 0], ends[:, 1], dim=-1)).mean()
 
 
