@@ -1,6 +1,6 @@
 """Trials that earlier versions of this project began can be continued: the same numbers come next.
 
-`trials/first` was trained at commit f62616c: four steps of the miniature of `miniature.py` (both renderers, three teachers,
+`trials/first` was trained at commit f62616c: four steps of `miniature.py` (both renderers, three teachers,
 accumulated batches, averaged weights) on networks with formula weights, and the losses of nine steps.
 """
 
@@ -12,11 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from golden.formula_weights import filled
 from miniature import write_world
 from safetensors import safe_open
 from safetensors.torch import save_file
-
-from golden.formula_weights import filled
 
 ROOT = Path(__file__).parents[1]
 FIRST = ROOT / "tests/trials/first"
