@@ -105,9 +105,9 @@ class Generator:
         progress(0.0, desc="Denoising")
         report_step = step_reporter(progress, self.pipe.config.num_inference_steps)
         with self.pipe.geometry.space_generator.unet.register_forward_hook(report_step):
-            planes = self.pipe.generate((prompt,), seed=seed)
+            scene = self.pipe.generate((prompt,), seed=seed)
         progress(0.7, desc="Extracting the surface")
-        (mesh,) = self.pipe.extract((prompt,), planes, resolution=resolution)
+        (mesh,) = self.pipe.extract((prompt,), scene, resolution=resolution)
         progress(0.85, desc="Drawing the turntable")
         exporter = MeshExporter({"save_name": slug(prompt)})
         (path,) = exporter([mesh], [prompt], tempfile.mkdtemp(dir=self.folder))

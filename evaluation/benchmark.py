@@ -36,6 +36,7 @@ from triplaneturbo.exporters.render import render_mesh
 from triplaneturbo.naming import slug
 from triplaneturbo.ops.marching_cubes import marching_cubes
 from triplaneturbo.pipelines.text_to_mesh import TextToMeshPipeline
+from triplaneturbo.scenes import FieldScene
 from triplaneturbo.types import Mesh
 
 SEEDS = (0, 1, 2)
@@ -185,14 +186,14 @@ def generated_meshes(
     for seed in seeds:
         for start in range(0, len(prompts), BATCH):
             batch = prompts[start : start + BATCH]
-            planes = pipeline.generate(batch, seed=seed)
-            for prompt, single in zip(batch, planes.split(1), strict=True):
-                yield prompt, seed, _mesh_or_none(pipeline, prompt, single)
+            scene = pipeline.generate(batch, seed=seed)
+            for number, prompt in enumerate(batch):
+                yield prompt, seed, _mesh_or_none(pipeline, prompt, scene.prompt(number))
 
 
-def _mesh_or_none(pipeline: TextToMeshPipeline, prompt: str, planes: Tensor) -> Mesh | None:
+def _mesh_or_none(pipeline: TextToMeshPipeline, prompt: str, scene: FieldScene) -> Mesh | None:
     try:
-        return pipeline.extract([prompt], planes)[0]
+        return pipeline.extract([prompt], scene)[0]
     except EmptyFieldError:
         return None
 

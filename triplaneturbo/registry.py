@@ -24,6 +24,7 @@ ALIASES = {
 ROOMS = (
     "data",
     "prompts",
+    "scenes",
     "geometry",
     "materials",
     "background",

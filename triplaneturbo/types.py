@@ -101,12 +101,13 @@ class Batch(_Movable):
 
 @dataclass(frozen=True)
 class FieldSample:
-    """The field at B * N points. sdf: negative inside. features: colours before their activation.
-    sdf_grad: d sdf / d point. normal: its unit vector. Parts that were not asked for are None."""
+    """The field at B * N points. value: signed distance, negative inside, or density. features: colours before their
+    activation. gradient: d value / d point. normal: the unit vector that points outwards. Parts that were not asked for
+    are None."""
 
-    sdf: Float[Tensor, "B N 1"]
+    value: Float[Tensor, "B N 1"]
     features: Float[Tensor, "B N F"] | None = None
-    sdf_grad: Float[Tensor, "B N 3"] | None = None
+    gradient: Float[Tensor, "B N 3"] | None = None
     normal: Float[Tensor, "B N 3"] | None = None
 
 

@@ -77,10 +77,12 @@ def test_sampling_is_ddim_with_eta_zero(build, inputs, prediction):
 def test_generate_decodes_the_last_clean_estimate_without_gradient(build, inputs):
     noise, _, text = inputs
     geometry = build()
-    planes = geometry.generate(text, noise, 2)
+    planes = geometry.generate(text, noise, 2).tensors["planes"]
     assert planes.shape == (2, 6, 4, 16, 16)
     assert not planes.requires_grad
-    torch.testing.assert_close(planes, geometry.decode(geometry.space_generator.sample(text, noise, 2)))
+    torch.testing.assert_close(
+        planes, geometry.decode(geometry.space_generator.sample(text, noise, 2)).tensors["planes"]
+    )
 
 
 def test_step_of_distillation_noises_and_predicts(build, inputs):
@@ -122,10 +124,10 @@ def test_split_decoding_keeps_the_first_half_for_shape_and_the_second_for_colour
     whole, split = build(split_channels=None), build()
     split.space_generator.load_state_dict(whole.space_generator.state_dict())
     latents = inputs[0]
-    planes = whole.decode(latents)
+    planes = whole.decode(latents).tensors["planes"]
     assert planes.shape == (2, 6, 8, 16, 16)
     expected = torch.cat((planes[:, :3, :4], planes[:, 3:, 4:]), dim=1)
-    torch.testing.assert_close(split.decode(latents), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(split.decode(latents).tensors["planes"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_reach_all_adapters_and_checkpointing_does_not_change_them(build, inputs):
@@ -134,7 +136,9 @@ def test_gradients_reach_all_adapters_and_checkpointing_does_not_change_them(bui
     for checkpointing in (False, True):
         geometry = build(generator={"gradient_checkpoint": checkpointing})
         geometry.space_generator.train()
-        geometry.decode(geometry.space_generator.predict_clean(noise, t, text)).square().mean().backward()
+        geometry.decode(geometry.space_generator.predict_clean(noise, t, text)).tensors[
+            "planes"
+        ].square().mean().backward()
         gradients.append({n: p.grad for n, p in geometry.space_generator.named_parameters() if p.requires_grad})
     assert all(g is not None and g.any() for g in gradients[0].values())
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-6)
@@ -144,7 +148,7 @@ def test_low_precision_keeps_trained_parameters_and_results_in_float32(build, in
     noise, t, text = inputs
     exact, short = build(), build(generator={"network_dtype": "bfloat16"})
     output = short.space_generator.denoise(noise, t, text)
-    planes = short.decode(noise)
+    planes = short.decode(noise).tensors["planes"]
     assert output.dtype == planes.dtype == torch.float32
     generator = short.space_generator
     assert generator.unet.conv_in.weight.dtype == torch.bfloat16

@@ -24,12 +24,16 @@ def pipe(folder):
     return TextToMeshPipeline.from_pretrained(folder, "cpu")
 
 
+def planes(output):
+    return output.scene.tensors["planes"]
+
+
 def test_one_prompt_to_a_file(pipe, tmp_path):
     output = pipe("a red cube", seed=0)
     path = output.export(tmp_path / "cube.glb")
     mesh = read_mesh(path)
     assert torch.equal(mesh.faces, output.meshes[0].faces)
-    assert output.planes.shape == (1, 6, 4, 16, 16)
+    assert planes(output).shape == (1, 6, 4, 16, 16)
     assert 0 <= mesh.colors.min() <= mesh.colors.max() <= 1
 
 
@@ -37,18 +41,18 @@ def test_a_batch_gives_the_same_meshes_as_single_calls(pipe):
     prompts = ["a red cube", "a blue torus"]
     batch = pipe(prompts, seed=[3, 4])
     for i, (prompt, seed) in enumerate(zip(prompts, (3, 4), strict=True)):
-        torch.testing.assert_close(pipe(prompt, seed=seed).planes[0], batch.planes[i], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(planes(pipe(prompt, seed=seed))[0], planes(batch)[i], atol=1e-5, rtol=1e-5)
 
 
 def test_prompt_seed_and_steps_matter(pipe):
-    planes = pipe("a red cube", seed=0).planes
-    assert torch.equal(pipe("a red cube", seed=0).planes, planes)
+    first = planes(pipe("a red cube", seed=0))
+    assert torch.equal(planes(pipe("a red cube", seed=0)), first)
     for other in (
         pipe("a blue cube", seed=0),
         pipe("a red cube", seed=1),
         pipe("a red cube", seed=0, num_inference_steps=2),
     ):
-        assert (other.planes - planes).abs().max() > 1e-3
+        assert (planes(other) - first).abs().max() > 1e-3
 
 
 def test_resolution(pipe):
@@ -70,10 +74,11 @@ def test_saved_and_loaded_again(pipe, tmp_path, copy_base):
     pipe.save_pretrained(tmp_path / "a", copy_base=copy_base)
     assert (tmp_path / "a" / "base").is_dir() == copy_base
     again = TextToMeshPipeline.from_pretrained(tmp_path / "a", "cpu")
-    assert torch.equal(again("a red cube").planes, pipe("a red cube").planes)
+    assert torch.equal(planes(again("a red cube")), planes(pipe("a red cube")))
     again.save_pretrained(tmp_path / "a", copy_base=copy_base)
     assert torch.equal(
-        TextToMeshPipeline.from_pretrained(tmp_path / "a", "cpu")("a cube").planes, pipe("a cube").planes
+        planes(TextToMeshPipeline.from_pretrained(tmp_path / "a", "cpu")("a cube")),
+        planes(pipe("a cube")),
     )
 
 
@@ -89,7 +94,7 @@ def test_from_a_training_run(pipe, folder, tmp_path):
     state = {**load_tensors(folder / "student.safetensors"), "background.weight": torch.zeros(2)}
     torch.save({"state_dict": state, "epoch": 0}, tmp_path / "last.ckpt")
     trained = TextToMeshPipeline.from_training(tmp_path / "parsed.yaml", tmp_path / "last.ckpt", "cpu")
-    assert torch.equal(trained("a red cube").planes, pipe("a red cube").planes)
+    assert torch.equal(planes(trained("a red cube")), planes(pipe("a red cube")))
     assert trained.config.resolution == 16
 
 
@@ -99,7 +104,7 @@ def test_averaged_weights_are_preferred(pipe, folder, tmp_path):
     checkpoint = {"state_dict": {**broken, "geometry.bbox": state["geometry.bbox"]}, "ema": state}
     torch.save(checkpoint, tmp_path / "last.ckpt")
     averaged = TextToMeshPipeline.from_pretrained(folder, "cpu", weights=tmp_path / "last.ckpt")
-    assert torch.equal(averaged("a red cube").planes, pipe("a red cube").planes)
+    assert torch.equal(planes(averaged("a red cube")), planes(pipe("a red cube")))
 
 
 def test_files_of_the_original_are_renamed(pipe, folder, tmp_path):
@@ -108,7 +113,7 @@ def test_files_of_the_original_are_renamed(pipe, folder, tmp_path):
     released = {f"geometry.{name}": tensor.clone() for name, tensor in to_original(own).items()}
     torch.save({"state_dict": released, "epoch": 0, "global_step": 0}, tmp_path / "released.pth")
     original = TextToMeshPipeline.from_pretrained(folder, "cpu", weights=tmp_path / "released.pth")
-    assert torch.equal(original("a red cube").planes, pipe("a red cube").planes)
+    assert torch.equal(planes(original("a red cube")), planes(pipe("a red cube")))
     assert original.geometry.cfg.compat == "original"
     original.save_pretrained(tmp_path / "saved", copy_base=False)
     again = TextToMeshPipeline.from_pretrained(tmp_path / "saved", "cpu")
@@ -150,7 +155,7 @@ def test_a_field_without_a_surface_is_an_error(folder, tmp_path, bias, side):
 
 def test_weights_with_nan_are_an_error(folder, tmp_path):
     state = load_tensors(folder / "student.safetensors")
-    state["geometry.sdf_network.layers.0.weight"][0, 0] = float("nan")
+    state["geometry.field.sdf_network.layers.0.weight"][0, 0] = float("nan")
     save_tensors(tmp_path / "nan.safetensors", state)
     pipe = TextToMeshPipeline.from_pretrained(folder, "cpu", weights=tmp_path / "nan.safetensors")
     with pytest.raises(EmptyFieldError, match="'a red cube' is not finite"):
@@ -164,7 +169,7 @@ def test_folders_that_do_not_fit(folder, tmp_path):
     with pytest.raises(WeightsError, match="did you mean 'base'"):
         TextToMeshPipeline.from_pretrained(tmp_path)
     state = load_tensors(folder / "student.safetensors")
-    del state["geometry.sdf_network.layers.0.weight"]
+    del state["geometry.field.sdf_network.layers.0.weight"]
     save_tensors(tmp_path / "short.safetensors", state)
-    with pytest.raises(WeightsError, match=r"1 missing \(geometry\.sdf_network\.layers\.0\.weight\)"):
+    with pytest.raises(WeightsError, match=r"1 missing \(geometry\.field\.sdf_network\.layers\.0\.weight\)"):
         TextToMeshPipeline.from_pretrained(folder, weights=tmp_path / "short.safetensors")

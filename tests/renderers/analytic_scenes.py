@@ -1,12 +1,10 @@
 """Solids with exact signed distances and exact pictures."""
 
-from types import SimpleNamespace
-
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
 from triplaneturbo.cameras import orbit_cameras
+from triplaneturbo.scenes import Field, FieldScene
 from triplaneturbo.types import FieldSample
 
 
@@ -20,41 +18,34 @@ def box_sdf(points, size):
     return outside + q.amax(-1, keepdim=True).clamp_max(0)
 
 
-def planes_of(*sizes):
-    """Planes of one prompt per size, the size in the first texel."""
-    planes = torch.zeros(len(sizes), 6, 1, 2, 2)
-    planes[:, 0, 0, 0, 0] = torch.tensor(sizes)
-    return planes
+class Solid(Field):
+    """A solid of the size that each prompt says. Colour features: 2 * position."""
 
+    def configure(self, sdf):
+        self.function, self.radius = sdf, 1.0
 
-class Solid(nn.Module):
-    """A solid whose size is the first texel of its planes. Colour features: 2 * position."""
+    def value(self, tensors, points):
+        return self.function(points, tensors["size"][:, None])
 
-    def __init__(self, sdf):
-        super().__init__()
-        self.function = sdf
-        self.cfg = SimpleNamespace(compat="right", isosurface_resolution=128)
-
-    def sdf(self, planes, points):
-        return self.function(points, planes[:, :1, 0, 0, 0, None])
-
-    def sdf_and_deformation(self, planes, points):
-        return self.sdf(planes, points), None
-
-    def features(self, planes, points):
+    def features(self, tensors, points):
         return 2 * points
 
-    def query(self, planes, points, *, features=True, normals=False):
+    def query(self, tensors, points, *, features=True, normals=False):
         with torch.enable_grad():
             inner = points if points.requires_grad else points.detach().requires_grad_()
-            sdf = self.sdf(planes, inner)
+            sdf = self.value(tensors, inner)
             (gradient,) = torch.autograd.grad(sdf.sum(), inner, create_graph=True)
-        return FieldSample(sdf, self.features(planes, points), gradient, F.normalize(gradient, dim=-1))
+        return FieldSample(sdf, self.features(tensors, points), gradient, F.normalize(gradient, dim=-1))
 
 
-def scene(geometry, material=torch.sigmoid, background=None):
+def solids(sdf, *sizes):
+    """The scene of one prompt a size."""
+    return FieldScene(Solid(None, sdf), {"size": torch.tensor(sizes)[:, None]})
+
+
+def surroundings(material=torch.sigmoid, background=None):
     """Constructor arguments of a renderer."""
-    return {"geometry": geometry, "material": material, "background": background or grey}
+    return {"material": material, "background": background or grey}
 
 
 def grey(directions, pooled_text):

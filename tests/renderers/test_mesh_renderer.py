@@ -1,62 +1,63 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
-from analytic_scenes import SOLIDS, Solid, box_sdf, cameras, eroded, planes_of, scene, sphere_sdf
+from analytic_scenes import SOLIDS, Solid, box_sdf, cameras, eroded, solids, sphere_sdf, surroundings
 
 from triplaneturbo.cameras import ray_directions
 from triplaneturbo.errors import ConfigError, EmptyFieldError
-from triplaneturbo.geometry.isosurface import extract
 from triplaneturbo.renderers.mesh import MeshRenderer
 from triplaneturbo.renderers.shading import disparity, normals_as_colors
 from triplaneturbo.renderers.surface import force_surface, surface_meshes, surface_points
 from triplaneturbo.renderers.volume import VolumeRenderer
+from triplaneturbo.scenes import FieldScene
+from triplaneturbo.scenes.isosurface import extract
 from triplaneturbo.schedule import Progress
 
 TEXT = torch.zeros(1, 4)
 PICTURES = ("rgb", "normal", "normal_white", "disparity", "opacity", "depth")
 
 
-def renderer(geometry=None, background=None, **options):
-    options = {"isosurface_resolution": 24, **options}
-    return MeshRenderer(options, **scene(geometry or Solid(sphere_sdf), background=background))
+def ball(*sizes):
+    return solids(sphere_sdf, *sizes)
+
+
+def renderer(background=None, **options):
+    return MeshRenderer({"isosurface_resolution": 24, **options}, **surroundings(background=background))
 
 
 class Waves(Solid):
-    """A bumpy ball; amplitudes of bumps and of the grid's deformation are texels of the planes."""
+    """A bumpy ball; the amplitudes of bumps and of the grid's offsets are 6 and 18 of 24 numbers."""
 
-    def __init__(self):
-        super().__init__(self.bumpy)
-        self.cfg = SimpleNamespace(compat="right", isosurface_resolution=13)
+    def configure(self):
+        super().configure(lambda points, size: points.norm(dim=-1, keepdim=True) - 0.6)
 
-    def bumpy(self, points, size):
-        return points.norm(dim=-1, keepdim=True) - 0.6
+    def value(self, tensors, points):
+        bumps = tensors["waves"][:, None, :6] * self.basis(points)
+        return self.function(points, None) + bumps.sum(-1, keepdim=True)
 
-    def sdf(self, planes, points):
-        amplitudes = planes.flatten(1)[:, None, :6]
-        return super().sdf(planes, points) + (amplitudes * self.basis(points)).sum(-1, keepdim=True)
-
-    def sdf_and_deformation(self, planes, points):
-        amplitudes = planes.flatten(1)[:, 6:].unflatten(-1, (3, 6))
-        return self.sdf(planes, points), torch.einsum("bdk,bnk->bnd", amplitudes, self.basis(points))
+    def level_set(self, tensors, points, *, cell):
+        amplitudes = tensors["waves"][:, 6:].unflatten(-1, (3, 6))
+        return self.value(tensors, points), torch.einsum("bdk,bnk->bnd", amplitudes, self.basis(points))
 
     def basis(self, points):
         return torch.cat([(5 * points).sin(), (4 * points + 1).cos()], -1)
 
 
 class LiftedWaves(Waves):
-    """The same, coloured by the planes; with a large last texel the field is positive everywhere."""
+    """The same, coloured by the numbers; where the last one is large, the field is positive everywhere."""
 
-    def sdf(self, planes, points):
-        return super().sdf(planes, points) + planes[:, -1:, -1, -1, -1:].square()
+    def value(self, tensors, points):
+        return super().value(tensors, points) + tensors["waves"][:, None, -1:].square()
 
-    def features(self, planes, points):
-        return 2 * points + planes[:, :3, 0, 0, 0].unsqueeze(1)
+    def features(self, tensors, points):
+        return 2 * points + tensors["waves"][:, None, :3]
 
 
-def wavy_planes(batch=1):
-    generator = torch.Generator().manual_seed(0)
-    return 0.05 * torch.randn(batch, 6, 1, 2, 2, generator=generator)
+def waves(batch=1):
+    return 0.05 * torch.randn(batch, 24, generator=torch.Generator().manual_seed(0))
+
+
+def wavy(numbers, field=Waves):
+    return FieldScene(field(), {"waves": numbers})
 
 
 @pytest.mark.parametrize("solid", SOLIDS)
@@ -64,7 +65,7 @@ def test_exact_field_gives_exact_pictures(solid):
     sdf, truth, size = SOLIDS[solid]
     view = cameras(35.0)
     with torch.no_grad():
-        views = renderer(Solid(sdf), isosurface_resolution=128)(planes_of(size), view, TEXT, size=(128, 128))
+        views = renderer(isosurface_resolution=128)(solids(sdf, size), view, TEXT, size=(128, 128))
     directions = ray_directions(view, 128, 128)
     hit, t, normal = truth(view.positions[:, None, None], directions, size)
     drawn = views.opacity[..., 0] > 0.5
@@ -89,10 +90,10 @@ def test_exact_field_gives_exact_pictures(solid):
 def test_agrees_with_the_volume_renderer(solid):
     sdf, _, size = SOLIDS[solid]
     counts = {"num_samples_per_ray": 32, "num_samples_per_ray_importance": 48}
-    volume = VolumeRenderer({"inv_std": 200.0, "ray_range": "box", **counts}, **scene(Solid(sdf))).eval()
-    arguments = planes_of(size), cameras(20.0, 200.0), TEXT
+    volume = VolumeRenderer({"inv_std": 200.0, "ray_range": "box", **counts}, **surroundings()).eval()
+    arguments = solids(sdf, size), cameras(20.0, 200.0), TEXT
     with torch.no_grad():
-        drawn = renderer(Solid(sdf), isosurface_resolution=96)(*arguments, size=(64, 90))
+        drawn = renderer(isosurface_resolution=96)(*arguments, size=(64, 90))
         marched = volume(*arguments, size=(64, 90))
     inside = eroded(drawn.opacity[..., 0] == 1, 3)
     assert inside.sum() > 1000
@@ -101,13 +102,13 @@ def test_agrees_with_the_volume_renderer(solid):
     assert (drawn.opacity - marched.opacity).abs().mean() < 0.01
 
 
-def test_each_prompt_is_drawn_from_its_own_planes_and_views():
+def test_each_prompt_is_drawn_from_its_own_scene_and_views():
     view = cameras(0.0, 70.0, 150.0, 220.0, n_view=2)
     subject = renderer(enable_bg_rays=True)
-    both = subject(planes_of(0.4, 0.7), view, TEXT.expand(2, -1), size=(10, 14))
+    both = subject(ball(0.4, 0.7), view, TEXT.expand(2, -1), size=(10, 14))
     for prompt, size in enumerate((0.4, 0.7)):
         rows = slice(2 * prompt, 2 * prompt + 2)
-        alone = subject(planes_of(size), view.select(rows, 2), TEXT, size=(10, 14))
+        alone = subject(ball(size), view.select(rows, 2), TEXT, size=(10, 14))
         for name in PICTURES:
             torch.testing.assert_close(getattr(both, name)[rows], getattr(alone, name))
         torch.testing.assert_close(both.extras["meshes"][prompt].vertices, alone.extras["meshes"][0].vertices)
@@ -115,22 +116,22 @@ def test_each_prompt_is_drawn_from_its_own_planes_and_views():
 
 @pytest.mark.parametrize("detached", [True, False])
 def test_a_batch_equals_single_calls_with_and_without_a_surface(detached):
-    planes = wavy_planes(3)
-    planes[1, -1, -1, -1, -1] = 3.0
+    numbers = waves(3)
+    numbers[1, -1] = 3.0
     weights = torch.randn(6, 14, 18, 3, generator=torch.Generator().manual_seed(1))
     view = cameras(0.0, 70.0, 150.0, 220.0, 10.0, 300.0, n_view=2)
-    subject = renderer(LiftedWaves(), isosurface_resolution=15, allow_empty_flag=detached, surface_samples=True)
+    subject = renderer(isosurface_resolution=15, allow_empty_flag=detached, surface_samples=True)
 
     def draw(single, rows):
         leaf = single.clone().requires_grad_()
-        views = subject(leaf, view.select(rows, 2), TEXT.expand(len(leaf), -1), size=(14, 18))
+        views = subject(wavy(leaf, LiftedWaves), view.select(rows, 2), TEXT.expand(len(leaf), -1), size=(14, 18))
         loss = sum((getattr(views, name) * weights[rows]).sum() for name in PICTURES)
         return views, torch.autograd.grad(loss, leaf)[0]
 
-    together, gradient = draw(planes, slice(0, 6))
+    together, gradient = draw(numbers, slice(0, 6))
     for prompt in range(3):
         rows = slice(2 * prompt, 2 * prompt + 2)
-        alone, truth = draw(planes[prompt : prompt + 1], rows)
+        alone, truth = draw(numbers[prompt : prompt + 1], rows)
         for name in PICTURES:
             torch.testing.assert_close(getattr(together, name)[rows], getattr(alone, name))
         for name in ("sdf", "sdf_grad"):
@@ -146,17 +147,18 @@ def test_gradients_are_those_through_the_whole_grid():
     resolution = 13
     line = torch.linspace(-1, 1, resolution)
     grid = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1).view(1, -1, 3)
-    planes = wavy_planes().requires_grad_()
-    (mesh,) = surface_meshes(Waves(), planes, resolution, radius=1.0)
+    numbers = waves().requires_grad_()
+    scene = wavy(numbers)
+    (mesh,) = surface_meshes(scene, resolution, radius=1.0)
     vertices, faces = mesh.vertices, mesh.faces
-    sdf, deformation = Waves().sdf_and_deformation(planes, grid)
+    values, offset = scene.level_set(grid, cell=1 / 6)
     shape = (resolution,) * 3
-    expected, expected_faces = extract(sdf.view(shape), deformation.view(*shape, 3), 1.0)
+    expected, expected_faces = extract(values.view(shape), offset.view(*shape, 3), 1.0)
     torch.testing.assert_close(vertices, expected)
     assert torch.equal(faces, expected_faces)
     direction = torch.randn(vertices.shape, generator=torch.Generator().manual_seed(1))
-    (found,) = torch.autograd.grad((vertices * direction).sum(), planes)
-    (truth,) = torch.autograd.grad((expected * direction).sum(), planes)
+    (found,) = torch.autograd.grad((vertices * direction).sum(), numbers)
+    (truth,) = torch.autograd.grad((expected * direction).sum(), numbers)
     assert (truth.abs() > 1e-3).sum() > 20
     torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-5)
 
@@ -169,26 +171,13 @@ def test_surface_points_reach_the_boundary():
     assert found == expected
 
 
-def test_deformation_is_in_cells_of_the_training_grid_unless_original():
-    planes = wavy_planes()
-    moved = []
-    for compat in ("right", "original"):
-        geometry = Waves()
-        still = torch.cat([planes.flatten()[:6], torch.zeros(18)]).view_as(planes)
-        (rest,) = surface_meshes(geometry, still, 25, radius=1.0)
-        geometry.cfg.compat = compat
-        (mesh,) = surface_meshes(geometry, planes, 25, radius=1.0)
-        moved.append((mesh.vertices - rest.vertices).abs().mean())
-    torch.testing.assert_close(moved[0], 2 * moved[1])
-
-
 def test_gradient_shares():
     def gradient(**options):
-        planes = wavy_planes().requires_grad_()
-        (mesh,) = renderer(Waves(), **options).surfaces(planes, Progress(step=50))
+        numbers = waves().requires_grad_()
+        (mesh,) = renderer(**options).surfaces(wavy(numbers), Progress(step=50))
         if not mesh.vertices.requires_grad:
             return torch.zeros(6), torch.zeros(18)
-        (found,) = torch.autograd.grad(mesh.vertices.square().sum(), planes)
+        (found,) = torch.autograd.grad(mesh.vertices.square().sum(), numbers)
         return found.flatten()[:6], found.flatten()[6:]
 
     sdf, deformation = gradient()
@@ -212,7 +201,8 @@ def test_silhouettes_move_with_the_surface():
     view = cameras(20.0, 140.0)
 
     def area(size):
-        return subject(planes_of(0.5) * (size / 0.5), view, TEXT, size=(48, 48)).opacity.sum()
+        scene = FieldScene(Solid(None, sphere_sdf), {"size": size.view(1, 1)})
+        return subject(scene, view, TEXT, size=(48, 48)).opacity.sum()
 
     size = torch.tensor(0.5, requires_grad=True)
     (gradient,) = torch.autograd.grad(area(size), size)
@@ -221,51 +211,51 @@ def test_silhouettes_move_with_the_surface():
 
 
 def test_color_pulls_on_the_surface():
-    planes = planes_of(0.5).requires_grad_()
-    views = renderer(Solid(box_sdf))(planes, cameras(0.0, elevation=1.0), TEXT, size=(24, 24))
+    scene, _ = solids(box_sdf, 0.5).detached()
+    views = renderer()(scene, cameras(0.0, elevation=1.0), TEXT, size=(24, 24))
     centre = views.rgb[0, 8:16, 8:16, 0].mean()
-    (gradient,) = torch.autograd.grad(centre, planes)
+    (gradient,) = torch.autograd.grad(centre, scene.tensors["size"])
     # The front face lies at x = size and is sigmoid(2x) red.
     expected = 2 * centre * (1 - centre)
-    torch.testing.assert_close(gradient[0, 0, 0, 0, 0], expected.detach(), rtol=0.02, atol=0)
+    torch.testing.assert_close(gradient[0, 0], expected.detach(), rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_a_field_without_surface_gets_a_stand_in(sign):
-    geometry = Solid(lambda points, size: sign * (points.square().sum(-1, keepdim=True) + size))
-    planes = planes_of(0.3).requires_grad_()
-    (mesh,) = surface_meshes(geometry, planes, 12, radius=1.0)
+    scene, _ = solids(lambda points, size: sign * (points.square().sum(-1, keepdim=True) + size), 0.3).detached()
+    size = scene.tensors["size"]
+    (mesh,) = surface_meshes(scene, 12, radius=1.0)
     vertices, faces = mesh.vertices, mesh.faces
     assert len(faces) > 0
     assert vertices.abs().max() <= 1.2
-    (gradient,) = torch.autograd.grad(vertices.square().sum(), planes)
+    (gradient,) = torch.autograd.grad(vertices.square().sum(), size)
     line = torch.linspace(-1, 1, 12)
     grid = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1).view(1, -1, 3)
-    sdf = geometry.sdf(planes, grid).view(12, 12, 12)
+    sdf = scene.value(grid).view(12, 12, 12)
     extremes = torch.stack([sdf.argmin(), sdf.argmax()])
     whole, _ = extract(force_surface(sdf, extremes), None, 1.0)
     torch.testing.assert_close(vertices, whole)
-    (expected,) = torch.autograd.grad(whole.square().sum(), planes)
+    (expected,) = torch.autograd.grad(whole.square().sum(), size)
     assert expected.abs().sum() > 0
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
-    flagged = renderer(geometry, allow_empty_flag=True).surfaces(planes)[0]
+    flagged = renderer(allow_empty_flag=True).surfaces(scene)[0]
     assert not flagged.vertices.requires_grad
-    assert renderer(geometry, allow_empty_flag=False).surfaces(planes)[0].vertices.requires_grad
+    assert renderer(allow_empty_flag=False).surfaces(scene)[0].vertices.requires_grad
 
 
 def test_a_broken_field_is_an_error():
     with pytest.raises(EmptyFieldError, match="not finite"):
-        renderer().surfaces(planes_of(float("nan")))
+        renderer().surfaces(ball(float("nan")))
 
 
 def test_an_object_behind_the_camera_is_not_drawn():
-    views = renderer()(planes_of(0.1), cameras(0.0, distance=0.2, fovy=5.0), TEXT, size=(8, 8))
+    views = renderer()(ball(0.1), cameras(0.0, distance=0.2, fovy=5.0), TEXT, size=(8, 8))
     assert torch.isfinite(views.rgb).all()
     away = cameras(0.0)
     turned = away.c2w.clone()
     turned[:, :3, [0, 2]] *= -1
     away = type(away)(**{**vars(away), "c2w": turned})
-    views = renderer()(planes_of(0.3), away, TEXT, size=(8, 8))
+    views = renderer()(ball(0.3), away, TEXT, size=(8, 8))
     assert (views.opacity == 0).all()
     assert (views.rgb == 0.5).all()
 
@@ -276,16 +266,16 @@ def test_small_pieces_can_be_dropped():
         small = (points - 0.75).norm(dim=-1, keepdim=True) - 0.15
         return torch.minimum(big, small)
 
-    (kept,) = renderer(Solid(two_balls)).surfaces(planes_of(0.5))
+    (kept,) = renderer().surfaces(solids(two_balls, 0.5))
     dropping = {"isosurface_remove_outliers": True, "isosurface_outlier_n_faces_threshold": 0.5}
-    (dropped,) = renderer(Solid(two_balls), **dropping).surfaces(planes_of(0.5))
+    (dropped,) = renderer(**dropping).surfaces(solids(two_balls, 0.5))
     assert kept.vertices.norm(dim=-1).max() > 1
     assert dropped.vertices.norm(dim=-1).max() < 0.51
 
 
 def test_surface_samples_are_the_field_at_visible_points():
     views = renderer(surface_samples=True)(
-        planes_of(0.4, 0.6), cameras(0.0, 90.0, n_view=1), TEXT.expand(2, -1), size=(16, 16)
+        ball(0.4, 0.6), cameras(0.0, 90.0, n_view=1), TEXT.expand(2, -1), size=(16, 16)
     )
     for sdf, gradient in zip(views.extras["sdf"], views.extras["sdf_grad"], strict=True):
         assert len(sdf) > 20
@@ -303,7 +293,7 @@ def test_background_belongs_to_the_prompt_of_the_view():
     corner = {}
     for compat in ("right", "original"):
         subject = renderer(background=text_color, compat=compat)
-        corner[compat] = subject(planes_of(0.3, 0.3), view, text, size=(8, 8)).rgb[:, 0, 0, 0]
+        corner[compat] = subject(ball(0.3, 0.3), view, text, size=(8, 8)).rgb[:, 0, 0, 0]
     torch.testing.assert_close(corner["right"], torch.tensor([0.1, 0.1, 0.9, 0.9]))
     torch.testing.assert_close(corner["original"], torch.tensor([0.1, 0.9, 0.1, 0.9]))
 
@@ -321,16 +311,16 @@ def test_background_rays():
     ):
         seen = []
         subject = renderer(background=background(seen), **options)
-        subject(planes_of(0.3), view, TEXT, size=(8, 10), ray_size=ray_size)
+        subject(ball(0.3), view, TEXT, size=(8, 10), ray_size=ray_size)
         expected = expected[:, None, None].expand(2, 8, 10, 3) if expected.dim() == 2 else expected
         torch.testing.assert_close(seen[0], expected)
     with pytest.raises(ValueError, match="ray_size"):
-        subject(planes_of(0.3), view, TEXT, size=(8, 10))
+        subject(ball(0.3), view, TEXT, size=(8, 10))
 
 
 def test_original_depth_is_clip_space_z():
     view = cameras(0.0)
-    arguments = planes_of(0.5), view, TEXT
+    arguments = ball(0.5), view, TEXT
     right = renderer()(*arguments, size=(16, 16)).depth[0, ..., 0]
     original = renderer(compat="original")(*arguments, size=(16, 16)).depth[0, ..., 0]
     hit = right > 0
@@ -344,4 +334,4 @@ def test_options_that_make_no_sense_are_refused():
     with pytest.raises(ConfigError, match="no graphics context"):
         renderer(context_type="cuda")
     with pytest.raises(ValueError, match="do not fit"):
-        renderer()(planes_of(0.5, 0.5), cameras(0.0), TEXT.expand(2, -1), size=(4, 4))
+        renderer()(ball(0.5, 0.5), cameras(0.0), TEXT.expand(2, -1), size=(4, 4))

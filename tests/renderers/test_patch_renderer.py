@@ -2,7 +2,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from analytic_scenes import Solid, cameras, planes_of, scene, sphere_sdf
+from analytic_scenes import cameras, solids, sphere_sdf, surroundings
 
 from triplaneturbo.base import build
 from triplaneturbo.cameras import ray_directions
@@ -21,9 +21,11 @@ BASE = {"num_samples_per_ray": 8, "num_samples_per_ray_importance": 12}
 def renderer(randomized=False, base="generative-space-sdf-volume-renderer", **options):
     options = {"patch_size": 5, "global_downsample": 3, **options}
     base_options = {**BASE, "randomized": randomized}
-    return PatchRenderer(
-        {"base_renderer_type": base, "base_renderer": base_options, **options}, **scene(Solid(sphere_sdf))
-    )
+    return PatchRenderer({"base_renderer_type": base, "base_renderer": base_options, **options}, **surroundings())
+
+
+def ball(*sizes):
+    return solids(sphere_sdf, *sizes)
 
 
 def draws(*samples):
@@ -41,17 +43,17 @@ class RaysWithCompat(VolumeRenderer):
 def test_compat_is_handed_on(own, expected):
     options = {"base_renderer_type": "rays-with-compat", "base_renderer": own}
     handed_down = {"seed": 3, "compat": "original"}
-    subject = build("patch-renderer", options, handed_down=handed_down, **scene(Solid(sphere_sdf)))
+    subject = build("patch-renderer", options, handed_down=handed_down, **surroundings())
     assert subject.base_renderer.cfg.compat == expected
 
 
 def test_patch_is_sharp_and_the_rest_is_the_enlarged_coarse_picture():
-    subject, view, planes = renderer(), cameras(0.0, 90.0), planes_of(0.5)
+    subject, view, scene = renderer(), cameras(0.0, 90.0), ball(0.5)
     directions = ray_directions(view, 12, 15)
-    views = subject.render(planes, view, TEXT, directions, PatchDraws(((4, 7),)))
-    sharp = subject.base_renderer.render_rays(planes, view, TEXT, directions)
+    views = subject.render(scene, view, TEXT, directions, PatchDraws(((4, 7),)))
+    sharp = subject.base_renderer.render_rays(scene, view, TEXT, directions)
     # Factor 3, centre of every block: what bilinear reduction without antialiasing reads.
-    coarse = subject.base_renderer.render_rays(planes, view, TEXT, directions[:, 1::3, 1::3])
+    coarse = subject.base_renderer.render_rays(scene, view, TEXT, directions[:, 1::3, 1::3])
     inside = torch.zeros(12, 15, dtype=torch.bool)
     inside[4:9, 7:12] = True
     centres = torch.zeros_like(inside)
@@ -67,14 +69,14 @@ def test_patch_is_sharp_and_the_rest_is_the_enlarged_coarse_picture():
 
 
 def test_every_prompt_has_a_patch_of_its_own():
-    subject, planes, corners = renderer(), planes_of(0.4, 0.6), ((4, 7), (0, 2))
+    subject, scene, corners = renderer(), ball(0.4, 0.6), ((4, 7), (0, 2))
     view = cameras(0.0, 90.0, 0.0, 90.0, n_view=2)
     directions = ray_directions(view, 12, 15)
-    both = subject.render(planes, view, TEXT.expand(2, -1), directions, PatchDraws(corners))
+    both = subject.render(scene, view, TEXT.expand(2, -1), directions, PatchDraws(corners))
     for prompt, corner in enumerate(corners):
         rows = slice(2 * prompt, 2 * prompt + 2)
         some = view.select(rows, 2)
-        alone = subject.render(planes[prompt, None], some, TEXT, directions[rows], PatchDraws((corner,)))
+        alone = subject.render(scene.prompt(prompt), some, TEXT, directions[rows], PatchDraws((corner,)))
         torch.testing.assert_close(both.depth[rows], alone.depth)
 
 
@@ -84,12 +86,13 @@ def test_both_passes_get_gradients_unless_the_coarse_one_is_detached():
     mask = torch.zeros(1, 12, 12, 1)
     mask[:, 4:9, 4:9] = 1
     for detach in (False, True):
-        planes = planes_of(0.5).requires_grad_()
-        views = renderer(global_detach=detach).render(planes, view, TEXT, directions, PatchDraws(((4, 4),)))
-        (in_patch,) = torch.autograd.grad((views.depth * mask).sum(), planes, retain_graph=True)
+        scene, _ = ball(0.5).detached()
+        size = scene.tensors["size"]
+        views = renderer(global_detach=detach).render(scene, view, TEXT, directions, PatchDraws(((4, 4),)))
+        (in_patch,) = torch.autograd.grad((views.depth * mask).sum(), size, retain_graph=True)
         assert in_patch.abs().sum() > 0
         rest = (over(views.depth, 1 - mask, views.depth.detach())).sum()
-        (outside,) = torch.autograd.grad(rest, planes)
+        (outside,) = torch.autograd.grad(rest, size)
         assert (outside.abs().sum() > 0) == (not detach)
 
 
@@ -108,25 +111,25 @@ def test_jitter_of_both_passes_is_drawn_for_each_sample():
     assert found.coarse.proposal.shape == (2, 4 * 4 * 5)
     assert found.patch.fine.shape == (2, 4 * 25)
     assert not torch.equal(found.coarse.fine[:, :50], found.patch.fine[:, :50])
-    views = subject(planes_of(0.5), cameras(0.0), TEXT, size=(12, 15), draws=draws(3))
+    views = subject(ball(0.5), cameras(0.0), TEXT, size=(12, 15), draws=draws(3))
     still = replace(subject.draw(draws(3), 1, (12, 15)), coarse=None, patch=None)
     directions = ray_directions(cameras(0.0), 12, 15)
-    assert (views.rgb - subject.render(planes_of(0.5), cameras(0.0), TEXT, directions, still).rgb).abs().max() > 1e-4
+    assert (views.rgb - subject.render(ball(0.5), cameras(0.0), TEXT, directions, still).rgb).abs().max() > 1e-4
 
 
 def test_evaluation_renders_everything():
     subject = renderer().eval()
-    arguments = planes_of(0.5), cameras(0.0), TEXT
+    arguments = ball(0.5), cameras(0.0), TEXT
     whole = subject.base_renderer(*arguments, size=(12, 12))
     torch.testing.assert_close(subject(*arguments, size=(12, 12)).rgb, whole.rgb)
 
 
 def test_wrong_use_is_explained():
     with pytest.raises(ValueError, match="smaller than patch_size"):
-        renderer()(planes_of(0.5), cameras(0.0), TEXT, size=(4, 12), draws=draws(0))
+        renderer()(ball(0.5), cameras(0.0), TEXT, size=(4, 12), draws=draws(0))
     with pytest.raises(ValueError, match="give draws"):
-        renderer()(planes_of(0.5), cameras(0.0), TEXT, size=(12, 12))
+        renderer()(ball(0.5), cameras(0.0), TEXT, size=(12, 12))
     with pytest.raises(ConfigError, match="at least 1"):
         renderer(global_downsample=0)
     with pytest.raises(ConfigError, match="single rays"):
-        PatchRenderer({"base_renderer_type": "generative-space-mesh-rasterize-renderer"}, **scene(Solid(sphere_sdf)))
+        PatchRenderer({"base_renderer_type": "generative-space-mesh-rasterize-renderer"}, **surroundings())

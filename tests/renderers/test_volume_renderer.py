@@ -1,12 +1,13 @@
 import pytest
 import torch
-from analytic_scenes import SOLIDS, Solid, box_sdf, cameras, eroded, planes_of, scene, sphere_sdf
+from analytic_scenes import SOLIDS, Solid, box_sdf, cameras, eroded, solids, sphere_sdf, surroundings
 
 from triplaneturbo.cameras import ray_directions
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.renderers.shading import disparity, normals_as_colors
 from triplaneturbo.renderers.volume import VolumeRenderer
+from triplaneturbo.scenes import FieldScene
 from triplaneturbo.schedule import Progress
 
 TEXT = torch.zeros(1, 4)
@@ -14,8 +15,12 @@ SMALL = {"num_samples_per_ray": 16, "num_samples_per_ray_importance": 24, "rando
 PICTURES = ("rgb", "normal", "normal_white", "disparity", "opacity", "depth")
 
 
-def renderer(sdf=sphere_sdf, material=torch.sigmoid, background=None, **options):
-    return VolumeRenderer({**SMALL, **options}, **scene(Solid(sdf), material, background))
+def ball(*sizes):
+    return solids(sphere_sdf, *sizes)
+
+
+def renderer(material=torch.sigmoid, background=None, **options):
+    return VolumeRenderer({**SMALL, **options}, **surroundings(material, background))
 
 
 def draws(*samples):
@@ -28,9 +33,9 @@ def test_exact_field_gives_exact_pictures(solid, ray_range):
     sdf, truth, size = SOLIDS[solid]
     view = cameras(35.0)
     counts = {"num_samples_per_ray": 32, "num_samples_per_ray_importance": 48}
-    subject = renderer(sdf, inv_std=100.0, ray_range=ray_range, **counts).eval()
+    subject = renderer(inv_std=100.0, ray_range=ray_range, **counts).eval()
     with torch.no_grad():
-        views = subject(planes_of(size), view, TEXT, size=(128, 128))
+        views = subject(solids(sdf, size), view, TEXT, size=(128, 128))
     directions = ray_directions(view, 128, 128)
     hit, t, normal = truth(view.positions[:, None, None], directions, size)
     drawn = views.opacity[..., 0] > 0.5
@@ -49,12 +54,12 @@ def test_exact_field_gives_exact_pictures(solid, ray_range):
     assert (views.normal - torch.tensor([0.5, 0.5, 1.0]))[far_away].abs().max() < 0.01
 
 
-def test_each_prompt_is_seen_through_its_own_planes_and_views():
+def test_each_prompt_is_seen_through_its_own_scene_and_views():
     view = cameras(0.0, 70.0, 150.0, 220.0, n_view=2)
-    both = renderer()(planes_of(0.4, 0.7), view, TEXT.expand(2, -1), size=(9, 12))
+    both = renderer()(ball(0.4, 0.7), view, TEXT.expand(2, -1), size=(9, 12))
     for prompt, size in enumerate((0.4, 0.7)):
         rows = slice(2 * prompt, 2 * prompt + 2)
-        alone = renderer()(planes_of(size), view.select(rows, 2), TEXT, size=(9, 12))
+        alone = renderer()(ball(size), view.select(rows, 2), TEXT, size=(9, 12))
         for name in PICTURES:
             torch.testing.assert_close(getattr(both, name)[rows], getattr(alone, name))
         count = len(alone.extras["sdf_grad"])
@@ -65,11 +70,11 @@ def test_each_prompt_is_seen_through_its_own_planes_and_views():
 def test_chunks_change_neither_pictures_nor_gradients(training):
     results = []
     for chunk in (0, 700):
-        planes = planes_of(0.4, 0.6).requires_grad_()
-        subject = renderer(box_sdf, train_chunk_size=chunk, eval_chunk_size=chunk).train(training)
-        views = subject(planes, cameras(10.0, 100.0, n_view=1), TEXT.expand(2, -1), size=(8, 8))
+        scene, _ = solids(box_sdf, 0.4, 0.6).detached()
+        subject = renderer(train_chunk_size=chunk, eval_chunk_size=chunk).train(training)
+        views = subject(scene, cameras(10.0, 100.0, n_view=1), TEXT.expand(2, -1), size=(8, 8))
         (views.rgb.sum() + views.disparity.square().sum() + views.normal.square().sum()).backward()
-        results.append((views, planes.grad))
+        results.append((views, scene.tensors["size"].grad))
     (whole, gradient), (pieces, gradient_of_pieces) = results
     for name in PICTURES:
         torch.testing.assert_close(getattr(whole, name), getattr(pieces, name))
@@ -83,19 +88,19 @@ def test_chunks_change_neither_pictures_nor_gradients(training):
 def test_jitter_belongs_to_the_sample():
     subject = renderer(randomized=True)
     view = cameras(0.0, 90.0, n_view=1)
-    pair = subject(planes_of(0.5, 0.5), view, TEXT.expand(2, -1), size=(6, 6), draws=draws(7, 9))
-    second = subject(planes_of(0.5), view.select(slice(1, 2), 1), TEXT, size=(6, 6), draws=draws(9))
-    still = renderer()(planes_of(0.5), view.select(slice(1, 2), 1), TEXT, size=(6, 6))
+    pair = subject(ball(0.5, 0.5), view, TEXT.expand(2, -1), size=(6, 6), draws=draws(7, 9))
+    second = subject(ball(0.5), view.select(slice(1, 2), 1), TEXT, size=(6, 6), draws=draws(9))
+    still = renderer()(ball(0.5), view.select(slice(1, 2), 1), TEXT, size=(6, 6))
     count = len(second.extras["t_points"])
     torch.testing.assert_close(pair.extras["t_points"][count:], second.extras["t_points"])
     assert (second.extras["t_points"] - still.extras["t_points"]).abs().max() > 1e-2
     with pytest.raises(ValueError, match="needs draws"):
-        subject(planes_of(0.5), view.select(slice(1, 2), 1), TEXT, size=(6, 6))
+        subject(ball(0.5), view.select(slice(1, 2), 1), TEXT, size=(6, 6))
 
 
 def test_extras_are_consistent_with_the_pictures():
     view = cameras(0.0)
-    views = renderer()(planes_of(0.5), view, TEXT, size=(7, 7))
+    views = renderer()(ball(0.5), view, TEXT, size=(7, 7))
     extras = {name: views.extras[name].view(1, 7, 7, 41, -1) for name in ("weights", "t_points", "t_dirs", "sdf")}
     torch.testing.assert_close(extras["weights"].sum(3), views.opacity)
     torch.testing.assert_close((extras["weights"] * extras["t_points"]).sum(3), views.depth)
@@ -113,8 +118,8 @@ def test_gradient_of_the_size_is_the_change_of_the_picture(use_volsdf):
     view = type(view)(**{k: v.double() if isinstance(v, torch.Tensor) else v for k, v in vars(view).items()})
 
     def total(size):
-        planes = planes_of(0.5).double() * (size / 0.5)
-        views = subject(planes, view, TEXT.double(), size=(12, 12))
+        scene = FieldScene(Solid(None, sphere_sdf), {"size": size.view(1, 1)})
+        views = subject(scene, view, TEXT.double(), size=(12, 12))
         return views.opacity.sum() + views.disparity.sum() + views.rgb.sum()
 
     size = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
@@ -134,7 +139,7 @@ def test_color_gradient_is_shrunk_on_schedule_and_only_in_color():
     )
     gradients = []
     for step in (0, 50, 100):
-        views = subject(planes_of(0.5), cameras(0.0), TEXT, size=(5, 5), progress=Progress(step=step))
+        views = subject(ball(0.5), cameras(0.0), TEXT, size=(5, 5), progress=Progress(step=step))
         gradients.append(torch.autograd.grad(views.rgb.sum(), (gain, tint)))
     torch.testing.assert_close(gradients[1][0], 0.6 * gradients[0][0])
     torch.testing.assert_close(gradients[2][0], 0.2 * gradients[0][0])
@@ -144,19 +149,19 @@ def test_color_gradient_is_shrunk_on_schedule_and_only_in_color():
 def test_sharpness_is_learned_or_scheduled():
     learned = renderer(learned_variance_init=0.3)
     assert dict(learned.named_parameters()).keys() == {"variance._inv_std"}
-    views = learned(planes_of(0.5), cameras(0.0), TEXT, size=(6, 6))
+    views = learned(ball(0.5), cameras(0.0), TEXT, size=(6, 6))
     torch.testing.assert_close(views.extras["inv_std"], torch.tensor(3.0).exp())
     views.depth.sum().backward()
     assert learned.variance._inv_std.grad.abs() > 0
     frozen = renderer(trainable_variance=False)
     assert not any(p.requires_grad for p in frozen.parameters())
     scheduled = renderer(inv_std=[0, 10.0, 50.0, 100])
-    views = scheduled(planes_of(0.5), cameras(0.0), TEXT, size=(6, 6), progress=Progress(step=50))
+    views = scheduled(ball(0.5), cameras(0.0), TEXT, size=(6, 6), progress=Progress(step=50))
     assert views.extras["inv_std"].item() == 30.0
 
 
 def test_annealing_ends_at_the_true_slope():
-    arguments = planes_of(0.5), cameras(0.0), TEXT
+    arguments = ball(0.5), cameras(0.0), TEXT
     plain = renderer()(*arguments, size=(6, 6))
     annealed = renderer(cos_anneal_end_steps=10)
     start = annealed(*arguments, size=(6, 6))
@@ -175,4 +180,4 @@ def test_options_that_make_no_sense_are_refused():
     with pytest.raises(ConfigError, match="remove it"):
         renderer(grid_prune=False)
     with pytest.raises(ValueError, match="do not fit"):
-        renderer()(planes_of(0.5, 0.5), cameras(0.0), TEXT.expand(2, -1), size=(4, 4))
+        renderer()(ball(0.5, 0.5), cameras(0.0), TEXT.expand(2, -1), size=(4, 4))

@@ -1,7 +1,5 @@
 """Both renderers against the exact pictures of the miniature world's solids."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +9,7 @@ from custom.shapeworld.world import SHAPES, parse_caption, placements, sdf
 from triplaneturbo.cameras import orbit_cameras
 from triplaneturbo.renderers.mesh import MeshRenderer
 from triplaneturbo.renderers.volume import VolumeRenderer
+from triplaneturbo.scenes import Field, FieldScene
 from triplaneturbo.types import FieldSample
 
 SIZE = 128
@@ -27,30 +26,25 @@ MESH_LIMITS = {
     "normal": 0.018,  # 0.0150 (cross): vertex normals are smooth across edges
     "rgb": 0.0075,  # 0.0061 (cube on cylinder)
 }
-PLANES, TEXT = torch.zeros(1, 6, 1, 1, 1), torch.zeros(1, 1)
+TEXT = torch.zeros(1, 1)
 
 
-class ExactField:
+class ExactField(Field):
     """The field of one solid in place of a generated one: features are its colours."""
 
-    cfg = SimpleNamespace(compat="right", isosurface_resolution=128)
+    def configure(self, solid):
+        self.solid, self.radius = [solid], 1.0
 
-    def __init__(self, solid):
-        self.solid = [solid]
-
-    def sdf(self, planes, points):
+    def value(self, tensors, points):
         return sdf(self.solid, points)[..., None]
 
-    def sdf_and_deformation(self, planes, points):
-        return self.sdf(planes, points), None
+    def features(self, tensors, points):
+        return self.query(tensors, points).features
 
-    def features(self, planes, points):
-        return self.query(planes, points).features
-
-    def query(self, planes, points, *, features=True, normals=True):
+    def query(self, tensors, points, *, features=True, normals=True):
         with torch.enable_grad():
             points = points.detach().requires_grad_()
-            distance = self.sdf(planes, points)
+            distance = self.value(tensors, points)
             (gradient,) = torch.autograd.grad(distance.sum(), points)
         normal = F.normalize(gradient, dim=-1)
         points = points.detach()
@@ -58,20 +52,22 @@ class ExactField:
 
 
 def scene(solid):
-    return {
-        "geometry": ExactField(solid),
-        "material": lambda colors: colors,
-        "background": lambda directions, text: torch.full_like(directions, GREY),
-    }
+    return FieldScene(ExactField(None, solid))
 
 
-def volume_renderer(solid):
+SURROUNDINGS = {
+    "material": lambda colors: colors,
+    "background": lambda directions, text: torch.full_like(directions, GREY),
+}
+
+
+def volume_renderer():
     options = {"inv_std": 100.0, "ray_range": "box", "num_samples_per_ray": 64, "num_samples_per_ray_importance": 128}
-    return VolumeRenderer(options, **scene(solid)).eval()
+    return VolumeRenderer(options, **SURROUNDINGS).eval()
 
 
-def mesh_renderer(solid, resolution=128):
-    return MeshRenderer({"isosurface_resolution": resolution}, **scene(solid)).eval()
+def mesh_renderer(resolution=128):
+    return MeshRenderer({"isosurface_resolution": resolution}, **SURROUNDINGS).eval()
 
 
 def cameras(*azimuths):
@@ -113,7 +109,7 @@ def exceeded(found, limits):
 @pytest.mark.parametrize("caption", CAPTIONS)
 def test_volume_renderer(caption, exact_pictures):
     solid, around = parse_caption(caption), cameras(30.0)
-    views, truth = volume_renderer(solid)(PLANES, around, TEXT, size=(SIZE, SIZE)), exact_pictures(solid, around)
+    views, truth = volume_renderer()(scene(solid), around, TEXT, size=(SIZE, SIZE)), exact_pictures(solid, around)
     assert overlap(views, truth) >= 0.99
     assert not exceeded(errors(views, views.depth / views.opacity, truth), VOLUME_LIMITS)
 
@@ -123,8 +119,8 @@ def test_volume_renderer(caption, exact_pictures):
 def test_mesh_renderer(caption, exact_pictures):
     """The wedge needs twice the resolution, see `test_the_mesh_of_a_wedge_ends_where_the_grid_does`."""
     solid, around = parse_caption(caption), cameras(30.0, 165.0)
-    renderer = mesh_renderer(solid, 256 if solid.shapes == ("wedge",) else 128)
-    views, truth = renderer(PLANES, around, TEXT, size=(SIZE, SIZE)), exact_pictures(solid, around)
+    renderer = mesh_renderer(256 if solid.shapes == ("wedge",) else 128)
+    views, truth = renderer(scene(solid), around, TEXT, size=(SIZE, SIZE)), exact_pictures(solid, around)
     assert overlap(views, truth) >= 0.98
     assert not exceeded(errors(views, views.depth, truth), MESH_LIMITS)
 
@@ -137,7 +133,7 @@ def test_the_mesh_of_a_wedge_ends_where_the_grid_does(resolution):
     four edges are as sharp. All of it together is why the silhouettes overlap by 0.959 only.
     """
     solid = parse_caption("a red wedge")
-    (mesh,) = mesh_renderer(solid, resolution).surfaces(PLANES)
+    (mesh,) = mesh_renderer(resolution).surfaces(scene(solid))
     (placed,) = placements(solid.shapes)
     ridge, cell = placed.height + 1.7 * placed.scale, 2 / (resolution - 1)
     assert mesh.vertices[:, 2].max().item() == pytest.approx(ridge - 1.7 * cell / 2, abs=1e-4)

@@ -71,9 +71,9 @@ def direct_loss(system, batch, share):
         generator = system.geometry.space_generator
         noisy = generator.schedule.add_noise(clean.detach(), noise, t)
         clean = generator.predict_clean(noisy, t, batch.condition.tokens)
-        planes = system.geometry.decode(clean)
+        scene = system.geometry.decode(clean)
         views = [
-            system.render(renderer, planes, cameras, batch, local.within(f"renderer{slot}"))
+            system.render(renderer, scene, cameras, batch, local.within(f"renderer{slot}"))
             for slot, renderer in system.slots.items()
         ]
         scores = system.guidance(views, cameras, batch.guidance, local, Progress())
@@ -148,11 +148,11 @@ def test_generation_is_the_same_every_time(run):
     system, _, spy = run(ON_CPU)
     batch = spy.batches[0]
     system.eval()
-    planes = system.generate(batch)
-    assert torch.equal(planes, system.generate(batch))
+    planes = system.generate(batch).tensors["planes"]
+    assert torch.equal(planes, system.generate(batch).tensors["planes"])
     text = dataclasses.replace(batch.condition, tokens=batch.condition.tokens[1:], pooled=batch.condition.pooled[1:])
     second = dataclasses.replace(batch, samples=batch.samples[1:], condition=text)
-    torch.testing.assert_close(system.generate(second), planes[1:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(system.generate(second).tensors["planes"], planes[1:], rtol=1e-4, atol=1e-4)
 
 
 def test_only_what_is_trained_is_saved(run):
@@ -170,7 +170,7 @@ def test_only_what_is_trained_is_saved(run):
 def test_a_state_of_another_system_is_refused_by_name(run):
     system, *_ = run()
     state = system.state_dict()
-    name = "geometry.sdf_network.layers.0.weight"
+    name = "geometry.field.sdf_network.layers.0.weight"
     with pytest.raises(WeightsError, match=rf"1 missing \({name}\)"):
         system.load_state_dict({k: v for k, v in state.items() if k != name})
     with pytest.raises(WeightsError, match=r"1 unexpected \(geometry\.more\)"):

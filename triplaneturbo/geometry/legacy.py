@@ -7,6 +7,7 @@ six tensors each, ours are one with a leading axis of six.
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from triplaneturbo.errors import WeightsError
 
 PREFIX = "geometry."
 _GENERATOR = "space_generator."
+_FIELD = "field."
 _ORIGINAL = "space_generator.peft_layers.layers."
 # Stacked plane p of ours, as the original calls it.
 _PLANES = ("xy_geo", "xz_geo", "yz_geo", "xy_tex", "xz_tex", "yz_tex")
@@ -75,12 +77,21 @@ def adopt(geometry: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
         WeightsError: a checkpoint of the original does not fit `geometry`.
     """
     if not is_original(tensors):
-        return dict(tensors)
+        return renamed(tensors)
     own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-    renamed = from_original(own, geometry.state_dict())
+    adapters = from_original(own, geometry.state_dict())
     geometry.cfg.compat = "original"
+    geometry.field.cfg.deformation_unit = "cell"
     others = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
-    return others | {PREFIX + name: tensor for name, tensor in renamed.items()}
+    return others | {PREFIX + name: tensor for name, tensor in adapters.items()}
+
+
+_FIRST_FIELD = re.compile(r"geometry\.((?:sdf|feature|deformation)_network\..*)")
+
+
+def renamed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Names of this project's first version, which had the field's networks in the geometry, as they are now."""
+    return {_FIRST_FIELD.sub(r"geometry.field.\1", name): value for name, value in state.items()}
 
 
 def _layers(names: Iterable[str]) -> list[str]:
@@ -111,6 +122,8 @@ def _match(path: str) -> re.Match | None:
 
 def _original_parts(name: str, value: Tensor, numbers: dict[str, int]) -> Iterable[tuple[str, Tensor]]:
     """(original name, tensor in its shape) of each tensor that `name` stands for."""
+    if name.startswith(_FIELD):
+        return [(name.removeprefix(_FIELD), value)]
     path = name.removeprefix(_GENERATOR)
     if path.startswith(_HEAD):
         return [(f"{_ORIGINAL}{numbers[_HEAD]}{path.removeprefix(_HEAD)}", value)]

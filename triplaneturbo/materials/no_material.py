@@ -8,7 +8,7 @@ from torch import Tensor
 
 from triplaneturbo.base import NO_OWN_WEIGHTS, Module
 from triplaneturbo.errors import ConfigError
-from triplaneturbo.geometry.field import Mlp, MlpConfig
+from triplaneturbo.nn.mlp import Mlp, MlpConfig
 from triplaneturbo.ops.activations import ColorActivation, colors_of
 from triplaneturbo.registry import register
 

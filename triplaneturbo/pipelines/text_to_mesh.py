@@ -19,11 +19,12 @@ from triplaneturbo.errors import ConfigError, WeightsError
 from triplaneturbo.exporters.files import check_mesh, write_mesh
 from triplaneturbo.exporters.mesh_exporter import MeshExporter
 from triplaneturbo.geometry.few_step_triplane import FewStepTriplaneDualStableDiffusion
-from triplaneturbo.geometry.isosurface import extract_meshes
 from triplaneturbo.geometry.legacy import adopt
 from triplaneturbo.materials.no_material import NoMaterial
 from triplaneturbo.naming import check_prompts
 from triplaneturbo.prompts.text_encoder import TextEncoder
+from triplaneturbo.scenes import FieldScene
+from triplaneturbo.scenes.isosurface import extract_meshes
 from triplaneturbo.storage import copy_file, write_text
 from triplaneturbo.types import Mesh
 from triplaneturbo.weights.files import load_exactly, load_tensors, save_tensors
@@ -55,11 +56,11 @@ class PipelineConfig:
 
 @dataclass(frozen=True)
 class TextToMeshOutput:
-    """One mesh a prompt, and the feature planes [B, 6, C, H, W] they were read from."""
+    """One mesh a prompt, and the scene they were read from."""
 
     prompts: tuple[str, ...]
     meshes: list[Mesh]
-    planes: Float[Tensor, "B 6 C H W"]
+    scene: FieldScene
 
     def export(self, path: str | Path) -> Path:
         """Write the only mesh; the suffix, .glb or .obj, decides how.
@@ -226,14 +227,14 @@ class TextToMeshPipeline:
             ValueError: no prompt, or seeds that do not fit the prompts.
         """
         prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
-        planes = self.generate(prompts, seed=seed, num_inference_steps=num_inference_steps)
-        return TextToMeshOutput(prompts, self.extract(prompts, planes, resolution=resolution), planes)
+        scene = self.generate(prompts, seed=seed, num_inference_steps=num_inference_steps)
+        return TextToMeshOutput(prompts, self.extract(prompts, scene, resolution=resolution), scene)
 
     @torch.no_grad()
     def generate(
         self, prompts: Sequence[str], *, seed: int | Sequence[int] = 0, num_inference_steps: int | None = None
-    ) -> Float[Tensor, "B 6 C H W"]:
-        """Feature planes of the prompts; arguments as of a call."""
+    ) -> FieldScene:
+        """The scene of the prompts; arguments as of a call."""
         if not prompts:
             raise ValueError("there is no prompt; give a text or a list of texts")
         check_prompts(list(prompts), "prompt")
@@ -244,12 +245,12 @@ class TextToMeshPipeline:
         tokens, _ = self.text_encoder.encode(prompts)
         return self.geometry.generate(tokens, self._noise(seeds), steps)
 
-    def extract(
-        self, prompts: Sequence[str], planes: Float[Tensor, "B 6 C H W"], *, resolution: int | None = None
-    ) -> list[Mesh]:
-        """The meshes of feature planes; arguments as of a call. The prompts are for messages."""
+    def extract(self, prompts: Sequence[str], scene: FieldScene, *, resolution: int | None = None) -> list[Mesh]:
+        """The meshes of a scene; arguments as of a call. The prompts are for messages."""
         resolution = self.config.resolution if resolution is None else resolution
-        return extract_meshes(self.geometry, self.material, planes, resolution, prompts)
+        return extract_meshes(
+            scene, self.material, resolution, prompts, smallest_component=self.geometry.smallest_component
+        )
 
     def _noise(self, seeds: Sequence[int]) -> Float[Tensor, "N c h w"]:
         """Drawn on the CPU, so that a seed means the same on every device."""

@@ -1,4 +1,4 @@
-"""What the renderers share: the scene they look at and how they are called."""
+"""What the renderers share: their siblings and how they are called."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -8,6 +8,8 @@ from torch import Tensor
 
 from triplaneturbo.base import NO_OWN_WEIGHTS, Module
 from triplaneturbo.draws import Draws
+from triplaneturbo.errors import ConfigError
+from triplaneturbo.scenes import FieldScene, Scene
 from triplaneturbo.schedule import Progress
 from triplaneturbo.types import Cameras, Views
 
@@ -17,30 +19,59 @@ START = Progress()
 
 
 @dataclass(frozen=True)
-class Scene:
+class Surroundings:
     """The siblings of a renderer. Not a module, so that their parameters stay theirs alone."""
 
-    geometry: Any
     material: Any
     background: Any
 
 
 class Renderer(Module):
-    """Turns feature planes into pictures of them."""
+    """Turns scenes into pictures of them."""
 
     @dataclass(kw_only=True)
     class Config:
         REFUSED: ClassVar[dict[str, str]] = {"weights": NO_OWN_WEIGHTS}
 
-        radius: float = 1.0
-        """Half the side of the cube that holds the object."""
+        radius: float | None = None
+        """Half the side of the cube that holds the object, world units; None: that of the scene."""
 
-    def configure(self, *, geometry: Any, material: Any, background: Any) -> None:
-        self.scene = Scene(geometry, material, background)
+    draws_scenes: ClassVar[tuple[type, ...]] = (FieldScene,)
+    """Kinds of scenes it can draw."""
+
+    def configure(self, *, material: Any, background: Any) -> None:
+        self._surroundings = Surroundings(material, background)
+
+    def check_geometry(self, geometry: Any) -> None:
+        """Make sure that the scenes `geometry` makes can be drawn.
+
+        Raises:
+            ConfigError: they are of another kind.
+        """
+        if not issubclass(geometry.makes, self.draws_scenes):
+            kinds = " or ".join(kind.__name__ for kind in self.draws_scenes)
+            raise ConfigError(
+                f"{type(self).__name__} draws scenes of the kind {kinds}, but {type(geometry).__name__} makes a "
+                f"{geometry.makes.__name__}; choose another renderer, such as generative-space-mesh-rasterize-renderer"
+            )
+
+    def radius_of(self, scene: Scene) -> float:
+        """Half the side of the cube that is looked at, world units."""
+        return scene.radius if self.cfg.radius is None else self.cfg.radius
+
+    @property
+    def material(self) -> Any:
+        """What turns features into colours."""
+        return self._surroundings.material
+
+    @property
+    def background(self) -> Any:
+        """What lies behind the object."""
+        return self._surroundings.background
 
     def forward(
         self,
-        planes: Float[Tensor, "B 6 C h w"],
+        scene: Scene,
         cameras: Cameras,
         pooled_text: Float[Tensor, "B T"],
         *,
@@ -48,7 +79,7 @@ class Renderer(Module):
         draws: Draws | None = None,
         progress: Progress = START,
     ) -> Views:
-        """Pictures of `size` (height, width) of every prompt's planes from that prompt's cameras.
+        """Pictures of `size` (height, width) of every prompt's scene from that prompt's cameras.
 
         draws: random numbers of a training step, one row a prompt; not used in evaluation mode.
         progress: where the schedules stand.
@@ -56,10 +87,10 @@ class Renderer(Module):
         raise NotImplementedError
 
 
-def check_views(planes: Tensor, cameras: Cameras) -> None:
+def check_views(scene: Scene, cameras: Cameras) -> None:
     """Raises ValueError unless the cameras are `n_view` for every prompt."""
-    if len(cameras) != planes.shape[0] * cameras.n_view:
+    if len(cameras) != len(scene) * cameras.n_view:
         raise ValueError(
-            f"{len(cameras)} cameras with n_view={cameras.n_view} do not fit {planes.shape[0]} prompts: "
+            f"{len(cameras)} cameras with n_view={cameras.n_view} do not fit {len(scene)} prompts: "
             f"give n_view consecutive cameras for each prompt"
         )

@@ -1,4 +1,4 @@
-"""Rasterised pictures of the surface: every prompt's field becomes a mesh, drawn from its views."""
+"""Rasterised pictures of surfaces: every prompt's field becomes a mesh, drawn from its views."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -19,15 +19,17 @@ from triplaneturbo.renderers.base import START, NormalDirection, Renderer, check
 from triplaneturbo.renderers.packing import PackedMeshes, PromptTable
 from triplaneturbo.renderers.shading import NORMAL_BACKGROUND, WHITE, disparity, normals_as_colors, over
 from triplaneturbo.renderers.surface import surface_meshes
+from triplaneturbo.scenes import FieldScene, MeshScene, Scene
 from triplaneturbo.schedule import Progress, Schedule
 from triplaneturbo.types import Cameras, Mesh, Views
 
 
 @register("generative-space-mesh-rasterize-renderer")
 class MeshRenderer(Renderer):
-    """Marching cubes, rasterisation, antialiasing; differentiable from the pictures to planes and colours.
+    """Marching cubes, rasterisation, antialiasing; differentiable from the pictures to the scene.
 
-    Colours are the field's at the visible surface points. All views of a call are held at once: in evaluation give
+    The surface of a field is searched on a grid; scenes of meshes are drawn as they are. Colours are the field's at the
+    visible surface points. All views of a call are held at once: in evaluation give
     a few cameras at a time. `Views.extras`: comp_normal [M, H, W, 3], world normals as colours on black; lists with
     one entry a prompt: meshes (differentiable vertices) and, with `surface_samples`, sdf [K, 1] and sdf_grad [K, 3]
     at the points visible from any view.
@@ -67,6 +69,8 @@ class MeshRenderer(Renderer):
             if self.isosurface_resolution < 6:
                 raise ConfigError(f"isosurface_resolution must be at least 6, not {self.isosurface_resolution}")
 
+    draws_scenes = (FieldScene, MeshScene)
+
     @classmethod
     def differences(cls, cfg: Any) -> dict[int, str]:
         found = {
@@ -81,7 +85,7 @@ class MeshRenderer(Renderer):
 
     def forward(
         self,
-        planes: Float[Tensor, "B 6 C h w"],
+        scene: Scene,
         cameras: Cameras,
         pooled_text: Float[Tensor, "B T"],
         *,
@@ -95,7 +99,7 @@ class MeshRenderer(Renderer):
         ray_size: (height, width) of the volume renderer's pictures; only compat=original needs it.
         """
         directions = self._background_rays(cameras, size, ray_size)
-        return self.render_meshes(self.surfaces(planes, progress), planes, cameras, pooled_text, directions)
+        return self.render_meshes(self.surfaces(scene, progress), scene, cameras, pooled_text, directions)
 
     def _background_rays(self, cameras: Cameras, size: tuple[int, int], ray_size: tuple[int, int] | None) -> Tensor:
         if not self.cfg.enable_bg_rays:
@@ -106,19 +110,20 @@ class MeshRenderer(Renderer):
             raise ValueError("compat=original takes the focal length of background rays from ray_size: give it")
         return ray_directions(cameras, *size, focal_height=ray_size[0])
 
-    def surfaces(self, planes: Float[Tensor, "B 6 C h w"], progress: Progress = START) -> list[Mesh]:
-        """The mesh of every prompt, without colours."""
+    def surfaces(self, scene: Scene, progress: Progress = START) -> list[Mesh]:
+        """The mesh of every prompt; where a field was searched, without colours."""
+        if isinstance(scene, MeshScene):
+            return scene.meshes
         sdf_share = self.cfg.sdf_grad_shrink(progress)
         deformation_share = self.cfg.def_grad_shrink(progress)
         if self.cfg.compat == "original" and deformation_share != 0:
             deformation_share = sdf_share
         meshes = surface_meshes(
-            self.scene.geometry,
-            planes,
+            scene,
             self.cfg.isosurface_resolution,
-            radius=self.cfg.radius,
-            sdf_share=sdf_share,
-            deformation_share=deformation_share,
+            radius=self.radius_of(scene),
+            value_share=sdf_share,
+            offset_share=deformation_share,
             detach_if_empty=self.cfg.allow_empty_flag,
         )
         if not self.cfg.isosurface_remove_outliers:
@@ -129,33 +134,33 @@ class MeshRenderer(Renderer):
     def render_meshes(
         self,
         meshes: list[Mesh],
-        planes: Float[Tensor, "B 6 C h w"],
+        scene: Scene,
         cameras: Cameras,
         pooled_text: Float[Tensor, "B T"],
         directions: Float[Tensor, "M H W 3"],
     ) -> Views:
         """Pictures of given meshes, one for each prompt, coloured by the planes; `directions` of the background."""
-        check_views(planes, cameras)
+        check_views(scene, cameras)
         height, width = directions.shape[1:3]
         packed = PackedMeshes.join(meshes)
         clip = _clip_positions(packed, world_to_clip(cameras, width / height))
         raster = rasterize(clip, packed.faces, height, width, packed.face_mesh, packed.count)
         background = self._background(directions, pooled_text, cameras.n_view)
-        views = self.shade(packed, raster, clip, planes, cameras, background)
+        views = self.shade(packed, raster, clip, scene, cameras, background)
         views.extras["meshes"] = meshes
         return views
 
     def _background(self, directions: Tensor, pooled_text: Tensor, n_view: int) -> Tensor:
         if self.cfg.compat == "right":
-            return self.scene.background(directions, pooled_text)
-        return torch.cat([self.scene.background(part, pooled_text) for part in directions.split(n_view)])
+            return self.background(directions, pooled_text)
+        return torch.cat([self.background(part, pooled_text) for part in directions.split(n_view)])
 
     def shade(
         self,
         meshes: PackedMeshes,
         raster: Raster,
         clip: Float[Tensor, "V N 4"],
-        planes: Float[Tensor, "B 6 C h w"],
+        scene: Scene,
         cameras: Cameras,
         background: Float[Tensor, "M H W 3"],
     ) -> Views:
@@ -169,7 +174,11 @@ class MeshRenderer(Renderer):
             depth = interpolate(clip, raster, meshes.faces)[..., 2:3]
         else:
             depth = torch.linalg.vector_norm(points - cameras.positions[:, None, None], dim=-1, keepdim=True) * mask
-        color, extras = self._surface_colors(planes, points, visible)
+        if isinstance(scene, MeshScene) and scene.texture is None:
+            colors = torch.cat([mesh.colors for mesh in scene.meshes])
+            color, extras = interpolate(colors, raster, meshes.faces), {}
+        else:
+            color, extras = self._surface_colors(scene, points, visible)
         normal_colors = normals_as_colors(normal, cameras, self.cfg.normal_direction)
         layers = {
             "opacity": mask,
@@ -186,19 +195,19 @@ class MeshRenderer(Renderer):
         return Views(**pictures, depth=depth, extras=extras)
 
     def _surface_colors(
-        self, planes: Tensor, points: Float[Tensor, "M H W 3"], visible: Tensor
+        self, scene: Scene, points: Float[Tensor, "M H W 3"], visible: Tensor
     ) -> tuple[Float[Tensor, "M H W 3"], dict[str, Any]]:
         """Colours at the visible points, 0 elsewhere, and with `surface_samples` the field there."""
         pixels = visible.flatten().nonzero().squeeze(1)
-        table = PromptTable(pixels // (visible.numel() // len(planes)), len(planes))
-        seen = table.fill(gather_rows(points.reshape(-1, 3), pixels), spare=self.cfg.radius)
+        table = PromptTable(pixels // (visible.numel() // len(scene)), len(scene))
+        seen = table.fill(gather_rows(points.reshape(-1, 3), pixels), spare=self.radius_of(scene))
         extras = {}
         if self.cfg.surface_samples:
-            found = self.scene.geometry.query(planes, seen, features=True, normals=True)
-            features, extras = found.features, {"sdf": table.rows(found.sdf), "sdf_grad": table.rows(found.sdf_grad)}
+            found = scene.query(seen, features=True, normals=True)
+            features, extras = found.features, {"sdf": table.rows(found.value), "sdf_grad": table.rows(found.gradient)}
         else:
-            features = self.scene.geometry.features(planes, seen)
-        colors = table.read(self.scene.material(features))
+            features = scene.features(seen)
+        colors = table.read(self.material(features))
         canvas = colors.new_zeros(visible.numel(), 3).index_copy(0, pixels, colors)
         return canvas.view(*visible.shape, 3), extras
 

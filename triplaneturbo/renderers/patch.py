@@ -15,6 +15,7 @@ from triplaneturbo.errors import ConfigError
 from triplaneturbo.registry import register
 from triplaneturbo.renderers.base import START
 from triplaneturbo.renderers.sampling import Jitter
+from triplaneturbo.scenes import FieldScene
 from triplaneturbo.schedule import Progress
 from triplaneturbo.types import Cameras, Views
 
@@ -76,9 +77,13 @@ class PatchRenderer(Module):
                 f"use 'generative-space-sdf-volume-renderer'"
             )
 
+    def check_geometry(self, geometry: Any) -> None:
+        """See `Renderer.check_geometry`."""
+        self.base_renderer.check_geometry(geometry)
+
     def forward(
         self,
-        planes: Float[Tensor, "B 6 C h w"],
+        scene: FieldScene,
         cameras: Cameras,
         pooled_text: Float[Tensor, "B T"],
         *,
@@ -88,12 +93,12 @@ class PatchRenderer(Module):
     ) -> Views:
         """See `Renderer.forward`. Training needs `draws`."""
         if not self.training:
-            return self.base_renderer(planes, cameras, pooled_text, size=size, draws=draws, progress=progress)
+            return self.base_renderer(scene, cameras, pooled_text, size=size, draws=draws, progress=progress)
         if draws is None:
             raise ValueError("the patch renderer places its patch at random in training: give draws")
         directions = ray_directions(cameras, *size)
         return self.render(
-            planes, cameras, pooled_text, directions, self.draw(draws, cameras.n_view, size), progress=progress
+            scene, cameras, pooled_text, directions, self.draw(draws, cameras.n_view, size), progress=progress
         )
 
     def draw(self, draws: Draws, n_view: int, size: tuple[int, int]) -> PatchDraws:
@@ -114,7 +119,7 @@ class PatchRenderer(Module):
 
     def render(
         self,
-        planes: Float[Tensor, "B 6 C h w"],
+        scene: FieldScene,
         cameras: Cameras,
         pooled_text: Float[Tensor, "B T"],
         directions: Float[Tensor, "M H W 3"],
@@ -134,7 +139,7 @@ class PatchRenderer(Module):
             for b, (top, left) in enumerate(draws.corners)
         ]
         coarse = self.base_renderer.render_rays(
-            planes,
+            scene,
             cameras,
             pooled_text,
             _resize(directions, (height // factor, width // factor)),
@@ -142,9 +147,7 @@ class PatchRenderer(Module):
             progress=progress,
         )
         rays = torch.cat([directions[place] for place in patches])
-        patch = self.base_renderer.render_rays(
-            planes, cameras, pooled_text, rays, jitter=draws.patch, progress=progress
-        )
+        patch = self.base_renderer.render_rays(scene, cameras, pooled_text, rays, jitter=draws.patch, progress=progress)
 
         def paste(large: Tensor, small: Tensor) -> Tensor:
             picture = _resize(large.detach() if self.cfg.global_detach else large, (height, width))

@@ -1,7 +1,6 @@
 """The surfaces of fields as meshes for training: gradients flow through the few grid points that touch them."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from triplaneturbo.errors import EmptyFieldError
-from triplaneturbo.geometry.isosurface import cells_per_unit
 from triplaneturbo.ops.marching_cubes import marching_cubes_packed
 from triplaneturbo.renderers.packing import PromptTable, split_meshes
 from triplaneturbo.renderers.shading import shrink_gradient
+from triplaneturbo.scenes import FieldScene
 from triplaneturbo.types import Mesh
 
 # Grid points evaluated at a time without gradient, of all prompts together.
@@ -23,13 +22,12 @@ _BORDER = 2
 
 
 def surface_meshes(
-    geometry: Any,
-    planes: Float[Tensor, "B 6 C h w"],
+    scene: FieldScene,
     resolution: int,
     *,
     radius: float,
-    sdf_share: float = 1.0,
-    deformation_share: float = 1.0,
+    value_share: float = 1.0,
+    offset_share: float = 1.0,
     detach_if_empty: bool = False,
 ) -> list[Mesh]:
     """Surface of every field on a grid of `resolution`^3 points over [-radius, radius]^3, in world units.
@@ -38,39 +36,40 @@ def surface_meshes(
     and only those points again with it: the gradients are the same as through the whole grid.
 
     Args:
-        sdf_share, deformation_share: of the gradient, in [0, 1], that vertices pass on to either.
+        value_share, offset_share: of the gradient, in [0, 1], that vertices pass on to the field's values and to
+            the offset of its grid points.
         detach_if_empty: a field without a surface gets a stand-in (`force_surface`); whether it passes no gradient.
 
     Raises:
         EmptyFieldError: a field is not finite.
     """
-    prompts = len(planes)
+    prompts = len(scene)
     grids = (prompts, *(resolution,) * 3)
-    line = torch.linspace(-radius, radius, resolution, device=planes.device, dtype=planes.dtype)
+    line, cell = scene.field.grid_line(resolution, scene.tensors, radius), 2 * radius / (resolution - 1)
     points = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1).view(-1, 3)
     with torch.no_grad():
-        values = _grid_values(geometry, planes, points)
+        values = _grid_values(scene, points)
         extremes = torch.stack([values.argmin(1), values.argmax(1)], 1)
         empty = _empty_fields(values.gather(1, extremes))
         active = _active_points(values.view(grids), extremes, empty)
         prompt, place = active // len(points), active % len(points)
     if detach_if_empty and len(empty) == prompts:
-        sdf_share = deformation_share = 0.0
-    with torch.set_grad_enabled(torch.is_grad_enabled() and max(sdf_share, deformation_share) > 0):
+        value_share = offset_share = 0.0
+    with torch.set_grad_enabled(torch.is_grad_enabled() and max(value_share, offset_share) > 0):
         table = PromptTable(prompt, prompts)
-        sdf, deformation = geometry.sdf_and_deformation(planes, table.fill(points[place], spare=radius))
+        found, offset = scene.level_set(table.fill(points[place], spare=radius), cell=cell)
         attached = ~torch.isin(prompt, empty).unsqueeze(1) if detach_if_empty and len(empty) else None
 
         def at_surface(field: Tensor, share: float) -> Tensor:
-            found = shrink_gradient(table.read(field), share)
-            return found if attached is None else torch.where(attached, found, found.detach())
+            at_points = shrink_gradient(table.read(field), share)
+            return at_points if attached is None else torch.where(attached, at_points, at_points.detach())
 
-        dense = values.flatten().index_copy(0, active, at_surface(sdf, sdf_share)[:, 0]).view(grids)
-        if deformation is not None:
-            cells = at_surface(deformation, deformation_share) * cells_per_unit(geometry.cfg, resolution)
-            deformation = cells.new_zeros(dense.numel(), 3).index_copy(0, active, cells).view(*grids, 3)
-        vertices, faces, mesh = marching_cubes_packed(_with_stand_ins(dense, extremes, empty), deformation)
-        vertices = vertices * (2 * radius / (resolution - 1)) - radius
+        dense = values.flatten().index_copy(0, active, at_surface(found, value_share)[:, 0]).view(grids)
+        if offset is not None:
+            cells = at_surface(offset, offset_share) / cell
+            offset = cells.new_zeros(dense.numel(), 3).index_copy(0, active, cells).view(*grids, 3)
+        vertices, faces, mesh = marching_cubes_packed(_with_stand_ins(dense, extremes, empty), offset)
+        vertices = vertices * cell - radius
     return split_meshes(vertices, faces, mesh, prompts)
 
 
@@ -103,11 +102,11 @@ def force_surface(sdf: Float[Tensor, "*B R R R"], extremes: Int[Tensor, "*B 2"])
     return torch.where(forced == 0, sdf, forced)
 
 
-def _grid_values(geometry: Any, planes: Tensor, points: Tensor) -> Tensor:
-    """sdf of every field at all the points: [B, N]."""
-    chunk = (_CHUNK_GPU if planes.is_cuda else _CHUNK_CPU) // len(planes)
-    parts = points.expand(len(planes), -1, -1).split(max(1, chunk), 1)
-    return torch.cat([geometry.sdf(planes, part) for part in parts], 1).squeeze(2)
+def _grid_values(scene: FieldScene, points: Tensor) -> Tensor:
+    """Every field at all the points, negative inside: [B, N]."""
+    chunk = (_CHUNK_GPU if points.is_cuda else _CHUNK_CPU) // len(scene)
+    parts = points.expand(len(scene), -1, -1).split(max(1, chunk), 1)
+    return scene.field.inside(torch.cat([scene.value(part) for part in parts], 1).squeeze(2))
 
 
 def _empty_fields(extremes: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from triplaneturbo.renderers.shading import (
     over,
     shrink_gradient,
 )
+from triplaneturbo.scenes import FieldScene
 from triplaneturbo.schedule import Progress, Schedule
 from triplaneturbo.types import Cameras, Views
 
@@ -77,7 +78,7 @@ class VolumeRenderer(Renderer):
     """Sums colour, normal and depth along rays with weights w_i = alpha_i prod_{j<i} (1 - alpha_j).
 
     Each ray is cut into even intervals, whose opacity decides where finer ones go (`sampling.place_samples`); the
-    field is then evaluated once in the middle of every interval. One set of planes serves all its views: rays
+    field is then evaluated once in the middle of every interval. One scene serves all its views: rays
     fold into the point axis. `Views.extras` holds, in training, K = all samples of all rays, prompt-major: sdf,
     sdf_grad, normal, weights, t_dirs, t_points, t_intervals [K, .]; always: inv_std, z_variance [M, H, W, 1] and
     comp_normal [M, H, W, 3], the unit weighted sum of normals.
@@ -140,7 +141,7 @@ class VolumeRenderer(Renderer):
 
     def forward(
         self,
-        planes: Float[Tensor, "B 6 C h w"],
+        scene: FieldScene,
         cameras: Cameras,
         pooled_text: Float[Tensor, "B T"],
         *,
@@ -151,7 +152,7 @@ class VolumeRenderer(Renderer):
         """See `Renderer.forward`."""
         directions = ray_directions(cameras, *size)
         jitter = self.draw_jitter(draws, cameras.n_view * size[0] * size[1])
-        return self.render_rays(planes, cameras, pooled_text, directions, jitter=jitter, progress=progress)
+        return self.render_rays(scene, cameras, pooled_text, directions, jitter=jitter, progress=progress)
 
     def draw_jitter(self, draws: Draws | None, n_rays: int) -> Jitter | None:
         """The random numbers of one call with `n_rays` rays a prompt; None where samples lie in the middle."""
@@ -163,7 +164,7 @@ class VolumeRenderer(Renderer):
 
     def render_rays(
         self,
-        planes: Float[Tensor, "B 6 C h w"],
+        scene: FieldScene,
         cameras: Cameras,
         pooled_text: Float[Tensor, "B T"],
         directions: Float[Tensor, "M H W 3"],
@@ -175,18 +176,18 @@ class VolumeRenderer(Renderer):
 
         A pure function of its arguments. jitter: [B, V * H * W], rays of a prompt's views one after the other.
         """
-        check_views(planes, cameras)
+        check_views(scene, cameras)
         rows, height, width = directions.shape[:3]
-        batch = planes.shape[0]
+        batch = len(scene)
         origins = cameras.positions[:, None, None].expand_as(directions).reshape(batch, -1, 3)
         inv_std = self.variance() if self.cfg.inv_std is None else origins.new_tensor(self.cfg.inv_std(progress))
         rays = _Rays(origins, directions.reshape(batch, -1, 3), jitter)
-        pixels, samples = self._march_in_chunks(planes, rays, inv_std, progress)
+        pixels, samples = self._march_in_chunks(scene, rays, inv_std, progress)
         image = {f.name: getattr(pixels, f.name).reshape(rows, height, width, -1) for f in fields(pixels)}
         opacity, depth = image["opacity"], image["depth"]
         comp_normal = F.normalize(image["normal"], dim=-1)
         normal_colors = normals_as_colors(comp_normal, cameras, self.cfg.normal_direction)
-        rgb_bg = self.scene.background(directions, pooled_text)
+        rgb_bg = self.background(directions, pooled_text)
         extras = {name: value.flatten(0, -2) for name, value in samples.items()}
         extras |= {"inv_std": inv_std, "z_variance": image["z_variance"], "comp_normal": comp_normal}
         return Views(
@@ -200,7 +201,7 @@ class VolumeRenderer(Renderer):
         )
 
     def _march_in_chunks(
-        self, planes: Tensor, rays: _Rays, inv_std: Tensor, progress: Progress
+        self, scene: FieldScene, rays: _Rays, inv_std: Tensor, progress: Progress
     ) -> tuple[_Pixels, dict[str, Tensor]]:
         """`_march` along as many rays at a time as the options allow; joined along the rays."""
         batch, n_rays = rays.origins.shape[:2]
@@ -208,10 +209,10 @@ class VolumeRenderer(Renderer):
         chunk_size = self.cfg.train_chunk_size if self.training else self.cfg.eval_chunk_size
         step = max(chunk_size // (batch * n_samples), 1) if chunk_size else n_rays
         if step >= n_rays:
-            return self._march(planes, rays, inv_std, progress)
+            return self._march(scene, rays, inv_std, progress)
         pieces = []
         for start in range(0, n_rays, step):
-            arguments = (planes, rays.part(slice(start, start + step)), inv_std, progress)
+            arguments = (scene, rays.part(slice(start, start + step)), inv_std, progress)
             if self.training:
                 piece = checkpoint(self._march, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
@@ -223,16 +224,18 @@ class VolumeRenderer(Renderer):
         return _Pixels(**joined), samples
 
     def _march(
-        self, planes: Tensor, rays: _Rays, inv_std: Tensor, progress: Progress
+        self, scene: FieldScene, rays: _Rays, inv_std: Tensor, progress: Progress
     ) -> tuple[_Pixels, dict[str, Tensor]]:
         """Sums along rays, and in training what was found at the samples [B, R, S, .]."""
-        edges = self._edges(planes, rays, inv_std)
+        edges = self._edges(scene, rays, inv_std)
         t_points, t_intervals = (edges[..., 1:] + edges[..., :-1]) / 2, edges[..., 1:] - edges[..., :-1]
-        found = self.scene.geometry.query(planes, rays.points(t_points), features=True, normals=True)
-        sdf, normal, features = (x.unflatten(1, t_points.shape[1:]) for x in (found.sdf, found.normal, found.features))
+        found = scene.query(rays.points(t_points), features=True, normals=True)
+        sdf, normal, features = (
+            x.unflatten(1, t_points.shape[1:]) for x in (found.value, found.normal, found.features)
+        )
         alpha = self._alpha(sdf.squeeze(-1), normal, rays.directions, t_intervals, inv_std, progress)
         weights, opacity = compositing_weights(alpha)
-        color = shrink_gradient(self.scene.material(features), self.cfg.rgb_grad_shrink(progress))
+        color = shrink_gradient(self.material(features), self.cfg.rgb_grad_shrink(progress))
         depth = (weights * t_points).sum(-1, keepdim=True)
         pixels = _Pixels(
             rgb=(weights.unsqueeze(-1) * color).sum(-2),
@@ -245,7 +248,7 @@ class VolumeRenderer(Renderer):
             return pixels, {}
         return pixels, {
             "sdf": sdf,
-            "sdf_grad": found.sdf_grad.unflatten(1, t_points.shape[1:]),
+            "sdf_grad": found.gradient.unflatten(1, t_points.shape[1:]),
             "normal": normal,
             "weights": weights.unsqueeze(-1),
             "t_dirs": rays.directions.unsqueeze(2).expand_as(normal),
@@ -253,17 +256,17 @@ class VolumeRenderer(Renderer):
             "t_intervals": t_intervals.unsqueeze(-1),
         }
 
-    def _edges(self, planes: Tensor, rays: _Rays, inv_std: Tensor) -> Float[Tensor, "B R E"]:
+    def _edges(self, scene: FieldScene, rays: _Rays, inv_std: Tensor) -> Float[Tensor, "B R E"]:
         """Interval edges; only the signed distance is evaluated, without gradient."""
         if self.cfg.ray_range == "box":
-            near, far = box_range(rays.origins, rays.directions, self.cfg.radius)
+            near, far = box_range(rays.origins, rays.directions, self.radius_of(scene))
         else:
             near = torch.full_like(rays.origins[..., 0], self.cfg.near_plane)
             far = torch.full_like(near, self.cfg.far_plane)
-        step = _BOX_DIAGONAL * self.cfg.radius / self.cfg.num_samples_per_ray
+        step = _BOX_DIAGONAL * self.radius_of(scene) / self.cfg.num_samples_per_ray
 
         def density(t: Tensor) -> Tensor:
-            sdf = self.scene.geometry.sdf(planes, rays.points(t)).view_as(t)
+            sdf = scene.value(rays.points(t)).view_as(t)
             if self.cfg.use_volsdf:
                 return volsdf_density(sdf, inv_std)
             return neus_alpha(sdf, -1.0, step, inv_std) / step

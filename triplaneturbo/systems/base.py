@@ -8,17 +8,17 @@ from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from triplaneturbo.base import Component, build
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError, EmptyFieldError, WeightsError
-from triplaneturbo.geometry.isosurface import extract_meshes
-from triplaneturbo.geometry.legacy import adopt
+from triplaneturbo.geometry.legacy import adopt, renamed
 from triplaneturbo.naming import slug
 from triplaneturbo.pictures import save_film, save_png, sheet
 from triplaneturbo.renderers.mesh import MeshRenderer
+from triplaneturbo.scenes import Scene
+from triplaneturbo.scenes.isosurface import extract_meshes
 from triplaneturbo.schedule import Progress
 from triplaneturbo.systems.ema import ParameterAverage
 from triplaneturbo.systems.losses import LossConfig
@@ -130,13 +130,13 @@ class GeneratorSystem(Component, pl.LightningModule):
         self.geometry = self._build("geometry")
         self.material = self._build("material")
         self.background = self._build("background")
-        scene = {"geometry": self.geometry, "material": self.material, "background": self.background}
+        surroundings = {"material": self.material, "background": self.background}
         self.slots: dict[str, nn.Module] = {}
         if cfg.renderer_type:
-            self.renderer = self._build("renderer", **scene)
+            self.renderer = self._build_renderer("renderer", surroundings)
             self.slots[""] = self.renderer
         if cfg.renderer_2nd_type:
-            self.renderer_2nd = self._build("renderer_2nd", **scene)
+            self.renderer_2nd = self._build_renderer("renderer_2nd", surroundings)
             self.slots["_2nd"] = self.renderer_2nd
         self.progress = Progress()
         self.records = Records()
@@ -149,6 +149,16 @@ class GeneratorSystem(Component, pl.LightningModule):
         return build(
             getattr(self.cfg, f"{part}_type"), getattr(self.cfg, part), handed_down=self.cfg.handed_down, **siblings
         )
+
+    def _build_renderer(self, part: str, surroundings: dict[str, nn.Module]) -> nn.Module:
+        """A renderer that can draw the geometry's scenes.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        renderer = self._build(part, **surroundings)
+        renderer.check_geometry(self.geometry)
+        return renderer
 
     def set_folders(self, *, save: Path, export: Path | None) -> None:
         """Where pictures go, and where exported meshes go if not there as well."""
@@ -211,6 +221,9 @@ class GeneratorSystem(Component, pl.LightningModule):
         if "progress" not in checkpoint:
             raise WeightsError("the checkpoint is of another program: it does not say how far its training had come")
         self.progress = Progress(**checkpoint["progress"])
+        for part in ("state_dict", "ema"):
+            if part in checkpoint:
+                checkpoint[part] = renamed(checkpoint[part])
         if self.average:
             if "ema" not in checkpoint:
                 raise WeightsError("the checkpoint has no averaged weights; set system.ema_decay=0")
@@ -221,7 +234,7 @@ class GeneratorSystem(Component, pl.LightningModule):
     def render(
         self,
         renderer: nn.Module,
-        planes: Float[Tensor, "B 6 C h w"],
+        scene: Scene,
         cameras: Cameras,
         batch: Batch,
         draws: Draws | None = None,
@@ -233,10 +246,10 @@ class GeneratorSystem(Component, pl.LightningModule):
         options = {"size": batch.ray_size}
         if isinstance(renderer, MeshRenderer):
             options = {"size": batch.image_size, "ray_size": batch.ray_size}
-        return renderer(planes, cameras, batch.condition.pooled, draws=draws, progress=self.progress, **options)
+        return renderer(scene, cameras, batch.condition.pooled, draws=draws, progress=self.progress, **options)
 
-    def generate(self, batch: Batch) -> Float[Tensor, "B 6 C h w"]:
-        """Planes of the batch's prompts, the same whenever and wherever it is called with these weights."""
+    def generate(self, batch: Batch) -> Scene:
+        """The scene of the batch's prompts, the same whenever and wherever it is called with these weights."""
         draws = Draws(self.cfg.seed, batch.samples, self.device)
         noise = draws.normal("evaluation", *batch.latent_shape).flatten(0, 1)
         return self.geometry.generate(batch.condition.tokens, noise, self.cfg.num_steps_sampling)
@@ -261,7 +274,7 @@ class GeneratorSystem(Component, pl.LightningModule):
 
         clean_up: give unused memory back to the GPU afterwards.
         """
-        planes = self.generate(batch)
+        scene = self.generate(batch)
         (cameras,), (prompt,) = batch.cameras, batch.prompts
         for slot, renderer in self.slots.items():
             folder = self.save_dir / f"it{self.progress.step}-{stage}-{'2nd' if slot else '1st'}"
@@ -269,7 +282,7 @@ class GeneratorSystem(Component, pl.LightningModule):
             for start in range(0, len(cameras), VIEWS_AT_ONCE):
                 stop = min(start + VIEWS_AT_ONCE, len(cameras))
                 some = cameras.select(slice(start, stop), n_view=stop - start)
-                sheets.append(sheet(self.render(renderer, planes, some, batch)))
+                sheets.append(sheet(self.render(renderer, scene, some, batch)))
             pictures = torch.cat(sheets)
             for i, picture in enumerate(pictures):
                 save_png(folder / slug(prompt) / f"{i}.png", picture)
@@ -283,7 +296,13 @@ class GeneratorSystem(Component, pl.LightningModule):
         resolution = self.cfg.export_resolution or self.geometry.cfg.isosurface_resolution
         folder = self.export_dir or self.save_dir / f"it{self.progress.step}-export"
         try:
-            meshes = extract_meshes(self.geometry, self.material, self.generate(batch), resolution, batch.prompts)
+            meshes = extract_meshes(
+                self.generate(batch),
+                self.material,
+                resolution,
+                batch.prompts,
+                smallest_component=self.geometry.smallest_component,
+            )
             paths = self._exporter(meshes, list(batch.prompts), folder)
         except EmptyFieldError as error:
             self._empty.append(str(error))

@@ -30,7 +30,7 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
     """A few-step generator learns from the pictures of every one of its K denoising steps.
 
     Each step noises the clean estimate of the one before, without gradient through it, estimates again, and has its
-    planes rendered and judged; so memory does not grow with K.
+    scene rendered and judged; so memory does not grow with K.
     """
 
     @dataclass(kw_only=True)
@@ -146,7 +146,7 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
     ) -> Float[Tensor, "N c h w"]:
         """One denoising step, its pictures, and the gradient of `share` times their loss; returns the clean latents.
 
-        Pictures send their gradients to a copy of the planes, renderer after renderer, so that a renderer's graph is
+        Pictures send their gradients to a copy of the scene, renderer after renderer, so that a renderer's graph is
         freed before the next is used and the generator is passed through once.
         """
         noise = draws.normal("noise", *batch.latent_shape).flatten(0, 1)
@@ -154,10 +154,9 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
             noise = torch.zeros_like(noise)
         times = times.repeat_interleave(batch.latent_shape[0])
         clean = self.geometry.space_generator.prd_step(previous, noise, times, batch.condition.tokens)
-        planes = self.geometry.decode(clean)
-        leaf = planes.detach().requires_grad_()
+        scene, send_back = self.geometry.decode(clean).detached()
         views = {
-            slot: self.render(renderer, leaf, cameras, batch, draws.within(f"renderer{slot}"))
+            slot: self.render(renderer, scene, cameras, batch, draws.within(f"renderer{slot}"))
             for slot, renderer in self.slots.items()
         }
         scores = self.guidance(
@@ -165,7 +164,7 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
         )
         for slot, score in zip(list(views), scores, strict=True):
             self.manual_backward(share * self.loss(views.pop(slot), score, slot, share))
-        planes.backward(leaf.grad)
+        send_back()
         return clean.detach()
 
     def loss(self, views: Views, score: ScoreGradient, slot: str, share: float) -> Float[Tensor, ""]:

@@ -14,6 +14,7 @@ from workbench import Workbench, cameras
 
 from triplaneturbo.base import parse_config
 from triplaneturbo.geometry.adapters import N_PLANES
+from triplaneturbo.scenes import FieldScene
 from triplaneturbo.systems import prd
 from triplaneturbo.systems.losses import LossConfig, regularisation
 from triplaneturbo.types import Batch, ScoreGradient, TextStates, Views
@@ -93,16 +94,16 @@ def training_recurrence(case: Case, workbench: Workbench, monkeypatch: pytest.Mo
         losses.append(scalar.detach())
         scalar.backward()
 
-    def decode(latents: Tensor) -> Tensor:
+    def decode(latents: Tensor) -> FieldScene:
         denoised.append(latents)
-        return latents.unflatten(0, (-1, N_PLANES))
+        return FieldScene(system.geometry.field, {"planes": latents.unflatten(0, (-1, N_PLANES))})
 
     def guidance(*arguments: Any) -> list[Tensor]:
         return [case["w_fidelity"][len(denoised) - 1].unflatten(0, (-1, N_PLANES))]
 
     monkeypatch.setattr(system.geometry.space_generator, "denoise", network)
     monkeypatch.setattr(system.geometry, "decode", decode)
-    monkeypatch.setattr(system, "render", lambda renderer, planes, *others: planes)
+    monkeypatch.setattr(system, "render", lambda renderer, scene, *others: scene.tensors["planes"])
     monkeypatch.setattr(system, "loss", loss)
     monkeypatch.setattr(system, "_teachers", (guidance,), raising=False)
     monkeypatch.setattr(system, "manual_backward", backward)

@@ -10,9 +10,10 @@ from workbench import Workbench
 
 from families.networks import unet_epsilons, vae_epsilons
 from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
-from triplaneturbo.geometry.field import combine, plane_coordinates
 from triplaneturbo.geometry.legacy import to_original
 from triplaneturbo.ops.planes import sample_planes
+from triplaneturbo.scenes import FieldScene
+from triplaneturbo.scenes.planes import combine, plane_coordinates
 
 
 def _generator(case: Case, workbench: Workbench) -> FewStepTriplaneDualStableDiffusion:
@@ -47,7 +48,7 @@ def generator(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch)
 
 @torch.no_grad()
 def generator_decode(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    planes = _generator(case, workbench).decode(case["latents"])
+    planes = _generator(case, workbench).decode(case["latents"]).tensors["planes"]
     stride = case.meta.get("stride", 1)
     case.close("planes", planes[..., ::stride, ::stride], 5e-5)
     case.close("planes_mean", planes.mean((-2, -1)), 5e-5)
@@ -57,23 +58,24 @@ def generator_decode(case: Case, workbench: Workbench, monkeypatch: pytest.Monke
 def field_query(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     geometry = workbench.geometry(case.meta["geometry"])
     planes, points = case["planes"].clone().requires_grad_(), case["points"]
-    found = geometry.query(planes, points, features=True, normals=True)
-    raw = found.sdf - geometry.bias.value(points)
-    coords = plane_coordinates(points, geometry.plane_axes)  # encodings are recorded for points in units of the radius
-    sdf, deformation = geometry.sdf_and_deformation(planes, points)
+    field, scene = geometry.field, FieldScene(geometry.field, {"planes": planes})
+    found = scene.query(points, features=True, normals=True)
+    raw = found.value - field.bias.value(points)
+    coords = plane_coordinates(points, field.plane_axes)  # encodings are recorded for points in units of the radius
+    sdf, deformation = scene.level_set(points, cell=1.0)
     n_export = len(case["export_features"])
-    flat = {"sdf": found.sdf, "sdf_orig": raw, "features": found.features, "sdf_grad": found.sdf_grad}
+    flat = {"sdf": found.value, "sdf_orig": raw, "features": found.features, "sdf_grad": found.gradient}
     for name, value in flat.items():
         case.close(name, value.flatten(0, 1), 2e-5)
     case.close("normal", found.normal.flatten(0, 1), 1e-4)
-    case.close("forward_sdf", geometry.sdf(planes, points), 2e-5)
+    case.close("forward_sdf", scene.value(points), 2e-5)
     case.close("field_sdf", sdf, 2e-5)
     if deformation is not None:
         case.close("deformation", deformation, 2e-5)
-    case.close("export_features", geometry.features(planes, points)[:n_export], 2e-5)
+    case.close("export_features", scene.features(points)[:n_export], 2e-5)
     for name, part, how in (
-        ("enc_geo", planes[:, :3], geometry.cfg.geo_interpolate),
-        ("enc_tex", planes[:, 3:], geometry.cfg.tex_interpolate),
+        ("enc_geo", planes[:, :3], field.cfg.shape_features),
+        ("enc_tex", planes[:, 3:], field.cfg.color_features),
     ):
         case.close(name, combine(sample_planes(part, coords), how), 2e-5)
 
@@ -93,20 +95,20 @@ def network_gradients(case: Case, geometry: FewStepTriplaneDualStableDiffusion, 
 
 
 def _gradient(geometry: FewStepTriplaneDualStableDiffusion, name: str) -> Tensor:
-    parameter = geometry.get_parameter(name)
+    parameter = geometry.field.get_parameter(name)
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 @torch.no_grad()
 def inference_end_to_end(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     geometry = _generator(case, workbench)
-    planes = geometry.generate(case["text_embed"], case["noise"], case.meta["num_steps"])
+    scene = geometry.generate(case["text_embed"], case["noise"], case.meta["num_steps"])
     stride = case.meta.get("stride", 1)
-    case.close("planes", planes[..., ::stride, ::stride], 2e-4)
-    found = geometry.query(planes, case["points"], features=True, normals=True)
-    case.close("sdf", found.sdf.flatten(0, 1), 2e-4)
+    case.close("planes", scene.tensors["planes"][..., ::stride, ::stride], 2e-4)
+    found = scene.query(case["points"], features=True, normals=True)
+    case.close("sdf", found.value.flatten(0, 1), 2e-4)
     case.close("features", found.features.flatten(0, 1), 2e-4)
     case.close("normal", found.normal.flatten(0, 1), 1e-3)
-    deformation = geometry.sdf_and_deformation(planes, case["points"])[1]
+    deformation = scene.level_set(case["points"], cell=1.0)[1]
     if deformation is not None:
         case.close("deformation", deformation, 2e-4)

@@ -7,10 +7,11 @@ from torch import Tensor
 from workbench import Workbench, cameras
 
 from families.planes import network_gradients
-from families.scene import analytic_field, scene
+from families.scene import analytic_scene, surroundings
 from triplaneturbo.renderers.patch import PatchDraws, PatchRenderer
 from triplaneturbo.renderers.sampling import Jitter, place_samples
 from triplaneturbo.renderers.volume import VolumeRenderer
+from triplaneturbo.scenes import FieldScene
 from triplaneturbo.systems.losses import eikonal, sparsity
 from triplaneturbo.types import Cameras, Views
 
@@ -47,14 +48,12 @@ def importance_sampler(case: Case, workbench: Workbench, monkeypatch: pytest.Mon
 
 def volume_render_analytic(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     case.option("loss", _LOSS)
-    renderer = VolumeRenderer(case.meta["renderer"], **scene(case, analytic_field(case.meta["geometry"])))
-    no_planes = torch.zeros(1, 6, 1, 2, 2)
-    views = _render(case, renderer, no_planes, 1e-4)
+    renderer = VolumeRenderer(case.meta["renderer"], **surroundings(case))
+    scene = analytic_scene(case.meta["geometry"])
+    views = _render(case, renderer, scene, 1e-4)
     if "eval_comp_rgb" in case:
         renderer.eval()
-        evaluated = renderer.render_rays(
-            no_planes, _cameras(case, 1), _no_text(1), case["rays_d"], progress=case.progress
-        )
+        evaluated = renderer.render_rays(scene, _cameras(case, 1), _no_text(1), case["rays_d"], progress=case.progress)
         case.close("eval_comp_rgb", evaluated.rgb, 1e-4)
         case.close("eval_disparity", evaluated.disparity, 1e-4)
     case.require("the field passes no gradient on", not views.rgb.requires_grad)
@@ -63,9 +62,9 @@ def volume_render_analytic(case: Case, workbench: Workbench, monkeypatch: pytest
 def volume_render_triplane(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     case.option("loss", _LOSS)
     geometry = workbench.geometry(case.meta["geometry"])
-    renderer = VolumeRenderer(case.meta["renderer"], **scene(case, geometry))
+    renderer = VolumeRenderer(case.meta["renderer"], **surroundings(case))
     planes = case["planes"].clone().requires_grad_()
-    views = _render(case, renderer, planes, 5e-4)
+    views = _render(case, renderer, FieldScene(geometry.field, {"planes": planes}), 5e-4)
     pictures = ("comp_rgb", "comp_normal_cam_vis", "disparity")
     loss = sum((case[f"w_{name}"] * getattr(views, _PICTURES[name])).sum() for name in pictures)
     loss = loss + 3 * eikonal(views) + 2 * sparsity(views)
@@ -78,27 +77,33 @@ def volume_render_triplane(case: Case, workbench: Workbench, monkeypatch: pytest
 def patch_renderer(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     base = dict(case.meta["renderer"])
     options = {"base_renderer_type": "generative-space-sdf-volume-renderer", **base.pop("patch"), "base_renderer": base}
-    renderer = PatchRenderer(options, **scene(case, analytic_field(case.meta["geometry"]))).train()
+    renderer = PatchRenderer(options, **surroundings(case)).train()
     case.close("rays_o", case["c2w"][:, None, None, :3, 3].expand_as(case["rays_d"]), 1e-6)
     draws = PatchDraws(((int(case["patch_y"]), int(case["patch_x"])),))
+    scene = analytic_scene(case.meta["geometry"])
     views = renderer.render(
-        torch.zeros(1, 6, 1, 2, 2), _cameras(case, 1), _no_text(1), case["rays_d"], draws, progress=case.progress
+        analytic_scene(case.meta["geometry"]),
+        _cameras(case, 1),
+        _no_text(1),
+        case["rays_d"],
+        draws,
+        progress=case.progress,
     )
     for name in _PICTURES.keys() & case.arrays.keys():
         case.close(name, getattr(views, _PICTURES[name]), 1e-4)
     case.close("comp_normal", views.extras["comp_normal"], 1e-3)
 
 
-def _render(case: Case, renderer: VolumeRenderer, planes: Tensor, tolerance: float) -> Views:
+def _render(case: Case, renderer: VolumeRenderer, scene: FieldScene, tolerance: float) -> Views:
     """Pictures and samples of a training call, compared."""
     case.ignore("light_positions")  # materials are not lit
     case.told_by_arrays("views", "ray_size")
-    meta, directions, n_prompts = case.meta, case["rays_d"], len(planes)
+    meta, directions, n_prompts = case.meta, case["rays_d"], len(scene)
     jitter = None
     if "jitter_prop" in case:
         jitter = Jitter(*(case[f"jitter_{name}"].view(n_prompts, -1) for name in ("prop", "fine")))
     case.require("jitter where it is drawn", (jitter is not None) == renderer.cfg.randomized)
-    step = _BOX_DIAGONAL * renderer.cfg.radius / renderer.cfg.num_samples_per_ray
+    step = _BOX_DIAGONAL * renderer.radius_of(scene) / renderer.cfg.num_samples_per_ray
     case.within("render_step_size", abs(step - meta["render_step_size"]), 1e-6)
     case.require(
         "rgb_grad_shrink_now", abs(renderer.cfg.rgb_grad_shrink(case.progress) - meta["rgb_grad_shrink_now"]) < 1e-12
@@ -106,11 +111,11 @@ def _render(case: Case, renderer: VolumeRenderer, planes: Tensor, tolerance: flo
     made = _cameras(case, n_prompts)
     case.close("rays_o", made.positions[:, None, None].expand_as(directions), 1e-6)
     views = renderer.train().render_rays(
-        planes, made, _no_text(n_prompts), directions, jitter=jitter, progress=case.progress
+        scene, made, _no_text(n_prompts), directions, jitter=jitter, progress=case.progress
     )
     for name, ours in _PICTURES.items():
         case.close(name, getattr(views, ours), tolerance)
-    background = renderer.scene.background(directions, _no_text(n_prompts))
+    background = renderer.background(directions, _no_text(n_prompts))
     case.close("comp_rgb_bg", background, tolerance)
     case.close("comp_rgb_fg", views.rgb - (1 - views.opacity) * background, tolerance)
     case.close("z_variance", views.extras["z_variance"], tolerance)

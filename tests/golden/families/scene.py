@@ -1,17 +1,18 @@
 """What the recorded pictures show: the analytic field, its colours and its background."""
 
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from golden_case import Case
-from torch import Tensor, nn
+from torch import Tensor
 
 from triplaneturbo.base import Module
 from triplaneturbo.materials import NoMaterial
 from triplaneturbo.registry import register
+from triplaneturbo.scenes import Field, FieldScene
+from triplaneturbo.scenes.base import Tensors
 from triplaneturbo.types import FieldSample
 
 LINEAR_BACKGROUND = "recorded-linear-background"
@@ -25,39 +26,39 @@ class LinearBackground(Module):
         return 0.5 + 0.4 * directions
 
 
-class AnalyticField(nn.Module):
-    """sdf = |p| - 0.5 + a sin 5x sin 4y sin 3z; features = 2 sin((3x, 2y, 4z) + (0, 1, 2)). Planes do not matter."""
+class AnalyticField(Field):
+    """sdf = |p| - 0.5 + a sin 5x sin 4y sin 3z; features = 2 sin((3x, 2y, 4z) + (0, 1, 2)). One prompt."""
 
-    def __init__(self, amplitude: float) -> None:
-        super().__init__()
-        self.amplitude = amplitude
-        self.cfg = SimpleNamespace(compat="original")
+    def configure(self, amplitude: float) -> None:
+        self.amplitude, self.radius = amplitude, 1.0
 
-    def sdf(self, planes: Tensor, points: Tensor) -> Tensor:
+    def value(self, tensors: Tensors, points: Tensor) -> Tensor:
         wave = (points * points.new_tensor([5, 4, 3])).sin().prod(dim=-1, keepdim=True)
         return points.norm(dim=-1, keepdim=True) - 0.5 + self.amplitude * wave
 
-    def query(self, planes: Tensor, points: Tensor, *, features: bool = True, normals: bool = False) -> FieldSample:
+    def features(self, tensors: Tensors, points: Tensor) -> Tensor:
+        return 2 * (points * points.new_tensor([3, 2, 4]) + points.new_tensor([0, 1, 2])).sin()
+
+    def query(self, tensors: Tensors, points: Tensor, *, features: bool = True, normals: bool = False) -> FieldSample:
         with torch.enable_grad():
             inner = points.detach().requires_grad_()
-            sdf = self.sdf(planes, inner)
+            sdf = self.value(tensors, inner)
             (gradient,) = torch.autograd.grad(sdf.sum(), inner)
-        colours = 2 * (points * points.new_tensor([3, 2, 4]) + points.new_tensor([0, 1, 2])).sin()
-        return FieldSample(sdf.detach(), colours, gradient, F.normalize(gradient, dim=-1))
+        return FieldSample(sdf.detach(), self.features(tensors, points), gradient, F.normalize(gradient, dim=-1))
 
 
-def analytic_field(description: str) -> AnalyticField:
-    """The field that a case describes in words."""
+def analytic_scene(description: str) -> FieldScene:
+    """The scene that a case describes in words."""
     found = re.match(
         r"analytic(?: amp=|: \|x\|-0\.5\+)([\d.]+)(?:$|\*sin\(5x\)sin\(4y\)sin\(3z\); features )", description
     )
     if found is None:
         raise NotImplementedError(f"no analytic field is known as {description!r}")
-    return AnalyticField(float(found[1]))
+    return FieldScene(AnalyticField(None, float(found[1])))
 
 
-def scene(case: Case, geometry: Any) -> dict[str, Any]:
+def surroundings(case: Case) -> dict[str, Any]:
     """Constructor arguments of a renderer."""
     case.option("background", "0.5+0.4*dirs")
     material = NoMaterial({"color_activation": "sigmoid-mipnerf"})
-    return {"geometry": geometry, "material": material, "background": LinearBackground()}
+    return {"material": material, "background": LinearBackground()}

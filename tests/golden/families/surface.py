@@ -9,14 +9,15 @@ from golden_case import Case
 from torch import Tensor
 from workbench import Workbench, cameras
 
-from families.scene import scene
+from families.scene import surroundings
 from triplaneturbo.cameras import world_to_clip
 from triplaneturbo.exporters.files import write_mesh
-from triplaneturbo.geometry.isosurface import extract, extract_meshes, field_grid
 from triplaneturbo.materials import NoMaterial
 from triplaneturbo.ops.mesh import signed_volume, vertex_normals
 from triplaneturbo.ops.rasterize import Raster, interpolate, rasterize
 from triplaneturbo.renderers import mesh as mesh_renderer
+from triplaneturbo.scenes import FieldScene
+from triplaneturbo.scenes.isosurface import extract, extract_meshes
 from triplaneturbo.types import Mesh
 
 _EIGHT_BITS = 0.5 / 255
@@ -30,14 +31,15 @@ def mesh_rasterizer(case: Case, workbench: Workbench, monkeypatch: pytest.Monkey
     case.told_by_arrays("batch", "views", "size")
     meta = case.meta
     geometry = workbench.geometry(meta["geometry"])
-    renderer = mesh_renderer.MeshRenderer({**meta["renderer"], "compat": "original"}, **scene(case, geometry)).train()
+    renderer = mesh_renderer.MeshRenderer({**meta["renderer"], "compat": "original"}, **surroundings(case)).train()
     planes = case["planes"].clone().requires_grad_()
+    scene = FieldScene(geometry.field, {"planes": planes})
     made = _cameras(case, len(planes))
     height, width = case["rays_d_rasterize"].shape[1:3]
     case.close("mvp_mtx", world_to_clip(made, width / height), 1e-5)
     case.close("camera_positions", made.positions, 1e-5)
     meshes, rasters = [], []
-    for i, own in enumerate(renderer.surfaces(planes, case.progress)):
+    for i, own in enumerate(renderer.surfaces(scene, case.progress)):
         meshes.append(_recorded_mesh(case, i, own))
         rasters.append(_recorded_raster(case, i))
         case.close(f"mesh{i}_v_nrm", vertex_normals(meshes[i].vertices, meshes[i].faces), 1e-5)
@@ -48,10 +50,10 @@ def mesh_rasterizer(case: Case, workbench: Workbench, monkeypatch: pytest.Monkey
     directions = case["rays_d_rasterize"]
     if not renderer.cfg.enable_bg_rays:
         directions = renderer._background_rays(made, (height, width), None)
-    views = renderer.render_meshes(meshes, planes, made, torch.zeros(len(planes), 1), directions)
+    views = renderer.render_meshes(meshes, scene, made, torch.zeros(len(planes), 1), directions)
     for name, picture in {
         "comp_rgb": views.rgb,
-        "comp_rgb_bg": renderer.scene.background(directions, directions),
+        "comp_rgb_bg": renderer.background(directions, directions),
         "comp_normal": views.extras["comp_normal"],
         "comp_normal_cam_vis": views.normal,
         "comp_normal_cam_vis_white": views.normal_white,
@@ -157,14 +159,15 @@ def marching_cubes(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyP
 def mesh_export(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     resolution, deforms = case.meta["resolution"], case.meta["use_deformation"]
     geometry = workbench.geometry({**case.meta["geometry"], "isosurface_deformable_grid": deforms})
-    planes = case["planes"]
+    scene = FieldScene(geometry.field, {"planes": case["planes"]})
     with torch.no_grad():
-        sdf, deformation = field_grid(geometry, planes, resolution, with_deformation=deforms)
-    case.close("grid_sdf", sdf.reshape(len(planes), -1, 1), 1e-5)
+        sdf, offset = scene.grid(resolution)
+    case.close("grid_sdf", sdf.reshape(len(scene), -1, 1), 1e-5)
     if deforms:
-        case.close("grid_deformation", deformation.reshape(len(planes), -1, 3), 1e-5)
+        cells = offset * ((resolution - 1) / (2 * scene.radius))
+        case.close("grid_deformation", cells.reshape(len(scene), -1, 3), 1e-5)
     material = NoMaterial({"color_activation": "sigmoid-mipnerf"})
-    (mesh,) = extract_meshes(geometry, material, planes, resolution, ["a recorded case"])
+    (mesh,) = extract_meshes(scene, material, resolution, ["a recorded case"])
     order = match(case, "v_pos", mesh.vertices, 1e-5)
     case.close("v_rgb", mesh.colors[order], 1e-5)
     compare_faces(case, "faces", order, mesh.faces)

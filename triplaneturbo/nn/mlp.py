@@ -1,0 +1,65 @@
+"""Small networks that read colour, distance or density from features."""
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn as nn
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from triplaneturbo.errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class MlpConfig:
+    """Shape of the small networks that read the planes."""
+
+    otype: Literal["VanillaMLP"] = "VanillaMLP"
+    activation: Literal["ReLU"] = "ReLU"
+    output_activation: Literal["none"] | None = "none"
+    n_neurons: int = 64
+    n_hidden_layers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.n_neurons < 1 or self.n_hidden_layers < 1:
+            raise ConfigError(
+                f"mlp_network_config needs n_neurons >= 1 and n_hidden_layers >= 1, not {self.n_neurons} and "
+                f"{self.n_hidden_layers}"
+            )
+
+
+class Mlp(nn.Module):
+    """Linear layers without biases, ReLU between them."""
+
+    def __init__(self, n_input: int, n_output: int, n_neurons: int, n_hidden_layers: int):
+        super().__init__()
+        widths = [n_input, *[n_neurons] * n_hidden_layers, n_output]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in itertools.pairwise(widths):
+            layers += [nn.Linear(fan_in, fan_out, bias=False), nn.ReLU()]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
+        return self.layers(x)
+
+    def value_and_gradient(self, x: Float[Tensor, "*N I"]) -> tuple[Float[Tensor, "*N 1"], Float[Tensor, "*N I"]]:
+        """y and dy/dx of a network with one output.
+
+        With m_l = [pre-activation of layer l > 0], dy/dx = W_1^T m_1 W_2^T m_2 ... W_n^T: the backward pass written
+        out as ordinary operations. Its own derivative needs first-order reverse mode only (ReLU has no curvature).
+        """
+        linears = self.layers[::2]
+        masks = []
+        for linear in linears[:-1]:
+            x = F.relu(linear(x))
+            masks.append(x > 0)
+        gradient = linears[-1].weight[0]
+        for linear, mask in zip(reversed(linears[:-1]), reversed(masks), strict=True):
+            gradient = (mask * gradient) @ linear.weight
+        return linears[-1](x), gradient
+
+    def from_first_layer(self, pre_activation: Float[Tensor, "*N H"]) -> Float[Tensor, "*N O"]:
+        """The output, given the first layer's."""
+        return self.layers[1:](pre_activation)
