@@ -34,7 +34,7 @@ class Waves(Solid):
         bumps = tensors["waves"][:, None, :6] * self.basis(points)
         return self.function(points, None) + bumps.sum(-1, keepdim=True)
 
-    def level_set(self, tensors, points, *, cell):
+    def level_set(self, tensors, points, *, resolution):
         amplitudes = tensors["waves"][:, 6:].unflatten(-1, (3, 6))
         return self.value(tensors, points), torch.einsum("bdk,bnk->bnd", amplitudes, self.basis(points))
 
@@ -151,7 +151,7 @@ def test_gradients_are_those_through_the_whole_grid():
     scene = wavy(numbers)
     (mesh,) = surface_meshes(scene, resolution, radius=1.0)
     vertices, faces = mesh.vertices, mesh.faces
-    values, offset = scene.level_set(grid, cell=1 / 6)
+    values, offset = scene.level_set(grid, resolution=resolution)
     shape = (resolution,) * 3
     expected, expected_faces = extract(values.view(shape), offset.view(*shape, 3), 1.0)
     torch.testing.assert_close(vertices, expected)

@@ -17,7 +17,7 @@ def displacement(mesh):
 
 def test_points_near_the_start_sphere_go_to_it(build, scene_of):
     scene = scene_of(build(deformable=False), torch.zeros(1, 6, 4, 6, 6))
-    surface = FieldSurface(scene, NoMaterial(), cell=0.1)
+    surface = FieldSurface(scene, NoMaterial(), 21)
     direction = torch.nn.functional.normalize(torch.randn(100, 3), dim=1)
     torch.testing.assert_close(surface.project(0.45 * direction), 0.5 * direction)
     torch.testing.assert_close(surface.project(0.58 * direction), 0.5 * direction)

@@ -22,7 +22,7 @@ def test_grid_equals_pointwise_queries_with_gradients(build, monkeypatch, how, s
     planes = torch.randn(2, 6, 4, 6, 6, dtype=torch.float64, requires_grad=True)
     tensors = {"planes": planes}
     values, offset = field.grid(tensors, 7, 2) if own else Field.grid(field, tensors, 7, 2)
-    expected, expected_offset = field.level_set(tensors, grid_points(7, 1.3).expand(2, -1, -1), cell=2.6 / 6)
+    expected, expected_offset = field.level_set(tensors, grid_points(7, 1.3).expand(2, -1, -1), resolution=7)
     torch.testing.assert_close(values, expected.view(2, 7, 7, 7))
     torch.testing.assert_close(offset, expected_offset.view(2, 7, 7, 7, 3))
     leaves = [planes, *field.sdf_network.parameters(), *field.deformation_network.parameters()]

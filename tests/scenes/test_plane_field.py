@@ -98,12 +98,12 @@ def test_parts_agree_and_unasked_parts_are_absent(build):
     assert sample.gradient is None
     torch.testing.assert_close(field.value(tensors, points), sample.value)
     torch.testing.assert_close(field.features(tensors, points), sample.features)
-    value, offset = field.level_set(tensors, points, cell=0.1)
+    value, offset = field.level_set(tensors, points, resolution=16)
     torch.testing.assert_close(value, sample.value)
     assert offset.shape == points.shape
     assert field.query(tensors, points, features=False).features is None
     rigid = build(deformable=False).double()
-    assert rigid.level_set(tensors, points, cell=0.1)[1] is None
+    assert rigid.level_set(tensors, points, resolution=16)[1] is None
 
 
 def test_shape_planes_never_touch_colour_and_the_reverse(build):

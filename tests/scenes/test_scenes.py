@@ -99,7 +99,5 @@ def test_a_renderer_says_which_scenes_it_can_draw():
         makes = MeshScene
 
     MeshRenderer({}, **surroundings()).check_geometry(Meshes())
-    with pytest.raises(
-        ConfigError, match="draws scenes of the kind FieldScene, but Meshes makes a MeshScene"
-    ):
+    with pytest.raises(ConfigError, match="draws scenes of the kind FieldScene, but Meshes makes a MeshScene"):
         VolumeRenderer({}, **surroundings()).check_geometry(Meshes())

@@ -86,12 +86,12 @@ def adopt(geometry: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     return others | {PREFIX + name: tensor for name, tensor in adapters.items()}
 
 
-_FIRST_FIELD = re.compile(r"geometry\.((?:sdf|feature|deformation)_network\..*)")
+_FIRST_FIELD = re.compile(r"geometry\.(?=(?:sdf|feature|deformation)_network\b)")
 
 
 def renamed(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Names of this project's first version, which had the field's networks in the geometry, as they are now."""
-    return {_FIRST_FIELD.sub(r"geometry.field.\1", name): value for name, value in state.items()}
+    """`state`, whose names this project's first version gave, which had the field's networks in the geometry."""
+    return {_FIRST_FIELD.sub("geometry.field.", name): value for name, value in state.items()}
 
 
 def _layers(names: Iterable[str]) -> list[str]:

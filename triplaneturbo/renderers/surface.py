@@ -57,7 +57,7 @@ def surface_meshes(
         value_share = offset_share = 0.0
     with torch.set_grad_enabled(torch.is_grad_enabled() and max(value_share, offset_share) > 0):
         table = PromptTable(prompt, prompts)
-        found, offset = scene.level_set(table.fill(points[place], spare=radius), cell=cell)
+        found, offset = scene.level_set(table.fill(points[place], spare=radius), resolution=resolution)
         attached = ~torch.isin(prompt, empty).unsqueeze(1) if detach_if_empty and len(empty) else None
 
         def at_surface(field: Tensor, share: float) -> Tensor:
@@ -66,7 +66,7 @@ def surface_meshes(
 
         dense = values.flatten().index_copy(0, active, at_surface(found, value_share)[:, 0]).view(grids)
         if offset is not None:
-            cells = at_surface(offset, offset_share) / cell
+            cells = at_surface(offset, offset_share)
             offset = cells.new_zeros(dense.numel(), 3).index_copy(0, active, cells).view(*grids, 3)
         vertices, faces, mesh = marching_cubes_packed(_with_stand_ins(dense, extremes, empty), offset)
         vertices = vertices * cell - radius

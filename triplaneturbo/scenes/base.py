@@ -67,11 +67,11 @@ class Field(Module):
         return values - self.level if self.level else values
 
     def level_set(
-        self, tensors: Tensors, points: Float[Tensor, "B N 3"], *, cell: float
+        self, tensors: Tensors, points: Float[Tensor, "B N 3"], *, resolution: int
     ) -> tuple[Float[Tensor, "B N 1"], Float[Tensor, "B N 3"] | None]:
-        """What a surface is extracted from at grid points: `inside` there, and how far they move, in world units.
+        """What a surface is extracted from at grid points: `inside` there, and how far they move, in cells of the grid.
 
-        cell: edge of the grid's cells, world units. The second is None where grids do not deform.
+        resolution: of that grid, points along an edge. The second is None where grids do not deform.
         """
         return self.inside(self.value(tensors, points)), None
 
@@ -95,9 +95,8 @@ class Field(Module):
 
         def slab(start: int, stop: int) -> tuple[Tensor, ...]:
             points = torch.stack(torch.meshgrid(line[start:stop], line, line, indexing="ij"), -1)
-            value, offset = self.level_set(
-                tensors, points.view(1, -1, 3).expand(prompts, -1, -1), cell=2 * self.radius / (resolution - 1)
-            )
+            everywhere = points.view(1, -1, 3).expand(prompts, -1, -1)
+            value, offset = self.level_set(tensors, everywhere, resolution=resolution)
             found = (value,) if offset is None else (value, offset)
             return tuple(x.unflatten(1, points.shape[:3]) for x in found)
 
@@ -165,10 +164,10 @@ class FieldScene:
         return self.field.features(self.tensors, points)
 
     def level_set(
-        self, points: Float[Tensor, "B N 3"], *, cell: float
+        self, points: Float[Tensor, "B N 3"], *, resolution: int
     ) -> tuple[Float[Tensor, "B N 1"], Float[Tensor, "B N 3"] | None]:
         """See `Field.level_set`."""
-        return self.field.level_set(self.tensors, points, cell=cell)
+        return self.field.level_set(self.tensors, points, resolution=resolution)
 
     def grid(self, resolution: int) -> tuple[Float[Tensor, "B R R R"], Float[Tensor, "B R R R 3"] | None]:
         """See `Field.grid`."""

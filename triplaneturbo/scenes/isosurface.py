@@ -58,7 +58,7 @@ def _searched(
     vertices, faces = extract(values[0], None if offset is None else offset[0], scene.radius)
     if smallest_component:
         vertices, faces = keep_large_components(vertices, faces, smallest_component)
-    surface = FieldSurface(scene, material, cell=2 * scene.radius / (resolution - 1))
+    surface = FieldSurface(scene, material, resolution)
     return Mesh(vertices, faces, surface.colors(vertices), surface=surface)
 
 
@@ -88,8 +88,7 @@ def extract(
 ) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
     """Closed surface where values are 0 over [-radius, radius]^3: vertices in world units, faces; differentiable.
 
-    offset: how far each grid point is moved, world units. A field without a surface gives an empty mesh.
+    offset: how far each grid point is moved, in cells. A field without a surface gives an empty mesh.
     """
-    cell = 2 * radius / (values.shape[0] - 1)
-    vertices, faces = marching_cubes(values, None if offset is None else offset / cell)
-    return vertices * cell - radius, faces
+    vertices, faces = marching_cubes(values, offset)
+    return vertices * (2 * radius / (values.shape[0] - 1)) - radius, faces

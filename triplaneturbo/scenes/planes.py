@@ -140,17 +140,17 @@ class PlaneField(Field):
         return self._features(tensors, self._coordinates(points))
 
     def level_set(
-        self, tensors: Tensors, points: Float[Tensor, "B N 3"], *, cell: float
+        self, tensors: Tensors, points: Float[Tensor, "B N 3"], *, resolution: int
     ) -> tuple[Float[Tensor, "B N 1"], Float[Tensor, "B N 3"] | None]:
         shape = self._shape_features(tensors, self._coordinates(points))
-        offset = self.deformation_network(shape) * self._deformation_unit(cell) if self.cfg.deformable else None
+        offset = self.deformation_network(shape) * self._cells(resolution) if self.cfg.deformable else None
         return self.inside(self.sdf_network(shape) + self.bias.value(points)), offset
 
-    def _deformation_unit(self, cell: float) -> float:
-        """Of the deformation network, world units; cell: edge of the cells of the grid in use."""
+    def _cells(self, resolution: int) -> float:
+        """Cells of a grid with `resolution` points along an edge in one unit of the deformation network."""
         if self.cfg.deformation_unit == "cell":
-            return cell
-        return 2 * self.radius / (self.cfg.training_resolution - 1)
+            return 1.0
+        return (resolution - 1) / (self.cfg.training_resolution - 1)
 
     def _planes(self, tensors: Tensors, part: Literal["shape", "color"]) -> Float[Tensor, "B 3 C H W"]:
         planes = tensors["planes"]
@@ -204,8 +204,7 @@ class PlaneField(Field):
         raw, *moved = in_slabs(slab, resolution, prompts, line.device)
         points = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), dim=-1)
         value = self.inside((raw + self.bias.value(points)).squeeze(-1))
-        unit = self._deformation_unit(2 * self.radius / (resolution - 1))
-        return value, (moved[0] * unit if moved else None)
+        return value, (moved[0] * self._cells(resolution) if moved else None)
 
     def _plane_grids(self, planes: Tensor, line: Tensor) -> Float[Tensor, "B 3 R R C"]:
         """Features of the three shape planes on the grids they span, indexed by the two world axes in their order."""

@@ -17,17 +17,17 @@ _MIN_SQUARED_GRADIENT = 1e-8
 
 
 class FieldSurface:
-    """S = {x + d(x) : value(x) = level}: the level set, moved by the offset d as the grid points are.
+    """S = {x + d(x) : value(x) = level}: the level set, moved by the offset d as the points of a grid are.
 
     Marching cubes moves grid points by d and finds the level set between them; this is what its meshes converge to.
     """
 
-    def __init__(self, scene: FieldScene, material: Callable[[Tensor], Tensor], *, cell: float) -> None:
-        """scene: of one prompt. cell: edge of the grid's cells, world units, the largest distance that `project`
-        covers."""
+    def __init__(self, scene: FieldScene, material: Callable[[Tensor], Tensor], resolution: int) -> None:
+        """scene: of one prompt. resolution: of the grid, points along an edge; `project` covers one cell of it."""
         self.scene = scene
         self.material = material
-        self.cell = cell
+        self.resolution = resolution
+        self.cell = 2 * scene.radius / (resolution - 1)
 
     @torch.no_grad()
     def project(self, points: Float[Tensor, "N 3"]) -> Float[Tensor, "N 3"]:
@@ -56,8 +56,8 @@ class FieldSurface:
         return torch.where(near, found, points)
 
     def _offset(self, points: Tensor) -> Tensor | None:
-        _, offset = self.scene.level_set(points[None], cell=self.cell)
-        return None if offset is None else offset[0]
+        _, offset = self.scene.level_set(points[None], resolution=self.resolution)
+        return None if offset is None else offset[0] * self.cell
 
     def _newton_step(self, points: Tensor) -> Tensor:
         sample = self.scene.query(points[None], features=False, normals=True)

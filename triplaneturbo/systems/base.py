@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -170,7 +170,8 @@ class GeneratorSystem(Component, pl.LightningModule):
     # State
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        self.scheduled_optimizer = ScheduledOptimizer(self.cfg.optimizer, self)
+        config = replace(self.cfg.optimizer, params=renamed(self.cfg.optimizer.params))
+        self.scheduled_optimizer = ScheduledOptimizer(config, self)
         return self.scheduled_optimizer.optimizer
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

@@ -62,7 +62,7 @@ def field_query(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatc
     found = scene.query(points, features=True, normals=True)
     raw = found.value - field.bias.value(points)
     coords = plane_coordinates(points, field.plane_axes)  # encodings are recorded for points in units of the radius
-    sdf, deformation = scene.level_set(points, cell=1.0)
+    sdf, deformation = scene.level_set(points, resolution=2)
     n_export = len(case["export_features"])
     flat = {"sdf": found.value, "sdf_orig": raw, "features": found.features, "sdf_grad": found.gradient}
     for name, value in flat.items():
@@ -109,6 +109,6 @@ def inference_end_to_end(case: Case, workbench: Workbench, monkeypatch: pytest.M
     case.close("sdf", found.value.flatten(0, 1), 2e-4)
     case.close("features", found.features.flatten(0, 1), 2e-4)
     case.close("normal", found.normal.flatten(0, 1), 1e-3)
-    deformation = scene.level_set(case["points"], cell=1.0)[1]
+    deformation = scene.level_set(case["points"], resolution=2)[1]
     if deformation is not None:
         case.close("deformation", deformation, 2e-4)

@@ -81,14 +81,7 @@ def patch_renderer(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyP
     case.close("rays_o", case["c2w"][:, None, None, :3, 3].expand_as(case["rays_d"]), 1e-6)
     draws = PatchDraws(((int(case["patch_y"]), int(case["patch_x"])),))
     scene = analytic_scene(case.meta["geometry"])
-    views = renderer.render(
-        analytic_scene(case.meta["geometry"]),
-        _cameras(case, 1),
-        _no_text(1),
-        case["rays_d"],
-        draws,
-        progress=case.progress,
-    )
+    views = renderer.render(scene, _cameras(case, 1), _no_text(1), case["rays_d"], draws, progress=case.progress)
     for name in _PICTURES.keys() & case.arrays.keys():
         case.close(name, getattr(views, _PICTURES[name]), 1e-4)
     case.close("comp_normal", views.extras["comp_normal"], 1e-3)

@@ -164,8 +164,7 @@ def mesh_export(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatc
         sdf, offset = scene.grid(resolution)
     case.close("grid_sdf", sdf.reshape(len(scene), -1, 1), 1e-5)
     if deforms:
-        cells = offset * ((resolution - 1) / (2 * scene.radius))
-        case.close("grid_deformation", cells.reshape(len(scene), -1, 3), 1e-5)
+        case.close("grid_deformation", offset.reshape(len(scene), -1, 3), 1e-5)
     material = NoMaterial({"color_activation": "sigmoid-mipnerf"})
     (mesh,) = extract_meshes(scene, material, resolution, ["a recorded case"])
     order = match(case, "v_pos", mesh.vertices, 1e-5)
