@@ -9,7 +9,6 @@ newer. A mesh that cannot be read or shown is named at the end, the exit code is
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import shutil
@@ -85,7 +84,7 @@ def find_meshes(folder: Path) -> dict[str, Path]:
 def read_settings(folder: Path) -> ViewSettings | None:
     """How the pictures in the folder of one prompt were made; None if another program made them."""
     path = folder / VIEWS_FILE
-    return ViewSettings(**json.loads(path.read_text())) if path.is_file() else None
+    return ViewSettings(**read_json(path)) if path.is_file() else None
 
 
 def render_folder(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from triplaneturbo.base import parse_config
+from triplaneturbo.bounds import PROJECT
 from triplaneturbo.config import ExperimentConfig, load_config, to_yaml
 from triplaneturbo.errors import ConfigError, UnknownNameError
 from triplaneturbo.extensions import import_extensions
@@ -61,7 +62,7 @@ def test_overrides_keep_yaml_types_and_reach_interpolations(tmp_path):
 
 def test_published_tag_is_the_name_of_the_prompt_library(tmp_path):
     text = "name: x\ntag: ${rmspace:${data.prompt_library},_}\ndata: {prompt_library: '???'}\n"
-    assert read(tmp_path, text, "data.prompt_library=some prompts").trial_dir == Path("outputs/x/some_prompts")
+    assert read(tmp_path, text, "data.prompt_library=some prompts").trial_dir == PROJECT / "outputs/x/some_prompts"
     with pytest.raises(ConfigError, match=r"data\.prompt_library"):
         read(tmp_path, text)
 
