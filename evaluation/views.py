@@ -28,6 +28,7 @@ from evaluation.common import PROMPT_FILE, Protocol, add_device_option, add_prot
 from triplaneturbo.cameras import turntable
 from triplaneturbo.exporters.files import SUFFIXES, check_mesh, read_mesh
 from triplaneturbo.exporters.render import render_mesh, save_picture
+from triplaneturbo.storage import read_json
 from triplaneturbo.types import Mesh
 
 BOUND, DISTANCE, FOVY_DEG, ELEVATION_DEG = 0.9, 3.0, 50.0, 15.0

@@ -139,10 +139,8 @@ class TextToMeshPipeline:
         """
         self.config = config
         self.base = Path(base).absolute()
-        generator = {
-            **config.geometry.get("space_generator_config", {}),
-            "pretrained_model_name_or_path": str(self.base),
-        }
+        generator = config.geometry.get("space_generator_config") or {}
+        generator = {**generator, "pretrained_model_name_or_path": str(self.base)}
         geometry = {**config.geometry, "space_generator_config": generator}
         self.geometry = FewStepTriplaneDualStableDiffusion(geometry).eval()
         self.text_encoder = TextEncoder(self.base, compat=config.compat)
