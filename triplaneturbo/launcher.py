@@ -170,17 +170,18 @@ def build_trainer(experiment: ExperimentConfig, training: bool) -> pl.Trainer:
     try:
         return pl.Trainer(**options, logger=loggers, callbacks=callbacks, plugins=[AtomicCheckpointIO()])
     except Exception as error:  # of whatever kind: nothing but the options can be wrong
-        raise ConfigError(f"{_refused_trainer_option(options, experiment.trainer)}: {error}") from error
+        raise ConfigError(f"{_refused_trainer_option(experiment)}: {error}") from error
 
 
-def _refused_trainer_option(options: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """Which of the `given` options the trainer can be made without; one of several if there is no single one."""
-    for key in given:
+def _refused_trainer_option(experiment: ExperimentConfig) -> str:
+    """What to say of an option without which the trainer can be made; of all, if there is no single one."""
+    for key, value in experiment.trainer.items():
+        others = {name: value for name, value in experiment.trainer.items() if name != key}
         try:
-            pl.Trainer(**{name: value for name, value in options.items() if name != key}, logger=False)
-        except Exception:
+            pl.Trainer(**trainer_options(dataclasses.replace(experiment, trainer=others)), logger=False)
+        except Exception:  # then another option is the one
             continue
-        return f"trainer.{key} cannot be {given[key]!r}"
+        return f"trainer.{key} cannot be {value!r}"
     return "options under trainer cannot have their values"
 
 

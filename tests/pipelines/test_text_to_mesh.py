@@ -144,6 +144,7 @@ def test_a_field_without_a_surface_is_an_error(folder, tmp_path, bias, side):
     config["geometry"] |= {"sdf_bias": bias, "sdf_bias_params": None}
     (tmp_path / "pipeline.json").write_text(json.dumps(config))
     shutil.copy(folder / "student.safetensors", tmp_path)
+    (tmp_path / "base").symlink_to((folder / "base").resolve())
     with pytest.raises(EmptyFieldError, match=f"'a red cube' has no surface.*{side}"):
         TextToMeshPipeline.from_pretrained(tmp_path, "cpu")("a red cube")
 
