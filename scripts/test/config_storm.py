@@ -57,7 +57,7 @@ class Mistake:
 BILLION = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )
-CHAIN = "data:\n  z0: xxxxxxxxxx\n" + "".join(f"  z{i + 1}: '{''.join(['${data.z%d}' % i] * 10)}'\n" for i in range(9))
+CHAIN = "data:\n  z0: xxxxxxxxxx\n" + "".join(f"  z{i + 1}: '{('${data.z' + str(i) + '}') * 10}'\n" for i in range(9))
 BY_HAND = (
     *(
         Mistake("trainer", (f"trainer.{option}",))
@@ -279,12 +279,16 @@ def outside(rule: Range, kind: Any) -> Iterator[str]:
             yield f"[0, {rule.high if math.isfinite(rule.high) else rule.low + 1}, {float(number)}, 10]"
 
 
+def _has_options(kind: Any) -> bool:
+    return isinstance(kind, type) and is_dataclass(kind) and kind is not Schedule
+
+
 def of_class(cls: type, place: str) -> Iterator[str]:
     """Overrides that the configuration `cls` at `place` forbids."""
     yield f"{place}.a_name_that_is_not_there=1"
     for field in fields(cls):
         hint = get_type_hints(cls, include_extras=True)[field.name]
-        inner = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind) and kind is not Schedule), None)
+        inner = next((kind for kind in (hint, *get_args(hint)) if _has_options(kind)), None)
         if inner:
             yield from (f"{place}.{field.name}=5", f"{place}.{field.name}=[1]")
             yield from of_class(inner, f"{place}.{field.name}")

@@ -109,7 +109,11 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
         n_steps = self.trainer.datamodule.cfg.n_steps
         if n_steps != self.cfg.num_parts_training:
             raise ConfigError(f"data.n_steps ({n_steps}) must be num_parts_training ({self.cfg.num_parts_training})")
-        self._teachers = (self._build("guidance").to(self.device),)
+        guidance = self._build("guidance").to(self.device)
+        n_view = self.trainer.datamodule.cfg.n_view
+        if guidance.cfg.n_view != n_view:
+            raise ConfigError(f"system.guidance.n_view ({guidance.cfg.n_view}) must be data.n_view ({n_view})")
+        self._teachers = (guidance,)
 
     @property
     def guidance(self) -> Any:
