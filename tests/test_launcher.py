@@ -219,6 +219,38 @@ def test_a_broken_extension_stops_the_launch_with_file_and_line(toy, capsys, tmp
 
 
 @pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("import sys\n\nsys.exit(0)\n", ":3: SystemExit: 0"),
+        (
+            "from triplaneturbo.registry import register\n\n\n@register('no-material')\nclass Mine: ...\n",
+            "cannot register Mine as 'no-material': the name belongs to NoMaterial",
+        ),
+    ],
+)
+def test_an_extension_that_ends_the_program_or_takes_a_name_is_named(toy, capsys, tmp_path, content, said):
+    (tmp_path / "toy_extensions/broken.py").write_text(content)
+    assert launch.main(["--config", str(toy), "--train"]) == 2
+    message = capsys.readouterr().err
+    assert str(tmp_path / "toy_extensions/broken.py") in message
+    assert said in message
+
+
+def test_a_package_that_is_missing_is_said_before_anything_is_loaded(tiny_world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pytorch_lightning.loggers.wandb._WANDB_AVAILABLE", False)
+    monkeypatch.setattr("triplaneturbo.systems.base.GeneratorSystem.configure", lambda self: pytest.fail("loaded"))
+    path = write_configuration(tiny_world, tmp_path)
+    assert launch.main(["--config", str(path), "--train", "system.loggers.wandb.enable=true"]) == 2
+    assert "system.loggers.wandb.enable needs a package" in capsys.readouterr().err
+
+
+def test_a_bug_is_not_taken_for_a_mistake_of_the_user(toy, monkeypatch):
+    monkeypatch.setattr("triplaneturbo.launcher.build", lambda *_, **__: {}["nothing"])
+    with pytest.raises(KeyError):
+        launch.main(["--config", str(toy), "--train"])
+
+
+@pytest.mark.parametrize(
     ("content", "line"),
     [("x = 1\ny = (\n", 2), ("import module_that_is_nowhere\n", 1), ("def f():\n    raise KeyError(1)\n\n\nf()\n", 2)],
 )

@@ -62,6 +62,9 @@ BY_HAND = (
     *(
         Mistake("trainer", (f"trainer.{option}",))
         for option in (
+            "precision=bf16",
+            "precision=16-mixed",
+            "precision=64",
             "precision=99",
             "precision=bf17",
             "precision=[16]",
@@ -246,7 +249,8 @@ def by_type(hint: Any, place: str) -> Iterator[str]:
     elif get_origin(hint) in (typing.Union, types.UnionType):
         kinds = [kind for kind in get_args(hint) if kind is not type(None)]
         # What one kind forbids another may allow; what is no kind at all is left.
-        yield from by_type(kinds[0], place) if len(kinds) == 1 else [f"{place}={{a: {{b: [c]}}}}"]
+        forbidden = by_type(kinds[0], place) if len(kinds) == 1 else [f"{place}={{a: {{b: [c]}}}}"]
+        yield from (text for text in forbidden if not text.endswith("=null"))
     elif get_origin(hint) is Literal:
         yield from (f"{place}=nonsense", f"{place}=[1]", f"{place}={{a: 1}}")
     elif get_origin(hint) is tuple and Ellipsis not in get_args(hint):

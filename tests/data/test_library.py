@@ -35,6 +35,7 @@ def test_looks_in_load_then_in_datasets(tmp_path, monkeypatch):
     [
         ("{", "not valid JSON"),
         ("", "not valid JSON"),
+        ("[" * 200_000 + "]" * 200_000, "nested too deeply"),
         ('"a cat"', "mapping"),
         ("null", "mapping"),
         ({}, "no training prompts"),

@@ -162,6 +162,14 @@ class GeneratorSystem(Component, pl.LightningModule):
             getattr(self.cfg, f"{part}_type"), getattr(self.cfg, part), handed_down=self.cfg.handed_down, **siblings
         )
 
+    def setup(self, stage: str) -> None:
+        """Raises ConfigError: the trainer is asked to choose the precision."""
+        if self.trainer.precision != "32-true":
+            raise ConfigError(
+                f"trainer.precision must be 32, not {self.trainer.precision}: the frozen networks have types of their "
+                "own, system.geometry.space_generator_config.network_dtype and system.guidance.network_dtype"
+            )
+
     def set_folders(self, *, save: Path, export: Path | None) -> None:
         """Where pictures go, and where exported meshes go if not there as well."""
         self.save_dir, self.export_dir = save, export
