@@ -9,7 +9,6 @@ newer. A mesh that cannot be read or shown is named at the end, the exit code is
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import shutil
@@ -29,6 +28,7 @@ from evaluation.common import PROMPT_FILE, Protocol, add_device_option, add_prot
 from triplaneturbo.cameras import turntable
 from triplaneturbo.exporters.files import SUFFIXES, check_mesh, read_mesh
 from triplaneturbo.exporters.render import render_mesh, save_picture
+from triplaneturbo.storage import read_json
 from triplaneturbo.types import Mesh
 
 BOUND, DISTANCE, FOVY_DEG, ELEVATION_DEG = 0.9, 3.0, 50.0, 15.0
@@ -85,7 +85,7 @@ def find_meshes(folder: Path) -> dict[str, Path]:
 def read_settings(folder: Path) -> ViewSettings | None:
     """How the pictures in the folder of one prompt were made; None if another program made them."""
     path = folder / VIEWS_FILE
-    return ViewSettings(**json.loads(path.read_text())) if path.is_file() else None
+    return ViewSettings(**read_json(path)) if path.is_file() else None
 
 
 def render_folder(

@@ -131,11 +131,11 @@ def test_errors_of_the_user_are_one_message(toy, capsys, override, message):
         ("data.guidance_processor.negative_promt=x", "data.guidance_processor has no option"),
         ("system.exporter.save_name=../up", "save_name"),
         ("system.exporter_type=mesh-exportr", "did you mean"),
-        ("system.export_resolution=1", "export_resolution must be 2 or more"),
-        ("trainer.max_steps=many", "trainer.max_steps must be a whole number, not 'many'"),
+        ("system.export_resolution=1", "export_resolution must be in [2, 2048]"),
+        ("trainer.max_steps=many", "trainer.max_steps must be of type int, not 'many'"),
         ("trainer.devices=3x", "trainer.devices must be a number"),
         ("trainer.val_check_interval=0", "limit_val_batches=0"),
-        ("resume=nowhere", "resume=nowhere: there is no checkpoint"),
+        ("resume=nowhere", "nowhere: there is no checkpoint"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_loaded(tiny_world, tmp_path, capsys, monkeypatch, override, message):
@@ -164,9 +164,19 @@ def test_files_that_are_no_configuration(tmp_path, capsys, content, message):
 
 
 def test_values_that_the_trainer_refuses(toy, capsys):
-    for override in ("trainer.precision=99", "trainer.accelerator=gpux", "trainer.max_time=soon"):
-        assert launch.main(["--config", str(toy), "--train", override]) == 2
-        assert "an option under trainer cannot have its value" in capsys.readouterr().err
+    for override, said in (
+        ("trainer.precision=99", "trainer.precision is 99; allowed: 64, 32, 16"),
+        ("trainer.precision=bf16-true trainer.accelerator=mps", "trainer.accelerator cannot be 'mps'"),
+        ("trainer.accelerator=gpux", "trainer.accelerator cannot be 'gpux'"),
+        ("trainer.accelerator=tpu", "trainer.accelerator cannot be 'tpu'"),
+        ("trainer.max_time=soon", "trainer.max_time cannot be 'soon'"),
+        ("trainer.max_time=5", "trainer.max_time must be of type str, not 5"),
+        ("trainer.log_every_n_steps=0", "trainer.log_every_n_steps must be 1 or more, not 0"),
+        ("trainer.strategy=nonsense", "trainer.strategy cannot be 'nonsense'"),
+        ("trainer.devices=99999", "trainer.devices must be a number of devices"),
+    ):
+        assert launch.main(["--config", str(toy), "--train", *override.split()]) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("there", "said"), [(0, "--gpu 0,7: 0 of these 2"), (1, "--gpu 0,7: 1 of these 2")])
@@ -206,6 +216,38 @@ def test_a_broken_extension_stops_the_launch_with_file_and_line(toy, capsys, tmp
     message = capsys.readouterr().err
     assert f"{tmp_path / 'toy_extensions/broken.py'}:3" in message
     assert "nonsense" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("import sys\n\nsys.exit(0)\n", ":3: SystemExit: 0"),
+        (
+            "from triplaneturbo.registry import register\n\n\n@register('no-material')\nclass Mine: ...\n",
+            "cannot register Mine as 'no-material': the name belongs to NoMaterial",
+        ),
+    ],
+)
+def test_an_extension_that_ends_the_program_or_takes_a_name_is_named(toy, capsys, tmp_path, content, said):
+    (tmp_path / "toy_extensions/broken.py").write_text(content)
+    assert launch.main(["--config", str(toy), "--train"]) == 2
+    message = capsys.readouterr().err
+    assert str(tmp_path / "toy_extensions/broken.py") in message
+    assert said in message
+
+
+def test_a_package_that_is_missing_is_said_before_anything_is_loaded(tiny_world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pytorch_lightning.loggers.wandb._WANDB_AVAILABLE", False)
+    monkeypatch.setattr("triplaneturbo.systems.base.GeneratorSystem.configure", lambda self: pytest.fail("loaded"))
+    path = write_configuration(tiny_world, tmp_path)
+    assert launch.main(["--config", str(path), "--train", "system.loggers.wandb.enable=true"]) == 2
+    assert "system.loggers.wandb.enable needs a package" in capsys.readouterr().err
+
+
+def test_a_bug_is_not_taken_for_a_mistake_of_the_user(toy, monkeypatch):
+    monkeypatch.setattr("triplaneturbo.launcher.build", lambda *_, **__: {}["nothing"])
+    with pytest.raises(KeyError):
+        launch.main(["--config", str(toy), "--train"])
 
 
 @pytest.mark.parametrize(

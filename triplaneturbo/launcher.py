@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import pytorch_lightning as pl
 import torch
@@ -21,11 +21,13 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from transformers.utils import logging as transformers_logging
 
-from triplaneturbo.base import Component, build, parts
+from triplaneturbo.base import Component, build, convert, parse_config, parts
+from triplaneturbo.bounds import Range
 from triplaneturbo.config import ExperimentConfig, load_config, to_yaml
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.extensions import import_extensions
 from triplaneturbo.storage import require_writable, write_text
+from triplaneturbo.systems.base import LoggersConfig
 from triplaneturbo.systems.callbacks import ProgressReport, RunCard
 from triplaneturbo.systems.checkpoint import AtomicCheckpointIO, Checkpointer, resolve_resume
 from triplaneturbo.systems.losslog import EventLog, LossLog
@@ -33,6 +35,15 @@ from triplaneturbo.systems.losslog import EventLog, LossLog
 log = logging.getLogger(__name__)
 
 CUSTOM_FOLDER = Path(__file__).resolve().parents[1] / "custom"
+# Numbers of the trainer that have a meaning; their types are those that Lightning declares.
+_TRAINER_RANGES = {
+    **dict.fromkeys(("max_steps", "max_epochs", "num_sanity_val_steps"), Range(-1)),
+    **dict.fromkeys(("log_every_n_steps", "accumulate_grad_batches", "check_val_every_n_epoch"), Range(1)),
+    **dict.fromkeys((f"limit_{what}_batches" for what in ("train", "val", "test", "predict")), Range(0)),
+    **dict.fromkeys(("min_steps", "min_epochs", "overfit_batches", "gradient_clip_val"), Range(0)),
+    "num_nodes": Range(1, 2**16),
+    "reload_dataloaders_every_n_epochs": Range(0),
+}
 # What the launcher decides itself.
 _OWN_TRAINER_OPTIONS = ("logger", "callbacks", "plugins", "enable_checkpointing", "inference_mode", "default_root_dir")
 # Warnings about things that are meant: frozen parts stay in eval mode, cameras are cheap to make, the data stream
@@ -79,6 +90,7 @@ def launch(request: Launch) -> None:
     if experiment.compat is None:
         log_differences(components)
     pl.seed_everything(experiment.seed, workers=True, verbose=False)
+    trainer = build_trainer(experiment, training)  # first: it takes no time to see that an option is wrong
     handed_down = experiment.handed_down
     datamodule = build(experiment.data_type, experiment.data, handed_down=handed_down)
     system = build(experiment.system_type, experiment.system, handed_down=handed_down)
@@ -87,7 +99,6 @@ def launch(request: Launch) -> None:
     require_writable(Path(request.out) if request.out else experiment.trial_dir)
     if training:
         _keep_configuration(experiment, request)
-    trainer = build_trainer(experiment, training)
     if not (training or checkpoint or experiment.system.get("weights")):
         log.warning("neither resume= nor system.weights= is given: what is trained is still at its start values")
     _run(request.mode, trainer, system, datamodule, checkpoint)
@@ -154,15 +165,24 @@ def build_trainer(experiment: ExperimentConfig, training: bool) -> pl.Trainer:
     options = trainer_options(experiment)
     if options.get("deterministic"):
         _keep_determinism_fast()
+    loggers = _loggers(experiment) if training else False
+    callbacks = _callbacks(experiment) if training else []
     try:
-        return pl.Trainer(
-            **options,
-            logger=_loggers(experiment) if training else False,
-            callbacks=_callbacks(experiment) if training else [],
-            plugins=[AtomicCheckpointIO()],
-        )
-    except (MisconfigurationException, TypeError, ValueError) as error:
-        raise ConfigError(f"an option under trainer cannot have its value: {error}") from error
+        return pl.Trainer(**options, logger=loggers, callbacks=callbacks, plugins=[AtomicCheckpointIO()])
+    except Exception as error:  # of whatever kind: nothing but the options can be wrong
+        raise ConfigError(f"{_refused_trainer_option(experiment)}: {error}") from error
+
+
+def _refused_trainer_option(experiment: ExperimentConfig) -> str:
+    """What to say of an option without which the trainer can be made; of all, if there is no single one."""
+    for key, value in experiment.trainer.items():
+        others = {name: value for name, value in experiment.trainer.items() if name != key}
+        try:
+            pl.Trainer(**trainer_options(dataclasses.replace(experiment, trainer=others)), logger=False)
+        except Exception:  # then another option is the one
+            continue
+        return f"trainer.{key} cannot be {value!r}"
+    return "options under trainer cannot have their values"
 
 
 def _keep_determinism_fast() -> None:
@@ -185,14 +205,15 @@ def trainer_options(experiment: ExperimentConfig) -> dict[str, Any]:
     """
     options = dict(experiment.trainer)
     allowed = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
-    for key in options:
+    types = get_type_hints(pl.Trainer.__init__)
+    for key, value in options.items():
         if key in _OWN_TRAINER_OPTIONS:
             raise ConfigError(f"trainer.{key} is decided by the launcher; remove it")
         if key not in allowed:
-            raise UnknownNameError(f"trainer has no option {key!r}; {nearest(key, allowed)}")
-    for key in ("max_steps", "max_epochs"):
-        if not isinstance(options.get(key, -1), int | None):
-            raise ConfigError(f"trainer.{key} must be a whole number, not {options[key]!r}")
+            raise UnknownNameError(f"trainer has no option {key!r}; {nearest(str(key), allowed)}")
+        number = convert(types[key], value, f"trainer.{key}")
+        if key in _TRAINER_RANGES and number is not None:
+            _TRAINER_RANGES[key](number, f"trainer.{key}")
     if options.get("val_check_interval") == 0:
         raise ConfigError("trainer.val_check_interval is 0; for no validation give trainer.limit_val_batches=0")
     if options.get("accelerator", "auto") == "auto":
@@ -218,10 +239,10 @@ def count_processes(options: Mapping[str, Any]) -> int:
     devices = options["devices"]
     if isinstance(devices, (list, tuple)):
         devices = len(devices)
-    if not re.fullmatch(r"-1|[1-9][0-9]*", str(devices)):
+    if not re.fullmatch(r"-1|[1-9][0-9]{0,3}", str(devices)):
         raise ConfigError(f"trainer.devices must be a number of devices, -1 for all or a list of them, not {devices!r}")
     if int(devices) == -1:
-        devices = torch.cuda.device_count()
+        devices = torch.cuda.device_count() or 1  # Lightning says that there is none
     return int(devices) * options.get("num_nodes", 1)
 
 
@@ -232,17 +253,21 @@ def _run(
     datamodule: pl.LightningDataModule,
     checkpoint: Path | None,
 ) -> None:
+    """Raises ConfigError: Lightning finds that trainer, system and data do not go together."""
     start = {"datamodule": datamodule, "ckpt_path": checkpoint and str(checkpoint), "weights_only": True}
-    if mode == "train":
-        trainer.fit(system, **start)
-        if is_overridden("test_step", system, pl.LightningModule) and trainer.limit_test_batches != 0:
-            trainer.test(system, datamodule=datamodule, verbose=False)
-    elif mode == "validate":
-        trainer.validate(system, verbose=False, **start)
-    elif mode == "test":
-        trainer.test(system, verbose=False, **start)
-    else:
-        trainer.predict(system, return_predictions=False, **start)
+    try:
+        if mode == "train":
+            trainer.fit(system, **start)
+            if is_overridden("test_step", system, pl.LightningModule) and trainer.limit_test_batches != 0:
+                trainer.test(system, datamodule=datamodule, verbose=False)
+        elif mode == "validate":
+            trainer.validate(system, verbose=False, **start)
+        elif mode == "test":
+            trainer.test(system, verbose=False, **start)
+        else:
+            trainer.predict(system, return_predictions=False, **start)
+    except MisconfigurationException as error:
+        raise ConfigError(f"the options under trainer do not fit this system: {error}") from error
 
 
 def _callbacks(experiment: ExperimentConfig) -> list[pl.Callback]:
@@ -254,12 +279,15 @@ def _callbacks(experiment: ExperimentConfig) -> list[pl.Callback]:
 def _loggers(experiment: ExperimentConfig) -> list[Logger]:
     folder = experiment.trial_dir
     loggers: list[Logger] = [EventLog(folder, name="tb_logs", version=""), LossLog(folder / "losses.jsonl")]
-    wandb = experiment.system.get("loggers", {}).get("wandb", {})
-    if wandb.get("enable"):
+    wandb = parse_config(LoggersConfig, experiment.system.get("loggers"), "system.loggers").wandb
+    if wandb.enable:
         from pytorch_lightning.loggers import WandbLogger
 
-        name = wandb.get("name") or f"{experiment.name}-{experiment.trial_name}"
-        loggers.append(WandbLogger(project=wandb.get("project", "triplaneturbo"), name=name, save_dir=folder))
+        name = wandb.name or f"{experiment.name}-{experiment.trial_name}"
+        try:
+            loggers.append(WandbLogger(project=wandb.project, name=name, save_dir=folder))
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"system.loggers.wandb.enable needs a package: {error}; or leave it out") from error
     return loggers
 
 

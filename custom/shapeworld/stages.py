@@ -30,6 +30,7 @@ from custom.shapeworld.models import (
     token_ids,
 )
 from custom.shapeworld.training import TrainingStage
+from triplaneturbo.bounds import Share, Weight
 from triplaneturbo.diffusion import NoiseSchedule
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.guidance.camera_conditions import mvdream_camera, richdreamer_camera
@@ -61,7 +62,7 @@ class VaeStage(TrainingStage):
     class Config(TrainingStage.Config):
         """Options."""
 
-        kl_weight: float = 1e-4
+        kl_weight: Weight = 1e-4
 
     stage = "vae"
 
@@ -109,7 +110,7 @@ class DiffusionStage(TrainingStage):
         """Options."""
 
         kind: TeacherKind
-        empty_share: float = 0.1  # of the objects whose caption is dropped
+        empty_share: Share = 0.1  # of the objects whose caption is dropped
 
     def configure(self) -> None:
         self.stage = self.cfg.kind

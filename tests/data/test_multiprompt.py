@@ -115,7 +115,7 @@ def test_one_prompt_can_be_picked_for_evaluation():
         ({"unsup_fovy_range": [0, 60]}, "unsup_fovy_range"),
         ({"unsup_fovy_range": [60, 200]}, "unsup_fovy_range"),
         ({"n_test_views": -1}, "n_test_views"),
-        ({"dim_gaussian": [5, 4, 8, 8]}, "six planes"),
+        ({"dim_gaussian": [5, 4, 8, 8]}, r"dim_gaussian\[0\] is 5; allowed: 6"),
         ({"eval_prompt": " "}, "eval_prompt"),
         ({"prompts": []}, "at least one"),
         ({"prompts": None}, "--prompt"),

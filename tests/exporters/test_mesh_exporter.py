@@ -78,9 +78,9 @@ def test_nothing_to_unwrap(tmp_path):
     [
         ({"fmt": "obj", "save_uv": True}, "colours per vertex; for a texture use fmt=obj-mtl or fmt=glb"),
         ({"save_texture": False}, "save_texture is False; allowed: True"),
-        ({"texture_size": 8}, "from 16 to 8192, not 8"),
+        ({"texture_size": 8}, r"in \[16, 8192\], not 8"),
         ({"texture_format": "jpeg"}, "'png', 'jpg'"),
-        ({"max_faces": -1}, "0 for all faces, not -1"),
+        ({"max_faces": -1}, "max_faces must be 0 or more, not -1"),
         ({"fmt": "obj-mtl", "xatlas_pack_options": {"pading": 2}}, "did you mean 'padding'"),
         ({"fmt": "ply"}, "allowed: 'glb', 'obj', 'obj-mtl'"),
         ({"turntable_views": 3}, "even number"),

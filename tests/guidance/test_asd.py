@@ -1,6 +1,7 @@
 """The guidance as a whole: gradients of pictures, their normalisation, and which draws they depend on."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -228,7 +229,7 @@ class NotANumber(AsynchronousScoreDistillation):
 
     @dataclass(kw_only=True)
     class Config(AsynchronousScoreDistillation.Config):
-        value: float = float("nan")
+        value: Any = float("nan")
 
     def latent_gradient(self, estimates: ScoreEstimates, options) -> Float[Tensor, "N C H W"]:
         gradient = 100 * estimates.noise

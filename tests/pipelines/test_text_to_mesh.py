@@ -7,7 +7,7 @@ import yaml
 from tiny_student import geometry_options, write_pipeline
 
 from triplaneturbo import TextToMeshPipeline
-from triplaneturbo.errors import EmptyFieldError, WeightsError
+from triplaneturbo.errors import EmptyFieldError, WeightsError, WriteError
 from triplaneturbo.exporters.files import read_mesh
 from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
 from triplaneturbo.geometry.legacy import to_original
@@ -68,7 +68,7 @@ def test_merged_adapters_give_what_the_training_modules_give(pipe, folder):
 @pytest.mark.parametrize("copy_base", [True, False])
 def test_saved_and_loaded_again(pipe, tmp_path, copy_base):
     pipe.save_pretrained(tmp_path / "a", copy_base=copy_base)
-    assert (tmp_path / "a" / "base").is_dir() == copy_base
+    assert (tmp_path / "a" / "base").is_symlink() != copy_base
     again = TextToMeshPipeline.from_pretrained(tmp_path / "a", "cpu")
     assert torch.equal(again("a red cube").planes, pipe("a red cube").planes)
     again.save_pretrained(tmp_path / "a", copy_base=copy_base)
@@ -144,8 +144,24 @@ def test_a_field_without_a_surface_is_an_error(folder, tmp_path, bias, side):
     config["geometry"] |= {"sdf_bias": bias, "sdf_bias_params": None}
     (tmp_path / "pipeline.json").write_text(json.dumps(config))
     shutil.copy(folder / "student.safetensors", tmp_path)
+    (tmp_path / "base").symlink_to((folder / "base").resolve())
     with pytest.raises(EmptyFieldError, match=f"'a red cube' has no surface.*{side}"):
         TextToMeshPipeline.from_pretrained(tmp_path, "cpu")("a red cube")
+
+
+@pytest.mark.parametrize("option", ["base", "weights"])
+@pytest.mark.parametrize("path", ["/etc", "../elsewhere", "a/../../elsewhere"])
+def test_pipeline_json_cannot_point_outside_its_folder(folder, tmp_path, option, path):
+    config = json.loads((folder / "pipeline.json").read_text()) | {option: path}
+    (tmp_path / "pipeline.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=f"pipeline.json.{option} must be a name or path that stays in its folder"):
+        TextToMeshPipeline.from_pretrained(tmp_path, "cpu")
+
+
+def test_a_link_takes_no_folder_away(pipe, tmp_path):
+    (tmp_path / "base").mkdir()
+    with pytest.raises(WriteError, match="base is there and is not"):
+        pipe.save_pretrained(tmp_path, copy_base=False)
 
 
 def test_weights_with_nan_are_an_error(folder, tmp_path):

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from triplaneturbo.base import Component
+from triplaneturbo.bounds import Pixels, Range, file_name
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.exporters.files import check_mesh, write_mesh
 from triplaneturbo.exporters.render import render_turntable, save_picture
@@ -16,7 +17,6 @@ from triplaneturbo.registry import register
 from triplaneturbo.storage import write_text
 from triplaneturbo.types import Mesh
 
-TEXTURE_SIZES = range(16, 8193)
 VIDEO_VIEWS, VIDEO_SPEED = 60, 20  # views, and views a second
 
 
@@ -29,7 +29,7 @@ class MeshExporter(Component):
         fmt: Literal["glb", "obj", "obj-mtl"] = "glb"
         """Kind of file: glb (y up, front on +z), obj (z up, front on +x, as the original, colours per vertex), or
         obj-mtl (the same with a texture)."""
-        save_name: str = "model"
+        save_name: Annotated[str, file_name] = "model"
         """Name of the mesh file, without suffix."""
         save_normal: bool = True
         """Write vertex normals, so that viewers shade smoothly."""
@@ -37,11 +37,11 @@ class MeshExporter(Component):
         """Write fewer faces and a texture in place of colours per vertex; obj-mtl always does, obj cannot."""
         save_texture: Literal[True] = True
         """Texture coordinates alone are of no use; save_uv=false leaves out both."""
-        texture_size: int = 1024
+        texture_size: Annotated[int, Range(16, 8192)] = 1024
         """Height and width of the texture, texels."""
         texture_format: PictureKind = "png"
         """Kind of picture; jpg is smaller and blurs edges."""
-        max_faces: int = 5000
+        max_faces: Annotated[int, Range(0)] = 5000
         """Faces of a mesh with a texture, 0: all. Doubling them more than doubles the time of unwrapping."""
         xatlas_chart_options: dict = field(default_factory=dict)
         """How xatlas cuts the surface into charts."""
@@ -49,9 +49,9 @@ class MeshExporter(Component):
         """How xatlas lays them out; padding and resolution follow the texture unless given here."""
         save_video: bool = False
         """Also write turntable.webp, an animation."""
-        turntable_views: int = 8
+        turntable_views: Annotated[int, Range(0, 1024, even=True)] = 8
         """Views in turntable.png, an even number; 0 writes no picture."""
-        turntable_size: int = 256
+        turntable_size: Pixels = 256
         """Height and width of each of them, pixels."""
         context_type: Literal["cuda", "gl"] = "cuda"
         """Accepted for old configurations: pictures are rasterised where the mesh is."""
@@ -59,17 +59,6 @@ class MeshExporter(Component):
         def __post_init__(self) -> None:
             if self.fmt == "obj" and self.save_uv:
                 raise ConfigError("fmt=obj has colours per vertex; for a texture use fmt=obj-mtl or fmt=glb")
-            if Path(self.save_name).name != self.save_name:
-                raise ConfigError(f"save_name must be the name of a file, not {self.save_name!r}")
-            if self.texture_size not in TEXTURE_SIZES:
-                bounds = f"{TEXTURE_SIZES[0]} to {TEXTURE_SIZES[-1]}"
-                raise ConfigError(f"texture_size must be a number of texels from {bounds}, not {self.texture_size}")
-            if self.max_faces < 0:
-                raise ConfigError(f"max_faces must be positive, or 0 for all faces, not {self.max_faces}")
-            if self.turntable_views < 0 or self.turntable_views % 2:
-                raise ConfigError(f"turntable_views must be an even number or 0, not {self.turntable_views}")
-            if self.turntable_size < 1:
-                raise ConfigError(f"turntable_size must be positive, not {self.turntable_size}")
 
         @property
         def textured(self) -> bool:

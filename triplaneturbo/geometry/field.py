@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn as nn
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from triplaneturbo.errors import ConfigError
+from triplaneturbo.bounds import Range, Width
 
 # d(u, v) / d(x, y, z) of the planes xy, xz, yz: where a point lies in the picture that the decoder painted.
 # Column u points right and row v points down; xz and yz are upright views with z up.
@@ -54,15 +54,8 @@ class MlpConfig:
     otype: Literal["VanillaMLP"] = "VanillaMLP"
     activation: Literal["ReLU"] = "ReLU"
     output_activation: Literal["none"] | None = "none"
-    n_neurons: int = 64
-    n_hidden_layers: int = 2
-
-    def __post_init__(self) -> None:
-        if self.n_neurons < 1 or self.n_hidden_layers < 1:
-            raise ConfigError(
-                f"mlp_network_config needs n_neurons >= 1 and n_hidden_layers >= 1, not {self.n_neurons} and "
-                f"{self.n_hidden_layers}"
-            )
+    n_neurons: Width = 64
+    n_hidden_layers: Annotated[int, Range(1, 64)] = 2
 
 
 class Mlp(nn.Module):

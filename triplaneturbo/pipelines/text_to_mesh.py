@@ -6,16 +6,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from triplaneturbo.base import parse_config
+from triplaneturbo.bounds import GridPoints, LatentSize, Range, inside
 from triplaneturbo.config import load_config
 from triplaneturbo.draws import keyed_generator
-from triplaneturbo.errors import ConfigError, WeightsError
+from triplaneturbo.errors import ConfigError, WeightsError, WriteError
 from triplaneturbo.exporters.files import check_mesh, write_mesh
 from triplaneturbo.exporters.mesh_exporter import MeshExporter
 from triplaneturbo.geometry.few_step_triplane import FewStepTriplaneDualStableDiffusion
@@ -24,7 +25,7 @@ from triplaneturbo.geometry.legacy import adopt
 from triplaneturbo.materials.no_material import NoMaterial
 from triplaneturbo.naming import check_prompts
 from triplaneturbo.prompts.text_encoder import TextEncoder
-from triplaneturbo.storage import copy_file, write_text
+from triplaneturbo.storage import copy_file, make_folder, read_json, write_text
 from triplaneturbo.types import Mesh
 from triplaneturbo.weights.files import load_exactly, load_tensors, save_tensors
 
@@ -35,22 +36,57 @@ CONFIG_FILE = "pipeline.json"
 class PipelineConfig:
     """The content of pipeline.json."""
 
-    base: str = "base"
+    base: Annotated[str, inside] = "base"
     """Folder of the text-to-image model (unet, vae, scheduler, tokenizer, text_encoder), relative to pipeline.json."""
-    weights: str = "student.safetensors"
+    weights: Annotated[str, inside] = "student.safetensors"
     """What was trained: tensors named geometry.* and material.*, relative to pipeline.json."""
     geometry: dict = field(default_factory=dict)
     """Options of few-step-triplane-dual-stable-diffusion."""
     material: dict = field(default_factory=dict)
     """Options of no-material."""
-    latent_size: tuple[int, int] = (32, 32)
+    latent_size: tuple[LatentSize, LatentSize] = (32, 32)
     """Height and width of the noise of a plane."""
-    num_inference_steps: int = 4
+    num_inference_steps: Annotated[int, Range(1, 1000)] = 4
     """Denoising steps, unless a call says otherwise."""
-    resolution: int = 160
+    resolution: GridPoints = 160
     """Grid points along an edge in which the surface is searched, unless a call says otherwise."""
     compat: Literal["right", "original"] = "right"
     """original: prompts that are too long lose their end token (docs/compat.md row 10)."""
+
+
+def read_pipeline(folder: Path) -> PipelineConfig:
+    """The content of pipeline.json in `folder`.
+
+    Raises:
+        WeightsError: there is none, it has options that do not exist, or it refers to files outside `folder`.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise WeightsError(f"{folder} has no {CONFIG_FILE}: it is not a folder that save_pretrained has written")
+    try:
+        return parse_config(PipelineConfig, read_json(path), CONFIG_FILE)
+    except ConfigError as error:
+        raise WeightsError(f"{path} cannot be used: {error}") from error
+
+
+def refer_to_base(base: Path, folder: Path) -> str:
+    """How pipeline.json in `folder` names the model folder `base`: a file from elsewhere cannot point outside its
+    folder, so what lies there gets a symbolic link, which only this machine can make.
+
+    Raises:
+        WriteError: something else has the link's name.
+    """
+    inner = os.path.relpath(base.resolve(), folder.resolve())
+    if not inner.startswith(".."):
+        return inner
+    link = folder / PipelineConfig.base
+    if link.is_symlink():
+        link.unlink()
+    if link.exists():
+        raise WriteError(f"{link} is there and is not {base}; remove it, or choose another folder")
+    make_folder(folder)
+    link.symlink_to(inner)
+    return link.name
 
 
 @dataclass(frozen=True)
@@ -102,8 +138,9 @@ class TextToMeshPipeline:
             WeightsError: a file is missing, damaged, or does not fit the configuration.
         """
         self.config = config
-        self.base = Path(base)
-        generator = {**config.geometry.get("space_generator_config", {}), "pretrained_model_name_or_path": str(base)}
+        self.base = Path(base).absolute()
+        generator = config.geometry.get("space_generator_config") or {}
+        generator = {**generator, "pretrained_model_name_or_path": str(self.base)}
         geometry = {**config.geometry, "space_generator_config": generator}
         self.geometry = FewStepTriplaneDualStableDiffusion(geometry).eval()
         self.text_encoder = TextEncoder(self.base, compat=config.compat)
@@ -139,13 +176,7 @@ class TextToMeshPipeline:
             WeightsError: the folder or a part of it is missing, damaged, or does not fit.
         """
         folder = Path(folder)
-        path = folder / CONFIG_FILE
-        if not path.is_file():
-            raise WeightsError(f"{folder} has no {CONFIG_FILE}: it is not a folder that save_pretrained has written")
-        try:
-            config = parse_config(PipelineConfig, json.loads(path.read_text()), CONFIG_FILE)
-        except (json.JSONDecodeError, ConfigError) as error:
-            raise WeightsError(f"{path} cannot be used: {error}") from error
+        config = read_pipeline(folder)
         pipeline = cls(config, folder / config.base, folder / config.weights if weights is None else weights)
         return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
@@ -176,18 +207,21 @@ class TextToMeshPipeline:
     def save_pretrained(self, folder: str | Path, *, copy_base: bool = True, half: bool = False) -> None:
         """Write pipeline.json and the trained tensors, so that `from_pretrained(folder)` gives this pipeline again.
 
-        copy_base: also copy the text-to-image model, so that the folder is complete; otherwise pipeline.json refers to
-            where it is now.
+        copy_base: also copy the text-to-image model, so that the folder is complete; otherwise it has a link to where
+            that is now.
         half: write the tensors in half precision; they are loaded in single precision again.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        base = os.path.relpath(self.base, folder)
-        if copy_base:
-            base = PipelineConfig.base
-            if (folder / base).resolve() != self.base.resolve():
-                for file in (path for path in self.base.rglob("*") if path.is_file()):
-                    copy_file(file, folder / base / file.relative_to(self.base))
+        base = PipelineConfig.base
+        if not copy_base:
+            base = refer_to_base(self.base, folder)
+        elif (folder / base).is_symlink() or (folder / base).resolve() != self.base.resolve():
+            source = self.base.resolve()
+            if (folder / base).is_symlink():
+                (folder / base).unlink()
+            for file in (path for path in source.rglob("*") if path.is_file()):
+                copy_file(file, folder / base / file.relative_to(source))
         trained = {name: tensor.half() for name, tensor in self._trained.items()} if half else self._trained
         save_tensors(folder / PipelineConfig.weights, trained)
         config = dataclasses.replace(self.config, base=base, weights=PipelineConfig.weights)

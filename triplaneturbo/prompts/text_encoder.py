@@ -136,7 +136,7 @@ def _load_tokenizer(folder: str | Path) -> CLIPTokenizer:
     part = require_part(folder, "tokenizer", "tokenizer_config.json")
     try:
         return CLIPTokenizer.from_pretrained(part, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise WeightsError(f"{part} cannot be loaded as a CLIP tokenizer: {error}") from error
 
 

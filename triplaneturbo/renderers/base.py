@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triplaneturbo.base import NO_OWN_WEIGHTS, Module
+from triplaneturbo.bounds import Length
 from triplaneturbo.draws import Draws
 from triplaneturbo.schedule import Progress
 from triplaneturbo.types import Cameras, Views
@@ -32,7 +33,7 @@ class Renderer(Module):
     class Config:
         REFUSED: ClassVar[dict[str, str]] = {"weights": NO_OWN_WEIGHTS}
 
-        radius: float = 1.0
+        radius: Length = 1.0
         """Half the side of the cube that holds the object."""
 
     def configure(self, *, geometry: Any, material: Any, background: Any) -> None:

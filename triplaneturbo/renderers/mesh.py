@@ -1,16 +1,16 @@
 """Rasterised pictures of the surface: every prompt's field becomes a mesh, drawn from its views."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from triplaneturbo.bounds import Range, ScheduledShare, Share
 from triplaneturbo.cameras import ray_directions, world_to_clip
 from triplaneturbo.draws import Draws
-from triplaneturbo.errors import ConfigError
 from triplaneturbo.ops.mesh import keep_large_components, vertex_normals
 from triplaneturbo.ops.rasterize import Raster, antialias, interpolate, rasterize
 from triplaneturbo.ops.rows import gather_rows
@@ -19,7 +19,7 @@ from triplaneturbo.renderers.base import START, NormalDirection, Renderer, check
 from triplaneturbo.renderers.packing import PackedMeshes, PromptTable
 from triplaneturbo.renderers.shading import NORMAL_BACKGROUND, WHITE, disparity, normals_as_colors, over
 from triplaneturbo.renderers.surface import surface_meshes
-from triplaneturbo.schedule import Progress, Schedule
+from triplaneturbo.schedule import Progress
 from triplaneturbo.types import Cameras, Mesh, Views
 
 
@@ -39,21 +39,21 @@ class MeshRenderer(Renderer):
             "context_type": "the rasteriser needs no graphics context; remove it",
         }
 
-        isosurface_resolution: int = 128
+        isosurface_resolution: Annotated[int, Range(6, 2048)] = 128
         """Grid points along an edge."""
         isosurface_method: Literal["mt", "mc-cpu", "diffmc"] = "mt"
         """Accepted for old configurations: each of these names means differentiable marching cubes."""
         isosurface_remove_outliers: bool = False
         """Drop small components."""
-        isosurface_outlier_n_faces_threshold: float = 0.01
+        isosurface_outlier_n_faces_threshold: Share = 0.01
         """Smallest share of the largest component's faces that is kept."""
         enable_bg_rays: bool = False
         """Whether the background is that along each pixel's ray, or of one colour, that along the view's axis."""
         normal_direction: NormalDirection = "camera"
         """Axes of the normal picture, see `shading.normals_as_colors`."""
-        sdf_grad_shrink: Schedule = 1.0
+        sdf_grad_shrink: ScheduledShare = 1.0
         """Share of the gradient that vertices pass on to the signed distance."""
-        def_grad_shrink: Schedule = 1.0
+        def_grad_shrink: ScheduledShare = 1.0
         """The same for the deformation of the grid."""
         allow_empty_flag: bool = True
         """Whether the stand-in drawn for a field without a surface passes no gradient on to the geometry."""
@@ -62,10 +62,6 @@ class MeshRenderer(Renderer):
         compat: Literal["right", "original"] = "right"
         """original: clip-space z as depth; background rays with the focal length of `ray_size`, and its text mixed
         across prompts; sdf_grad_shrink also in place of a non-zero def_grad_shrink."""
-
-        def __post_init__(self) -> None:
-            if self.isosurface_resolution < 6:
-                raise ConfigError(f"isosurface_resolution must be at least 6, not {self.isosurface_resolution}")
 
     @classmethod
     def differences(cls, cfg: Any) -> dict[int, str]:

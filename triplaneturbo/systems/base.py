@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from triplaneturbo.base import Component, build
+from triplaneturbo.bounds import Count, GridPoints, ProjectPath, Range, Seed
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError, EmptyFieldError, WeightsError
 from triplaneturbo.geometry.isosurface import extract_meshes
@@ -34,6 +35,25 @@ VIEWS_AT_ONCE = 4
 # Frames a second.
 FILM_SPEED = {"val": 10, "test": 30}
 _FIXED_GEOMETRY = "geometries of another kind cannot be turned into planes; remove it"
+
+
+@dataclass(kw_only=True)
+class WandbConfig:
+    """Losses on wandb.ai, beside the files."""
+
+    enable: bool = False
+    """Needs the package wandb."""
+    project: str = "triplaneturbo"
+    """Where they are shown."""
+    name: str | None = None
+    """As what; None: experiment and trial."""
+
+
+@dataclass(kw_only=True)
+class LoggersConfig:
+    """Where losses go besides the trial's folder."""
+
+    wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
 class GeneratorSystem(Component, pl.LightningModule):
@@ -81,29 +101,29 @@ class GeneratorSystem(Component, pl.LightningModule):
         """Registered name of the exporter."""
         exporter: dict = field(default_factory=dict)
         """Its options."""
-        export_resolution: int | None = None
+        export_resolution: GridPoints | None = None
         """Grid points along an edge for exported meshes; None: as many as in training."""
         loss: LossConfig = field(default_factory=LossConfig)
         """Weights of the loss terms."""
         optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
         """The optimiser."""
-        gradient_accumulation_steps: int = 1
+        gradient_accumulation_steps: Count = 1
         """Micro-batches whose gradients are averaged in one optimizer step."""
-        ema_decay: float = 0.0
+        ema_decay: Annotated[float, Range(0, 1, below=True)] = 0.0
         """Decay of the average of the trained parameters that evaluation uses; 0: no average."""
-        num_steps_sampling: int = 4
+        num_steps_sampling: Annotated[int, Range(1, 1000)] = 4
         """Denoising steps of generation."""
-        weights: str | None = None
+        weights: ProjectPath | None = None
         """A checkpoint whose weights training or evaluation starts from."""
         weights_ignore_modules: list[str] | None = None
         """Parts of the system that do not take their weights from it."""
-        loggers: dict = field(default_factory=dict)
-        """Read by the launcher: wandb.enable, wandb.project, wandb.name."""
+        loggers: LoggersConfig = field(default_factory=LoggersConfig)
+        """Read by the launcher."""
         cleanup_after_validation_step: bool = False
         """Give unused memory back to the GPU after each validated prompt."""
         cleanup_after_test_step: bool = False
         """The same for tests."""
-        seed: int = 0
+        seed: Seed = 0
         """Key of all random draws."""
         compat: Literal["right", "original"] = "right"
         """Handed to all parts."""
@@ -111,14 +131,6 @@ class GeneratorSystem(Component, pl.LightningModule):
         def __post_init__(self) -> None:
             if not (self.renderer_type or self.renderer_2nd_type):
                 raise ConfigError("a system needs renderer_type or renderer_2nd_type")
-            if not 0 <= self.ema_decay < 1:
-                raise ConfigError(f"ema_decay must be in [0, 1), not {self.ema_decay}")
-            if self.gradient_accumulation_steps < 1:
-                raise ConfigError(
-                    f"gradient_accumulation_steps must be 1 or more, not {self.gradient_accumulation_steps}"
-                )
-            if self.export_resolution is not None and self.export_resolution < 2:
-                raise ConfigError(f"export_resolution must be 2 or more, not {self.export_resolution}")
 
         @property
         def handed_down(self) -> dict[str, Any]:
@@ -149,6 +161,14 @@ class GeneratorSystem(Component, pl.LightningModule):
         return build(
             getattr(self.cfg, f"{part}_type"), getattr(self.cfg, part), handed_down=self.cfg.handed_down, **siblings
         )
+
+    def setup(self, stage: str) -> None:
+        """Raises ConfigError: the trainer is asked to choose the precision."""
+        if self.trainer.precision != "32-true":
+            raise ConfigError(
+                f"trainer.precision must be 32, not {self.trainer.precision}: the frozen networks have types of their "
+                "own, system.geometry.space_generator_config.network_dtype and system.guidance.network_dtype"
+            )
 
     def set_folders(self, *, save: Path, export: Path | None) -> None:
         """Where pictures go, and where exported meshes go if not there as well."""

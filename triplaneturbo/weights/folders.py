@@ -1,6 +1,5 @@
 """Models in diffusers folders: `unet/`, `vae/`, `scheduler/`, each with a JSON configuration and safetensors."""
 
-import json
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,6 +8,7 @@ from diffusers.utils import is_accelerate_available
 
 from triplaneturbo.diffusion import NoiseSchedule
 from triplaneturbo.errors import ConfigError, WeightsError
+from triplaneturbo.storage import read_json
 from triplaneturbo.weights.files import describe_mismatch
 
 Model = TypeVar("Model", bound=ModelMixin)
@@ -51,8 +51,8 @@ def load_schedule(folder: str | Path) -> NoiseSchedule:
     """The noise schedule of `scheduler/scheduler_config.json`."""
     path = require_part(folder, "scheduler", "scheduler_config.json") / "scheduler_config.json"
     try:
-        return NoiseSchedule.from_config(json.loads(path.read_text()))
-    except (json.JSONDecodeError, KeyError, ConfigError) as error:
+        return NoiseSchedule.from_config(read_json(path))
+    except (KeyError, ConfigError) as error:
         raise WeightsError(f"{path} is not a usable noise schedule: {error}") from error
 
 
