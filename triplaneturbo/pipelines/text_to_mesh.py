@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from triplaneturbo.base import parse_config
 from triplaneturbo.config import load_config
 from triplaneturbo.draws import keyed_generator
-from triplaneturbo.errors import ConfigError, WeightsError
+from triplaneturbo.errors import WeightsError
 from triplaneturbo.exporters.files import check_mesh, write_mesh
 from triplaneturbo.exporters.mesh_exporter import MeshExporter
 from triplaneturbo.geometry.few_step_triplane import FewStepTriplaneDualStableDiffusion
@@ -26,7 +26,7 @@ from triplaneturbo.naming import check_prompts
 from triplaneturbo.prompts.text_encoder import TextEncoder
 from triplaneturbo.storage import copy_file, write_text
 from triplaneturbo.types import Mesh
-from triplaneturbo.weights.files import load_exactly, load_tensors, save_tensors
+from triplaneturbo.weights.files import load_exactly, named_tensors, read_checkpoint, save_tensors
 
 CONFIG_FILE = "pipeline.json"
 
@@ -114,10 +114,11 @@ class TextToMeshPipeline:
     def _load(self, path: Path) -> dict[str, Tensor]:
         """Load the trained tensors of `path` into the networks and return them, under our names."""
         parts = nn.ModuleDict({"geometry": self.geometry, "material": self.material})
-        tensors = adopt(self.geometry, load_tensors(path))
+        content = read_checkpoint(path)
+        trained = adopt(self.geometry, named_tensors(content, path))
         self.config.geometry = {**self.config.geometry, "compat": self.geometry.cfg.compat}
-        # A checkpoint of training also holds renderers and background, which no mesh depends on.
-        trained = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in parts}
+        if "state_dict" in content:  # a training's: it also holds renderers and background, which no mesh depends on
+            trained = {name: tensor for name, tensor in trained.items() if name.split(".")[0] in parts}
         load_exactly(parts, trained, path)
         return trained
 
@@ -144,7 +145,7 @@ class TextToMeshPipeline:
             raise WeightsError(f"{folder} has no {CONFIG_FILE}: it is not a folder that save_pretrained has written")
         try:
             config = parse_config(PipelineConfig, json.loads(path.read_text()), CONFIG_FILE)
-        except (json.JSONDecodeError, ConfigError) as error:
+        except (ValueError, RecursionError) as error:  # ConfigError, no JSON, no UTF-8, or nested too deep
             raise WeightsError(f"{path} cannot be used: {error}") from error
         pipeline = cls(config, folder / config.base, folder / config.weights if weights is None else weights)
         return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
