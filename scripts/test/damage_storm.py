@@ -110,17 +110,19 @@ BYTES: dict[str, Damage] = {
     "a byte at the beginning": lambda dice, data: other_byte(dice, data[:1024]) + data[1024:],
     "a byte at the end": lambda dice, data: data[:-1024] + other_byte(dice, data[-1024:]),
 }
-BLOCKS: dict[str, Damage] = {
+CUTS: dict[str, Damage] = {
     "cut short": lambda dice, data: data[: dice.randrange(1, len(data))],
     "last bytes missing": lambda dice, data: data[: -dice.randint(1, 64)],
     "first bytes missing": lambda dice, data: data[dice.randint(1, 64) :],
     "zeros": zero_block,
     "garbage inside": scramble_block,
+    "garbage before": lambda dice, data: dice.randbytes(dice.randint(1, BLOCK)) + data,
+    "garbage after": lambda dice, data: data + dice.randbytes(dice.randint(1, BLOCK)),
+}
+MOVES: dict[str, Damage] = {
     "a block twice": repeat_block,
     "two blocks swapped": swap_blocks,
     "a block missing": drop_block,
-    "garbage before": lambda dice, data: dice.randbytes(dice.randint(1, BLOCK)) + data,
-    "garbage after": lambda dice, data: data + dice.randbytes(dice.randint(1, BLOCK)),
 }
 WHOLES: dict[str, Damage] = {
     "empty": lambda dice, data: b"",
@@ -244,13 +246,13 @@ def make_old(folder: Path) -> Path:
     return folder / "old.pt"
 
 
-ALL = BYTES | BLOCKS | WHOLES
+ALL = BYTES | CUTS | MOVES | WHOLES
 KINDS: dict[str, Kind] = {
     "checkpoint, resume=FILE": Kind(make_checkpoint, AtomicCheckpointIO().load_checkpoint, ALL),
     "checkpoint, resume=auto": Kind(make_checkpoints, load_newest, ALL),
     "student.safetensors": Kind(make_shipped(".", "student.safetensors"), load_pipeline, ALL),
-    # Its settings are meant to be edited, so that a changed digit is not damage.
-    "pipeline.json": Kind(make_shipped(".", "pipeline.json"), load_pipeline, BLOCKS | WHOLES),
+    # Settings, which people edit: another digit, or a line less, is another setting and no damage that can be seen.
+    "pipeline.json": Kind(make_shipped(".", "pipeline.json"), load_pipeline, CUTS | WHOLES),
     "unet of a teacher": Kind(
         make_shipped("mvdream", "unet/diffusion_pytorch_model.safetensors"),
         lambda path: load_unet(path.parents[1]).state_dict(),

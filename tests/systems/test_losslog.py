@@ -34,7 +34,7 @@ GOOD = [json.dumps({"step": step, "loss": 1 / step}).encode() for step in (1, 2,
         b"3",
         b'{"loss": 1.0}',
         b'{"step": "3"}',
-        b"\r\x0b\x85 garbage",
+        b"garbage\rgarbage\x0b\x85",
     ],
 )
 def test_a_damaged_line_costs_no_other_line(tmp_path, caplog, damaged):

@@ -144,10 +144,12 @@ class TextToMeshPipeline:
         if not path.is_file():
             raise WeightsError(f"{folder} has no {CONFIG_FILE}: it is not a folder that save_pretrained has written")
         try:
-            config = parse_config(PipelineConfig, json.loads(path.read_text()), CONFIG_FILE)
-        except (ValueError, RecursionError) as error:  # ConfigError, no JSON, no UTF-8, or nested too deep
+            config = parse_config(PipelineConfig, json.loads(path.read_text(encoding="utf-8")), CONFIG_FILE)
+            pipeline = cls(config, folder / config.base, folder / config.weights if weights is None else weights)
+        except WeightsError:
+            raise
+        except (ValueError, RecursionError) as error:  # an option, no JSON, no UTF-8, or nested too deep
             raise WeightsError(f"{path} cannot be used: {error}") from error
-        pipeline = cls(config, folder / config.base, folder / config.weights if weights is None else weights)
         return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @classmethod

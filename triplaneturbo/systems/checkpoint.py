@@ -139,7 +139,7 @@ def newest_valid_checkpoint(folders: Iterable[Path]) -> Choice:
             try:
                 candidates.append((_step_of(last), last))
             except WeightsError as error:
-                passed_over[last] = _one_line(error)
+                passed_over[last] = str(error)
         passed_over |= {path: f"{path} is what a save left that was cut off" for path in sorted(folder.glob(".*.tmp"))}
     for step, path in sorted(candidates, reverse=True):
         try:
@@ -147,7 +147,7 @@ def newest_valid_checkpoint(folders: Iterable[Path]) -> Choice:
                 raise WeightsError(f"{path} holds step {_step_of(path)}, which is not what its name says")
             check_archive(path)
         except WeightsError as error:
-            passed_over[path] = _one_line(error)
+            passed_over[path] = str(error)
         else:
             return Choice(path, passed_over)
     return Choice(None, passed_over)
@@ -158,10 +158,6 @@ def _step_of(path: Path) -> int:
     content = read_checkpoint(path, mapped=True)
     _require_state(content, path)
     return content["global_step"]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def resolve_resume(resume: str | None, exp_dir: Path, tag: str) -> Path | None:
