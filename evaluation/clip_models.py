@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from triplaneturbo.storage import read_json
+from triplaneturbo.weights.folders import check_weights
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 OPEN_CLIP = "open_clip:"
@@ -92,6 +93,7 @@ def load_clip(name: str, device: str | torch.device = "cpu") -> ClipJudge:
 
 
 def _load_transformers(folder: Path, device: str | torch.device) -> ClipJudge:
+    check_weights(folder)
     try:
         model = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval().to(device)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
 
 from custom.shapeworld.models import IMAGE_SIZE, token_ids
+from triplaneturbo.weights.folders import check_weights
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Scorer:
     @classmethod
     def load(cls, folder: Path, device: str | torch.device = "cpu") -> "Scorer":
         """From a folder as `save_pretrained` writes it."""
+        check_weights(folder)
         model = CLIPModel.from_pretrained(folder).float().eval().requires_grad_(False)
         return cls(model.to(device), CLIPTokenizer.from_pretrained(folder))
 

@@ -184,3 +184,18 @@ def test_folders_that_do_not_fit(folder, tmp_path):
     save_tensors(tmp_path / "short.safetensors", state)
     with pytest.raises(WeightsError, match=r"1 missing \(geometry\.sdf_network\.layers\.0\.weight\)"):
         TextToMeshPipeline.from_pretrained(folder, weights=tmp_path / "short.safetensors")
+
+
+def test_a_tensor_that_no_mesh_depends_on_is_refused_in_a_student(folder, tmp_path):
+    state = {**load_tensors(folder / "student.safetensors"), "background.weight": torch.zeros(2)}
+    shutil.copy(folder / "pipeline.json", tmp_path)
+    save_tensors(tmp_path / "student.safetensors", state)
+    with pytest.raises(WeightsError, match=r"student\.safetensors.*1 unexpected \(background\.weight\)"):
+        TextToMeshPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\0" * 99, b"\xff\xfe", b"[1]", b'{"geometry": {"sdf": 1}}', b"[" * 200_000, b"<html>"])
+def test_a_damaged_pipeline_file_is_named(tmp_path, content):
+    (tmp_path / "pipeline.json").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"pipeline\.json cannot be used"):
+        TextToMeshPipeline.from_pretrained(tmp_path)

@@ -63,6 +63,28 @@ def test_a_damaged_shard_is_named(tmp_path: Path, keep: int) -> None:
         EncodingCache(tmp_path, "e")
 
 
+@pytest.mark.parametrize("text", [b"\0\0\x80\xbf", b"apple"])
+def test_a_changed_number_or_prompt_is_never_returned(tmp_path: Path, text: bytes) -> None:
+    EncodingCache(tmp_path, "e").add(["apple", "b"], encodings(2))
+    (path,) = shards(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[content.rindex(text) + 3] ^= 1
+    path.write_bytes(content)
+    cache = EncodingCache(tmp_path, "e")
+    for prompt in [p for p in ("apple", "appme", "b") if p in cache]:
+        with pytest.raises(WeightsError, match=rf"{path.name}.*delete it"):
+            cache.get(prompt)
+
+
+def test_a_shard_is_compared_with_its_digest_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    EncodingCache(tmp_path, "e").add(["a", "b"], encodings(2))
+    cache, read = EncodingCache(tmp_path, "e"), []
+    monkeypatch.setattr("triplaneturbo.prompts.cache.read_safetensors", read.append)
+    for prompt in ("a", "b", "a"):
+        cache.get(prompt)
+    assert read == shards(tmp_path)
+
+
 def test_a_shard_that_vanished_is_named(tmp_path: Path) -> None:
     cache = EncodingCache(tmp_path, "e")
     cache.add(["a"], encodings(1))

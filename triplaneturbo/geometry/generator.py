@@ -25,6 +25,7 @@ from triplaneturbo.geometry.adapters import (
 )
 from triplaneturbo.precision import DtypeName, cast_frozen, resolve_dtype
 from triplaneturbo.storage import read_json
+from triplaneturbo.weights.folders import check_weights
 
 
 class TriplaneGenerator(Module):
@@ -229,6 +230,8 @@ def _load(folder: Path) -> tuple[UNet2DConditionModel, AutoencoderKL, dict[str, 
     else:
         options = {"use_safetensors": True, "local_files_only": True}
         try:
+            for part in ("unet", "vae"):
+                check_weights(folder / part)
             unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **options)
             vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **options)
             scheduler = read_json(folder / "scheduler" / "scheduler_config.json")

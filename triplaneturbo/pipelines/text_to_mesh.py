@@ -27,7 +27,7 @@ from triplaneturbo.naming import check_prompts
 from triplaneturbo.prompts.text_encoder import TextEncoder
 from triplaneturbo.storage import copy_file, make_folder, read_json, write_text
 from triplaneturbo.types import Mesh
-from triplaneturbo.weights.files import load_exactly, load_tensors, save_tensors
+from triplaneturbo.weights.files import load_exactly, named_tensors, read_checkpoint, save_tensors
 
 CONFIG_FILE = "pipeline.json"
 
@@ -151,10 +151,11 @@ class TextToMeshPipeline:
     def _load(self, path: Path) -> dict[str, Tensor]:
         """Load the trained tensors of `path` into the networks and return them, under our names."""
         parts = nn.ModuleDict({"geometry": self.geometry, "material": self.material})
-        tensors = adopt(self.geometry, load_tensors(path))
+        content = read_checkpoint(path)
+        trained = adopt(self.geometry, named_tensors(content, path))
         self.config.geometry = {**self.config.geometry, "compat": self.geometry.cfg.compat}
-        # A checkpoint of training also holds renderers and background, which no mesh depends on.
-        trained = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in parts}
+        if "state_dict" in content:  # a training's: it also holds renderers and background, which no mesh depends on
+            trained = {name: tensor for name, tensor in trained.items() if name.split(".")[0] in parts}
         load_exactly(parts, trained, path)
         return trained
 
@@ -177,7 +178,10 @@ class TextToMeshPipeline:
         """
         folder = Path(folder)
         config = read_pipeline(folder)
-        pipeline = cls(config, folder / config.base, folder / config.weights if weights is None else weights)
+        try:
+            pipeline = cls(config, folder / config.base, folder / config.weights if weights is None else weights)
+        except ConfigError as error:
+            raise WeightsError(f"{folder / CONFIG_FILE} cannot be used: {error}") from error
         return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @classmethod

@@ -1,8 +1,10 @@
 """Checkpoints that survive a kill: written aside, flushed to the disk, renamed; then the old ones are removed."""
 
+import logging
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins import TorchCheckpointIO
@@ -10,7 +12,10 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from triplaneturbo.config import CheckpointConfig
 from triplaneturbo.errors import ConfigError, WeightsError
 from triplaneturbo.storage import link_file
+from triplaneturbo.weights.checksums import check_archive
 from triplaneturbo.weights.files import read_checkpoint, save_checkpoint
+
+log = logging.getLogger(__name__)
 
 LAST = "last.ckpt"
 # What a training of Lightning saves, whatever the system, and a file of weights alone does not have.
@@ -35,13 +40,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             WeightsError: the file cannot be read, or is not the state of a training.
         """
         content = read_checkpoint(path, map_location)
-        missing = [key for key in _STATE if key not in content]
-        if missing:
-            raise WeightsError(
-                f"{path} is not the state of a training (it has no {missing[0]}): resume= cannot continue it; to start "
-                f"from its weights give system.weights={path} instead"
-            )
+        _require_state(content, path)
         return content
+
+
+def _require_state(content: dict[str, Any], path: str | Path) -> None:
+    missing = [key for key in _STATE if key not in content]
+    if missing:
+        raise WeightsError(
+            f"{path} is not the state of a training (it has no {missing[0]}): resume= cannot continue it; to start "
+            f"from its weights give system.weights={path} instead"
+        )
 
 
 class Checkpointer(pl.Callback):
@@ -98,7 +107,7 @@ def numbered_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a trial's `ckpts` folder, or None."""
+    """The newest checkpoint of a trial's `ckpts` folder by its name, unread, or None."""
     numbered = numbered_checkpoints(folder)
     if numbered:
         return numbered[-1]
@@ -106,25 +115,80 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return last if last.exists() else None
 
 
+class Choice(NamedTuple):
+    """The checkpoint to go on from, or None; and why each of the files that were looked at before cannot be it."""
+
+    path: Path | None
+    passed_over: dict[Path, str]
+
+
+def newest_valid_checkpoint(folders: Iterable[Path]) -> Choice:
+    """The valid checkpoint of the largest step in the `ckpts` folders of any number of trials.
+
+    Valid is what has the checksums it was written with and is the state of a training at the step that its name says.
+    Files are read from the largest step on, each once, until one is valid; the time of a file does not matter. Nothing
+    is changed, and what is returned can be sent to other processes.
+    """
+    candidates: list[tuple[int, Path]] = []
+    passed_over: dict[Path, str] = {}
+    for folder in folders:
+        numbered = numbered_checkpoints(folder)
+        candidates += [(int(_NUMBERED.fullmatch(path.name)[1]), path) for path in numbered]
+        last = folder / LAST
+        if last.exists() and not any(last.samefile(path) for path in numbered):
+            try:
+                candidates.append((_step_of(last), last))
+            except WeightsError as error:
+                passed_over[last] = str(error)
+        passed_over |= {path: f"{path} is what a save left that was cut off" for path in sorted(folder.glob(".*.tmp"))}
+    for step, path in sorted(candidates, reverse=True):
+        try:
+            if _step_of(path) != step:
+                raise WeightsError(f"{path} holds step {_step_of(path)}, which is not what its name says")
+            check_archive(path)
+        except WeightsError as error:
+            passed_over[path] = str(error)
+        else:
+            return Choice(path, passed_over)
+    return Choice(None, passed_over)
+
+
+def _step_of(path: Path) -> int:
+    """The optimizer steps of a training's state; its tensors are not read."""
+    content = read_checkpoint(path, mapped=True)
+    _require_state(content, path)
+    return content["global_step"]
+
+
 def resolve_resume(resume: str | None, exp_dir: Path, tag: str) -> Path | None:
     """The file that the option `resume` stands for.
 
     Args:
         resume: a path; a path in which one component ends in LAST, for the alphabetically last folder or file with
-            that beginning; or `auto`, for the newest complete checkpoint of the trials of `tag` in `exp_dir`.
+            that beginning; or `auto`, for the newest valid checkpoint of the trials of `tag` in `exp_dir`. The log gets
+            a line for each file that is passed over.
 
     Returns:
         The path; None if `resume` is None, or `auto` and nothing has been saved yet.
 
     Raises:
         ConfigError: the path does not exist.
+        WeightsError: `auto`, and of the checkpoints that have been saved none is valid.
     """
     if resume is None:
         return None
     if resume == "auto":
         trials = [exp_dir / tag, *exp_dir.glob(f"{_glob_escape(tag)}@*")]
-        found = [path for path in (newest_checkpoint(trial / "ckpts") for trial in trials) if path]
-        return max(found, key=lambda path: (path.stat().st_mtime_ns, path), default=None)
+        chosen, passed_over = newest_valid_checkpoint(trial / "ckpts" for trial in trials)
+        for reason in passed_over.values():
+            log.warning("resume=auto passes over a file: %s", reason)
+        damaged = [path for path in passed_over if path.suffix == ".ckpt"]
+        if damaged and chosen is None:
+            raise WeightsError(
+                f"resume=auto: none of the {len(damaged)} checkpoints of {tag} in {exp_dir} is valid, first "
+                f"{damaged[0]}; move them away to start at step 0"
+            )
+        return chosen
     path = _resolve_last(Path(resume))
     if not path.is_file():
         raise ConfigError(f"resume={resume}: there is no checkpoint {path}; give a file or `auto`")

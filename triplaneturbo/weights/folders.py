@@ -9,7 +9,7 @@ from diffusers.utils import is_accelerate_available
 from triplaneturbo.diffusion import NoiseSchedule
 from triplaneturbo.errors import ConfigError, WeightsError
 from triplaneturbo.storage import read_json
-from triplaneturbo.weights.files import describe_mismatch
+from triplaneturbo.weights.files import describe_mismatch, read_checkpoint
 
 Model = TypeVar("Model", bound=ModelMixin)
 
@@ -32,6 +32,7 @@ def load_model(cls: type[Model], folder: str | Path, part: str) -> Model:
     """
     part_folder = require_part(folder, part, "config.json")
     try:
+        check_weights(part_folder)
         model, info = cls.from_pretrained(
             part_folder,
             local_files_only=True,
@@ -45,6 +46,16 @@ def load_model(cls: type[Model], folder: str | Path, part: str) -> Model:
     if problem:
         raise WeightsError(f"{part_folder}: the weights do not fit config.json: {problem}")
     return model.float().eval()
+
+
+def check_weights(folder: str | Path) -> None:
+    """Compare the weights of a folder with their checksums, which `from_pretrained` does not.
+
+    Raises:
+        WeightsError: a file is damaged.
+    """
+    for path in sorted(Path(folder).glob("*.safetensors")) or sorted(Path(folder).glob("*.bin")):
+        read_checkpoint(path)
 
 
 def load_schedule(folder: str | Path) -> NoiseSchedule:
