@@ -19,61 +19,6 @@ from triplaneturbo.extensions import import_extensions
 from triplaneturbo.launcher import Launch, count_processes, read_experiment, trainer_options
 
 ROOT = Path(__file__).parents[1]
-TOY = """
-import pytorch_lightning as pl
-import torch
-from dataclasses import dataclass
-from triplaneturbo.base import Component
-from triplaneturbo.registry import register
-
-@register("toy-data")
-class ToyData(Component, pl.LightningDataModule):
-    @dataclass(kw_only=True)
-    class Config:
-        size: int = 4
-        seed: int = -1
-    def train_dataloader(self):
-        return torch.utils.data.DataLoader(torch.ones(1000, 3), batch_size=self.cfg.size)
-
-@register("toy-system")
-class ToySystem(Component, pl.LightningModule):
-    @dataclass(kw_only=True)
-    class Config:
-        lr: float = 0.1
-    def configure(self):
-        self.layer = torch.nn.Linear(3, 1)
-    def training_step(self, batch, batch_idx):
-        loss = self.layer(batch).square().mean()
-        self.log("loss", loss)
-        return loss
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), self.cfg.lr)
-"""
-
-
-@pytest.fixture
-def toy(tmp_path, monkeypatch):
-    """A configuration of a plain Lightning module that an extension registers."""
-    extensions = tmp_path / "toy_extensions"
-    extensions.mkdir()
-    (extensions / "toy.py").write_text(TOY)
-    monkeypatch.setattr("triplaneturbo.launcher.CUSTOM_FOLDER", extensions)
-    monkeypatch.setattr("sys.path", list(sys.path))
-    for name in [name for name in sys.modules if name.startswith("toy_extensions")]:
-        monkeypatch.delitem(sys.modules, name)
-    config = {
-        "name": "toy",
-        "tag": "t",
-        "exp_root_dir": str(tmp_path / "out"),
-        "use_timestamp": False,
-        "data_type": "toy-data",
-        "system_type": "toy-system",
-        "trainer": {"max_steps": 6, "log_every_n_steps": 2, "accelerator": "cpu"},
-        "checkpoint": {"every_n_train_steps": 2, "save_top_k": 2},
-    }
-    path = tmp_path / "toy.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
 
 
 def files(folder):
@@ -88,6 +33,9 @@ def test_trains_a_plain_lightning_module(toy, tmp_path):
         "ckpts/epoch=0-step=6.ckpt",
         "ckpts/last.ckpt",
         "cmd.txt",
+        "configs/life-001/cmd.txt",
+        "configs/life-001/parsed.yaml",
+        "configs/life-001/raw.yaml",
         "configs/parsed.yaml",
         "configs/raw.yaml",
         "losses.jsonl",
