@@ -4,6 +4,7 @@ Process 0 decides all of this, and the others of the run are told.
 """
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -54,12 +55,12 @@ class Trial:
             "configs/parsed.yaml": to_yaml(self.experiment),
             "cmd.txt": shlex.join(sys.argv) + "\n",
         }
-        lives = len(list(folder.glob("configs/life-*")))
-        if not lives and (folder / "configs" / "parsed.yaml").is_file():  # of a version that kept the newest only
-            lives = 1
+        lives = (folder / "configs" / f"life-{number:03}" for number in itertools.count(1))
+        life = next(path for path in lives if not path.exists())
+        if life.name == "life-001" and (folder / "configs" / "parsed.yaml").is_file():  # of a version without lives
             for name in filter(lambda name: (folder / name).is_file(), texts):
-                copy_file(folder / name, folder / "configs" / "life-001" / Path(name).name)
-        life = folder / "configs" / f"life-{lives + 1:03}"
+                copy_file(folder / name, life / Path(name).name)
+            life = next(lives)
         for place in (lambda name: life / Path(name).name, folder.joinpath):
             for name, text in texts.items():
                 write_text(place(name), text)
