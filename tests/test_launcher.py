@@ -12,68 +12,15 @@ import yaml
 from miniature import PROMPTS, write_configuration
 
 import launch
+from triplaneturbo import TextToMeshPipeline
 from triplaneturbo.config import ExperimentConfig
 from triplaneturbo.errors import ConfigError, UnknownNameError
 from triplaneturbo.exporters.files import read_mesh
+from triplaneturbo.exporters.origin import read_origin
 from triplaneturbo.extensions import import_extensions
 from triplaneturbo.launcher import Launch, count_processes, read_experiment, trainer_options
 
 ROOT = Path(__file__).parents[1]
-TOY = """
-import pytorch_lightning as pl
-import torch
-from dataclasses import dataclass
-from triplaneturbo.base import Component
-from triplaneturbo.registry import register
-
-@register("toy-data")
-class ToyData(Component, pl.LightningDataModule):
-    @dataclass(kw_only=True)
-    class Config:
-        size: int = 4
-        seed: int = -1
-    def train_dataloader(self):
-        return torch.utils.data.DataLoader(torch.ones(1000, 3), batch_size=self.cfg.size)
-
-@register("toy-system")
-class ToySystem(Component, pl.LightningModule):
-    @dataclass(kw_only=True)
-    class Config:
-        lr: float = 0.1
-    def configure(self):
-        self.layer = torch.nn.Linear(3, 1)
-    def training_step(self, batch, batch_idx):
-        loss = self.layer(batch).square().mean()
-        self.log("loss", loss)
-        return loss
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), self.cfg.lr)
-"""
-
-
-@pytest.fixture
-def toy(tmp_path, monkeypatch):
-    """A configuration of a plain Lightning module that an extension registers."""
-    extensions = tmp_path / "toy_extensions"
-    extensions.mkdir()
-    (extensions / "toy.py").write_text(TOY)
-    monkeypatch.setattr("triplaneturbo.launcher.CUSTOM_FOLDER", extensions)
-    monkeypatch.setattr("sys.path", list(sys.path))
-    for name in [name for name in sys.modules if name.startswith("toy_extensions")]:
-        monkeypatch.delitem(sys.modules, name)
-    config = {
-        "name": "toy",
-        "tag": "t",
-        "exp_root_dir": str(tmp_path / "out"),
-        "use_timestamp": False,
-        "data_type": "toy-data",
-        "system_type": "toy-system",
-        "trainer": {"max_steps": 6, "log_every_n_steps": 2, "accelerator": "cpu"},
-        "checkpoint": {"every_n_train_steps": 2, "save_top_k": 2},
-    }
-    path = tmp_path / "toy.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
 
 
 def files(folder):
@@ -88,6 +35,9 @@ def test_trains_a_plain_lightning_module(toy, tmp_path):
         "ckpts/epoch=0-step=6.ckpt",
         "ckpts/last.ckpt",
         "cmd.txt",
+        "configs/life-001/cmd.txt",
+        "configs/life-001/parsed.yaml",
+        "configs/life-001/raw.yaml",
         "configs/parsed.yaml",
         "configs/raw.yaml",
         "losses.jsonl",
@@ -198,7 +148,7 @@ def test_files_that_are_no_state_of_a_training(toy, tmp_path, capsys):
 
 
 def test_exactly_one_mode_is_needed(toy, capsys):
-    for modes in ([], ["--train", "--test"]):
+    for modes in ([], ["--train", "--test"], ["--train", "--overwrite"]):
         with pytest.raises(SystemExit):
             launch.main(["--config", str(toy), *modes])
     assert "--train" in capsys.readouterr().err
@@ -364,12 +314,41 @@ def test_export_to_a_folder_a_prompt(student, tmp_path, caplog):
     assert all((path.parent / "prompt.txt").exists() for path in found.values())
 
 
+def test_a_mesh_of_another_seed_is_not_replaced_unless_told_to(student, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "meshes"
+    options = ["system.exporter.turntable_views=0", "--prompt", "a blue cone", "--prompt", "a red cube"]
+    command = ["--config", str(student), "--export", "resume=auto", "--out", str(out), *options]
+    assert launch.main([*command, "--prompt", "a green cone"]) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert launch.main(command) == 0  # the same once more
+    with monkeypatch.context() as patch:
+        patch.setattr("triplaneturbo.systems.base.extract_meshes", None)
+        assert launch.main([*command, "seed=1"]) == 2
+        assert launch.main([*command, "seed=1", "trainer.limit_predict_batches=1"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"2 of 2 meshes would replace others: {out}/a_blue_cone holds one of 'a blue cone' by seed 0" in first
+    assert "not of 'a blue cone' by seed 1" in first
+    assert "1 of 1 meshes" in second
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert launch.main([*command, "seed=1", "--overwrite"]) == 0
+    changed = {path.parent.name for path in before if path.read_bytes() != before[path]}
+    assert changed == {"a_blue_cone", "a_red_cube"}
+
+
+def test_export_and_pipeline_name_the_same_origin(student, tmp_path):
+    trial = student.parent / "tiny/trial"
+    arguments = ["--config", str(student), "--export", f"resume={trial / 'ckpts/last.ckpt'}", "--out", str(tmp_path)]
+    assert launch.main([*arguments, "--prompt", "a blue cone", "trainer.accelerator=cpu"]) == 0
+    pipe = TextToMeshPipeline.from_training(trial / "configs/parsed.yaml", trial / "ckpts/last.ckpt", "cpu")
+    assert pipe("a blue cone", seed=0).origins == (read_origin(tmp_path / "a_blue_cone"),)
+
+
 def test_export_with_textures(student, tmp_path):
     options = ["system.exporter.texture_size=64", "system.exporter.turntable_views=0", "trainer.accelerator=cpu"]
     arguments = ["--config", str(student), "--export", "resume=auto", "--out", str(tmp_path), *options]
     assert launch.main([*arguments, "system.exporter.fmt=obj-mtl"]) == 0
     assert launch.main([*arguments, "system.exporter.fmt=glb", "system.exporter.save_uv=true"]) == 0
-    names = {"model.obj", "model.mtl", "texture_kd.png", "model.glb", "prompt.txt"}
+    names = {"model.obj", "model.mtl", "texture_kd.png", "model.glb", "prompt.txt", "origin.json"}
     assert {path.name for path in (tmp_path / "a_red_cube").iterdir()} == names
     textures = [read_mesh(tmp_path / "a_red_cube" / name).texture.image for name in ("model.obj", "model.glb")]
     assert torch.equal(*textures)
@@ -401,7 +380,7 @@ def test_every_prompt_stays_in_its_own_folder(student, tmp_path, caplog):
     texts = {path.parent.name: path.read_bytes().decode() for path in out.glob("*/prompt.txt")}
     assert sorted(texts.values()) == sorted(set(AWKWARD))
     assert all((out / folder / "model.glb").is_file() for folder in texts)
-    assert len(files(tmp_path)) == 2 * len(texts)
+    assert len(files(tmp_path)) == 3 * len(texts)
     assert "1 prompts are there more than once" in caplog.text
     assert "is longer than the 16 tokens" in caplog.text
     assert "differ from the original" not in caplog.text

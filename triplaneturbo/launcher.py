@@ -1,12 +1,8 @@
 """From a configuration to a running trainer: build the data module and the system, then fit, check or export."""
 
-import dataclasses
 import inspect
 import logging
 import re
-import shlex
-import sys
-import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,14 +19,15 @@ from transformers.utils import logging as transformers_logging
 
 from triplaneturbo.base import Component, build, convert, parse_config, parts
 from triplaneturbo.bounds import Range
-from triplaneturbo.config import ExperimentConfig, load_config, to_yaml
+from triplaneturbo.config import ExperimentConfig, load_config
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.extensions import import_extensions
-from triplaneturbo.storage import require_writable, write_text
+from triplaneturbo.storage import require_writable
 from triplaneturbo.systems.base import LoggersConfig
 from triplaneturbo.systems.callbacks import ProgressReport, RunCard
-from triplaneturbo.systems.checkpoint import AtomicCheckpointIO, Checkpointer, resolve_resume
+from triplaneturbo.systems.checkpoint import AtomicCheckpointIO, Checkpointer
 from triplaneturbo.systems.losslog import EventLog, LossLog
+from triplaneturbo.trial import Trial, TrialGuard, choose, enter_trial
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +81,20 @@ def launch(request: Launch) -> None:
     """
     _set_up_logging(request.verbose)
     import_extensions(CUSTOM_FOLDER)
-    experiment, checkpoint = read_experiment(request)
+    experiment = _read_configuration(request)
     training = request.mode == "train"
     components = list(parts(experiment, without=() if training else ("guidance", "guidance_processor")))
     if experiment.compat is None:
         log_differences(components)
+    trainer = build_trainer(experiment)
+    with enter_trial(experiment, trainer, training=training) as trial:
+        _launch(request, trial, trainer)
+
+
+def _launch(request: Launch, trial: Trial, trainer: pl.Trainer) -> None:
+    experiment, training = trial.experiment, request.mode == "train"
     pl.seed_everything(experiment.seed, workers=True, verbose=False)
-    trainer = build_trainer(experiment, training)  # first: it takes no time to see that an option is wrong
+    loggers = _loggers(experiment) if training else []  # first: it takes no time to see that one cannot be had
     handed_down = experiment.handed_down
     datamodule = build(experiment.data_type, experiment.data, handed_down=handed_down)
     system = build(experiment.system_type, experiment.system, handed_down=handed_down)
@@ -98,18 +102,21 @@ def launch(request: Launch) -> None:
         system.set_folders(save=experiment.trial_dir / "save", export=Path(request.out) if request.out else None)
     require_writable(Path(request.out) if request.out else experiment.trial_dir)
     if training:
-        _keep_configuration(experiment, request)
-    if not (training or checkpoint or experiment.system.get("weights")):
+        if trainer.is_global_zero:
+            trial.record(request.configs)
+        trainer.loggers = loggers
+        trainer.callbacks = [TrialGuard(trial), *_callbacks(experiment), *trainer.callbacks]
+    if not (training or trial.checkpoint or experiment.system.get("weights")):
         log.warning("neither resume= nor system.weights= is given: what is trained is still at its start values")
-    _run(request.mode, trainer, system, datamodule, checkpoint)
+    _run(request.mode, trainer, system, datamodule, trial.checkpoint)
 
 
 def read_experiment(request: Launch) -> tuple[ExperimentConfig, Path | None]:
-    """The configuration of `request` with its trial named, and the checkpoint to start from.
+    """The configuration of `request` with its trial named, and the checkpoint to start from, see `trial.choose`."""
+    return choose(_read_configuration(request))
 
-    `resume=auto` continues in the folder of the checkpoint it finds; any other run of a single process gets a folder
-    of its own by the time of its launch.
-    """
+
+def _read_configuration(request: Launch) -> ExperimentConfig:
     overrides = list(request.overrides)
     values: dict[str, Any] = {}
     _require_gpus(request.gpus)
@@ -118,18 +125,7 @@ def read_experiment(request: Launch) -> tuple[ExperimentConfig, Path | None]:
         overrides = ["data.prompt_library=prompts", *overrides]
     experiment = load_config(request.configs, overrides, n_gpus=1, **values)
     processes = count_processes(trainer_options(experiment))
-    experiment = load_config(request.configs, overrides, n_gpus=processes, **values)
-    checkpoint = resolve_resume(experiment.resume, experiment.exp_dir, experiment.tag)
-    if experiment.resume == "auto" and checkpoint:
-        trial = checkpoint.parent.parent.relative_to(experiment.exp_dir)
-        timestamp = str(trial).removeprefix(experiment.tag)
-    elif experiment.use_timestamp and experiment.timestamp is None and processes == 1:
-        timestamp = time.strftime("@%Y%m%d-%H%M%S")
-    else:
-        timestamp = experiment.timestamp
-    if experiment.resume == "auto":
-        log.info("resume=auto: %s", checkpoint or f"nothing saved yet in {experiment.exp_dir}, starting at step 0")
-    return dataclasses.replace(experiment, timestamp=timestamp), checkpoint
+    return load_config(request.configs, overrides, n_gpus=processes, **values)
 
 
 def log_differences(components: Iterable[tuple[type[Component], Any]]) -> None:
@@ -156,8 +152,8 @@ def _require_gpus(gpus: str | None) -> None:
         raise ConfigError(f"--gpu {gpus}: {found} of these {wanted} devices can be used; leave --gpu out to use all")
 
 
-def build_trainer(experiment: ExperimentConfig, training: bool) -> pl.Trainer:
-    """The Lightning trainer of `experiment`.
+def build_trainer(experiment: ExperimentConfig) -> pl.Trainer:
+    """The Lightning trainer of `experiment`, without loggers and callbacks: the folder is not yet known.
 
     Raises:
         ConfigError: an option of the trainer cannot have its value.
@@ -165,10 +161,8 @@ def build_trainer(experiment: ExperimentConfig, training: bool) -> pl.Trainer:
     options = trainer_options(experiment)
     if options.get("deterministic"):
         _keep_determinism_fast()
-    loggers = _loggers(experiment) if training else False
-    callbacks = _callbacks(experiment) if training else []
     try:
-        return pl.Trainer(**options, logger=loggers, callbacks=callbacks, plugins=[AtomicCheckpointIO()])
+        return pl.Trainer(**options, logger=False, callbacks=[], plugins=[AtomicCheckpointIO()])
     except Exception as error:  # of whatever kind: nothing but the options can be wrong
         raise ConfigError(f"{_refused_trainer_option(experiment)}: {error}") from error
 
@@ -289,16 +283,6 @@ def _loggers(experiment: ExperimentConfig) -> list[Logger]:
         except ModuleNotFoundError as error:
             raise ConfigError(f"system.loggers.wandb.enable needs a package: {error}; or leave it out") from error
     return loggers
-
-
-@rank_zero_only
-def _keep_configuration(experiment: ExperimentConfig, request: Launch) -> None:
-    """Write what was asked for beside the results: the raw files, the resolved configuration, the command."""
-    folder = experiment.trial_dir
-    raw = "\n".join(Path(path).read_text(encoding="utf-8") for path in request.configs)
-    write_text(folder / "configs" / "raw.yaml", raw)
-    write_text(folder / "configs" / "parsed.yaml", to_yaml(experiment))
-    write_text(folder / "cmd.txt", shlex.join(sys.argv) + "\n")
 
 
 def _set_up_logging(verbose: bool) -> None:

@@ -124,6 +124,9 @@ def test_several_meshes_go_to_folders(pipe, tmp_path):
     twice = pipe(["a red cube", "a red cube"], seed=[0, 1]).export_all(tmp_path / "seeds", turntable_views=0)
     assert [path.parent.name for path in twice] == ["a_red_cube", "a_red_cube.2"]
     assert twice[0].read_bytes() != twice[1].read_bytes()
+    with pytest.raises(WriteError, match=r"holds one of 'a red cube' by seed 0 .*, not of 'a red cube' by seed 1"):
+        pipe("a red cube", seed=1).export_all(tmp_path / "seeds")
+    assert pipe("a red cube", seed=1).export_all(tmp_path / "seeds", overwrite=True) == twice[:1]
     paths = output.export_all(tmp_path, fmt="obj", turntable_size=16)
     assert paths == [tmp_path / "a_red_cube" / "model.obj", tmp_path / "a_blue_cone" / "model.obj"]
 

@@ -1,13 +1,15 @@
 """The exporters that configurations name."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from triplaneturbo.base import Component
 from triplaneturbo.bounds import Pixels, Range, file_name
-from triplaneturbo.errors import ConfigError
+from triplaneturbo.errors import ConfigError, WriteError
 from triplaneturbo.exporters.files import check_mesh, write_mesh
+from triplaneturbo.exporters.origin import Origin, clear, occupant, read_origin, write_origin
 from triplaneturbo.exporters.render import render_turntable, save_picture
 from triplaneturbo.exporters.texture import add_texture
 from triplaneturbo.exporters.unwrap import check_available
@@ -22,7 +24,8 @@ VIDEO_VIEWS, VIDEO_SPEED = 60, 20  # views, and views a second
 
 @register("multiprompt-mesh-exporter")
 class MeshExporter(Component):
-    """Each prompt to a folder of its own: the mesh, a turntable picture, and the prompt as it was given."""
+    """Each prompt to a folder of its own: the mesh, a turntable picture, the prompt as it was given, and the mesh's
+    origin."""
 
     @dataclass(kw_only=True)
     class Config:
@@ -53,6 +56,9 @@ class MeshExporter(Component):
         """Views in turntable.png, an even number; 0 writes no picture."""
         turntable_size: Pixels = 256
         """Height and width of each of them, pixels."""
+        overwrite: bool = False
+        """Replace meshes of another prompt, seed or training; launch.py --overwrite sets it. Without it they are an
+        error."""
         context_type: Literal["cuda", "gl"] = "cuda"
         """Accepted for old configurations: pictures are rasterised where the mesh is."""
 
@@ -69,21 +75,53 @@ class MeshExporter(Component):
         if self.cfg.textured:
             check_available(self.cfg.xatlas_chart_options, self.cfg.xatlas_pack_options)
 
-    def __call__(self, meshes: list[Mesh], prompts: list[str], folder: str | Path) -> list[Path]:
+    def __call__(
+        self,
+        meshes: list[Mesh],
+        prompts: list[str],
+        folder: str | Path,
+        origins: Sequence[Origin] | None = None,
+    ) -> list[Path]:
         """Write every mesh into folder/<slug of its prompt>/ and return the paths of the mesh files.
 
         A prompt that is there more than once, such as with several seeds, has further folders: a_cube, a_cube.2, ...
+        origins: of the meshes, to be written beside them; a mesh in its place is replaced if it has the same.
 
         Raises:
+            WriteError: another mesh is in the place of one, see `check`. Nothing is written.
             EmptyFieldError: a mesh has no faces or holds NaN; the message names the prompt. The meshes before it are
                 written.
         """
+        self.check(prompts, folder, origins)
         return [
-            self._export(mesh, prompt, Path(folder) / name)
-            for mesh, prompt, name in zip(meshes, prompts, folder_names(prompts), strict=True)
+            self._export(mesh, prompt, Path(folder) / name, origin)
+            for mesh, prompt, name, origin in zip(
+                meshes, prompts, folder_names(prompts), origins or [None] * len(prompts), strict=True
+            )
         ]
 
-    def _export(self, mesh: Mesh, prompt: str, folder: Path) -> Path:
+    def check(self, prompts: Sequence[str], folder: str | Path, origins: Sequence[Origin] | None = None) -> None:
+        """See that an export of these prompts would replace nothing but earlier versions of the same meshes.
+
+        Raises:
+            WriteError: it would, and `overwrite` is not set.
+        """
+        if self.cfg.overwrite:
+            return
+        taken = [
+            (place, origin, there)
+            for name, origin in zip(folder_names(prompts), origins or [None] * len(prompts), strict=True)
+            if (there := occupant(place := Path(folder) / name)) and (origin is None or read_origin(place) != origin)
+        ]
+        if taken:
+            place, origin, there = taken[0]
+            new = f", not of {origin}" if origin else ""
+            raise WriteError(
+                f"{len(taken)} of {len(prompts)} meshes would replace others: {place} holds one of {there}{new}. "
+                "Choose another folder, or replace them with overwrite=True (launch.py --overwrite)"
+            )
+
+    def _export(self, mesh: Mesh, prompt: str, folder: Path, origin: Origin | None) -> Path:
         check_mesh(mesh, prompt)
         cfg = self.cfg
         if cfg.textured:
@@ -94,6 +132,10 @@ class MeshExporter(Component):
                 chart_options=cfg.xatlas_chart_options,
                 pack_options=cfg.xatlas_pack_options,
             )
+        if origin is None or read_origin(folder) != origin:
+            clear(folder)
+        if origin:
+            write_origin(folder, origin)
         path = folder / f"{cfg.save_name}.{cfg.fmt.removesuffix('-mtl')}"
         write_mesh(path, mesh, normals=cfg.save_normal, texture_format=cfg.texture_format)
         write_text(folder / "prompt.txt", prompt)
@@ -110,6 +152,11 @@ class MeshExporter(Component):
 class DummyExporter(Component):
     """Writes nothing; for runs that only want their pictures."""
 
-    def __call__(self, meshes: list[Mesh], prompts: list[str], folder: str | Path) -> list[Path]:
+    def __call__(
+        self, meshes: list[Mesh], prompts: list[str], folder: str | Path, origins: object = None
+    ) -> list[Path]:
         """No paths."""
         return []
+
+    def check(self, prompts: Sequence[str], folder: str | Path, origins: object = None) -> None:
+        """Nothing is replaced."""

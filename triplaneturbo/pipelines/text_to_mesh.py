@@ -1,6 +1,7 @@
 """Text to coloured meshes from a folder of weights."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from triplaneturbo.draws import keyed_generator
 from triplaneturbo.errors import ConfigError, WeightsError, WriteError
 from triplaneturbo.exporters.files import check_mesh, write_mesh
 from triplaneturbo.exporters.mesh_exporter import MeshExporter
+from triplaneturbo.exporters.origin import Origin, weights_id
 from triplaneturbo.geometry.few_step_triplane import FewStepTriplaneDualStableDiffusion
 from triplaneturbo.geometry.isosurface import extract_meshes
 from triplaneturbo.geometry.legacy import adopt
@@ -91,11 +93,12 @@ def refer_to_base(base: Path, folder: Path) -> str:
 
 @dataclass(frozen=True)
 class TextToMeshOutput:
-    """One mesh a prompt, and the feature planes [B, 6, C, H, W] they were read from."""
+    """One mesh a prompt, the feature planes [B, 6, C, H, W] they were read from, and what they were made from."""
 
     prompts: tuple[str, ...]
     meshes: list[Mesh]
     planes: Float[Tensor, "B 6 C H W"]
+    origins: tuple[Origin, ...]
 
     def export(self, path: str | Path) -> Path:
         """Write the only mesh; the suffix, .glb or .obj, decides how.
@@ -113,8 +116,12 @@ class TextToMeshOutput:
         """Write every mesh with a turntable picture into a folder of its prompt; returns the mesh files.
 
         options: of `MeshExporter`, such as fmt="obj".
+
+        Raises:
+            WriteError: there are meshes of another prompt, seed or training in the place of these; give
+                overwrite=True, or another folder.
         """
-        return MeshExporter(options)(self.meshes, list(self.prompts), folder)
+        return MeshExporter(options)(self.meshes, list(self.prompts), folder, self.origins)
 
 
 class TextToMeshPipeline:
@@ -265,7 +272,13 @@ class TextToMeshPipeline:
         """
         prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
         planes = self.generate(prompts, seed=seed, num_inference_steps=num_inference_steps)
-        return TextToMeshOutput(prompts, self.extract(prompts, planes, resolution=resolution), planes)
+        seeds = (seed,) * len(prompts) if isinstance(seed, int) else seed
+        origins = tuple(Origin(*made, self._weights_id) for made in zip(prompts, seeds, strict=True))
+        return TextToMeshOutput(prompts, self.extract(prompts, planes, resolution=resolution), planes, origins)
+
+    @functools.cached_property
+    def _weights_id(self) -> str:
+        return weights_id(self._trained)
 
     @torch.no_grad()
     def generate(

@@ -1,8 +1,9 @@
 """What every system that trains a generator has: its siblings, its state, its evaluation. The method is elsewhere."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from triplaneturbo.base import Component, build
 from triplaneturbo.bounds import Count, GridPoints, ProjectPath, Range, Seed
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError, EmptyFieldError, WeightsError
+from triplaneturbo.exporters.origin import Origin, weights_id
 from triplaneturbo.geometry.isosurface import extract_meshes
 from triplaneturbo.geometry.legacy import adopt
 from triplaneturbo.naming import slug
@@ -266,7 +268,12 @@ class GeneratorSystem(Component, pl.LightningModule):
         if self.average:
             self.average.swap()
 
-    on_validation_start = on_validation_end = on_test_start = on_test_end = on_predict_start = swap_average
+    on_validation_start = on_validation_end = on_test_start = on_test_end = swap_average
+
+    def on_predict_start(self) -> None:
+        self.swap_average()
+        parts = nn.ModuleDict({"geometry": self.geometry, "material": self.material})
+        self._weights_id = weights_id(parts.state_dict())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Pictures from all sides, and a film, of one prompt by each renderer."""
@@ -301,10 +308,9 @@ class GeneratorSystem(Component, pl.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Path]:
         """Export the meshes of the prompts and return their paths; one without a surface is reported at the end."""
         resolution = self.cfg.export_resolution or self.geometry.cfg.isosurface_resolution
-        folder = self.export_dir or self.save_dir / f"it{self.progress.step}-export"
         try:
             meshes = extract_meshes(self.geometry, self.material, self.generate(batch), resolution, batch.prompts)
-            paths = self._exporter(meshes, list(batch.prompts), folder)
+            paths = self._exporter(meshes, *self._places(batch.prompts))
         except EmptyFieldError as error:
             self._empty.append(str(error))
             return []
@@ -312,8 +318,17 @@ class GeneratorSystem(Component, pl.LightningModule):
         return paths
 
     def on_predict_epoch_start(self) -> None:
+        """Look for meshes that must not be replaced before the first one is made."""
         self._exporter = self._build("exporter")
         self._empty: list[str] = []
+        (n_batches,) = self.trainer.num_predict_batches
+        batches = islice(self.trainer.predict_dataloaders, n_batches)
+        self._exporter.check(*self._places([prompt for batch in batches for prompt in batch.prompts]))
+
+    def _places(self, prompts: Sequence[str]) -> tuple[list[str], Path, list[Origin]]:
+        """Prompts, folder and origins of meshes, as exporters want them."""
+        folder = self.export_dir or self.save_dir / f"it{self.progress.step}-export"
+        return list(prompts), folder, [Origin(prompt, self.cfg.seed, self._weights_id) for prompt in prompts]
 
     def on_predict_end(self) -> None:
         self.swap_average()
