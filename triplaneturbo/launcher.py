@@ -25,6 +25,7 @@ from triplaneturbo.base import Component, build, parts
 from triplaneturbo.config import ExperimentConfig, load_config, to_yaml
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.extensions import import_extensions
+from triplaneturbo.interruption import interruption
 from triplaneturbo.storage import require_writable, write_text
 from triplaneturbo.systems.callbacks import ProgressReport, RunCard
 from triplaneturbo.systems.checkpoint import AtomicCheckpointIO, Checkpointer, resolve_resume
@@ -75,6 +76,8 @@ def launch(request: Launch) -> None:
     import_extensions(CUSTOM_FOLDER)
     experiment, checkpoint = read_experiment(request)
     training = request.mode == "train"
+    if training:
+        interruption.remains = " before its first step: there is nothing new to save"
     components = list(parts(experiment, without=() if training else ("guidance", "guidance_processor")))
     if experiment.compat is None:
         log_differences(components)
@@ -155,14 +158,20 @@ def build_trainer(experiment: ExperimentConfig, training: bool) -> pl.Trainer:
     if options.get("deterministic"):
         _keep_determinism_fast()
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             **options,
             logger=_loggers(experiment) if training else False,
             callbacks=_callbacks(experiment) if training else [],
             plugins=[AtomicCheckpointIO()],
+            default_root_dir=experiment.trial_dir,  # under SLURM it looks for checkpoints of its own there
         )
     except (MisconfigurationException, TypeError, ValueError) as error:
         raise ConfigError(f"an option under trainer cannot have its value: {error}") from error
+    # Its handlers would stop in the middle of an accumulated update, and under SLURM save there.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    if trainer.strategy.launcher is not None:
+        interruption.signal_children = trainer.strategy.launcher.kill
+    return trainer
 
 
 def _keep_determinism_fast() -> None:

@@ -16,6 +16,7 @@ from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError, EmptyFieldError, WeightsError
 from triplaneturbo.geometry.isosurface import extract_meshes
 from triplaneturbo.geometry.legacy import adopt
+from triplaneturbo.interruption import interruption
 from triplaneturbo.naming import slug
 from triplaneturbo.pictures import save_film, save_png, sheet
 from triplaneturbo.renderers.mesh import MeshRenderer
@@ -249,8 +250,9 @@ class GeneratorSystem(Component, pl.LightningModule):
     on_validation_start = on_validation_end = on_test_start = on_test_end = on_predict_start = swap_average
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Pictures from all sides, and a film, of one prompt by each renderer."""
-        self._save_pictures(batch, "val", self.cfg.cleanup_after_validation_step)
+        """Pictures from all sides, and a film, of one prompt by each renderer; none if the run is about to stop."""
+        if interruption.signal is None:
+            self._save_pictures(batch, "val", self.cfg.cleanup_after_validation_step)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As in validation, with the cameras of the test."""
