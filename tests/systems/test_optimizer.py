@@ -61,6 +61,24 @@ def test_gradients_that_no_loss_reached_are_zero():
     assert torch.equal(unreached.grad, torch.zeros(2))
 
 
+def test_the_wishes_of_any_process_travel_with_the_gradients(monkeypatch):
+    """Of the other process there is only what it adds to the one sum: gradients of 3, and the wish to stop."""
+    transfers = []
+
+    def all_reduce(flat):
+        transfers.append(flat.clone())
+        flat += torch.tensor([3.0, 3.0, 0.0, 1.0])
+
+    for name, value in (("is_initialized", lambda: True), ("get_world_size", lambda: 2), ("all_reduce", all_reduce)):
+        monkeypatch.setattr(torch.distributed, name, value)
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([3.0, 5.0])
+    norm, wishes = average_gradients([parameter], Wishes(save=False, stop=False))
+    assert (norm, wishes) == (5, Wishes(save=False, stop=True))
+    assert torch.equal(parameter.grad, torch.tensor([3.0, 4.0]))
+    assert len(transfers) == 1
+
+
 def test_average_forgets_its_start_and_then_decays():
     parameter = nn.Parameter(torch.tensor([0.0]))
     average = ParameterAverage({"p": parameter}, 0.5)
