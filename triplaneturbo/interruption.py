@@ -83,8 +83,13 @@ class Interruption:
 
     @property
     def exit_code(self) -> int:
-        """Of a process that stops for its signal."""
-        return 128 + self.signal if _is_first() else 0
+        """Of a process that stops."""
+        return 128 + (self.signal or signal.SIGTERM) if _is_first() else 0
+
+    @property
+    def cause(self) -> str:
+        """The name of the signal."""
+        return self.signal.name if self.signal is not None else "a signal to another process"
 
     # What a training asks
 
@@ -144,7 +149,7 @@ def stoppable() -> Iterator[None]:
         stopped = _stop_behind(error)
         if stopped is None:
             raise
-        _say(f"stopped by {interruption.signal.name}{stopped}")
+        _say(f"stopped by {interruption.cause}{stopped}")
         raise SystemExit(interruption.exit_code) from None
 
 
