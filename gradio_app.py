@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import itertools
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from custom.shapeworld.world import PALETTE, SHAPES, parse_caption
 from triplaneturbo import TextToMeshPipeline
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.exporters.mesh_exporter import MeshExporter
+from triplaneturbo.interruption import stoppable
 from triplaneturbo.naming import slug
 from triplaneturbo.pipelines.convert import convert
 from triplaneturbo.weights.hub import STABLE_DIFFUSION_2, STUDENT
@@ -195,8 +195,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     flags = parse()
     transformers_logging.disable_progress_bar()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped service removes its files, too
-    with tempfile.TemporaryDirectory(prefix="triplaneturbo-") as folder:
+    with stoppable(), tempfile.TemporaryDirectory(prefix="triplaneturbo-") as folder:  # a stopped one removes it
         os.environ["GRADIO_TEMP_DIR"] = folder  # gradio's own files, too
         try:
             generate = Generator(find_student(flags.weights), flags.device, Path(folder))

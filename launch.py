@@ -60,4 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from triplaneturbo.interruption import stoppable
+
+    with stoppable():
+        sys.exit(main())

@@ -22,6 +22,7 @@ from triplaneturbo.bounds import Range
 from triplaneturbo.config import ExperimentConfig, load_config
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.extensions import import_extensions
+from triplaneturbo.interruption import interruption
 from triplaneturbo.storage import require_writable
 from triplaneturbo.systems.base import LoggersConfig
 from triplaneturbo.systems.callbacks import ProgressReport, RunCard
@@ -83,6 +84,8 @@ def launch(request: Launch) -> None:
     import_extensions(CUSTOM_FOLDER)
     experiment = _read_configuration(request)
     training = request.mode == "train"
+    if training:
+        interruption.remains = " before its first step: there is nothing new to save"
     components = list(parts(experiment, without=() if training else ("guidance", "guidance_processor")))
     if experiment.compat is None:
         log_differences(components)
@@ -162,9 +165,17 @@ def build_trainer(experiment: ExperimentConfig) -> pl.Trainer:
     if options.get("deterministic"):
         _keep_determinism_fast()
     try:
-        return pl.Trainer(**options, logger=False, callbacks=[], plugins=[AtomicCheckpointIO()])
+        # Under SLURM it looks for checkpoints of its own in the folder that is given here.
+        folder = experiment.exp_dir
+        plugins = [AtomicCheckpointIO()]
+        trainer = pl.Trainer(**options, logger=False, callbacks=[], plugins=plugins, default_root_dir=folder)
     except Exception as error:  # of whatever kind: nothing but the options can be wrong
         raise ConfigError(f"{_refused_trainer_option(experiment)}: {error}") from error
+    # Its handlers would stop in the middle of an accumulated update, and under SLURM save there.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    if trainer.strategy.launcher is not None:
+        interruption.signal_children = trainer.strategy.launcher.kill
+    return trainer
 
 
 def _refused_trainer_option(experiment: ExperimentConfig) -> str:

@@ -42,4 +42,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    main()
+    from triplaneturbo.interruption import stoppable
+
+    with stoppable():
+        main()

@@ -19,6 +19,7 @@ from triplaneturbo.errors import ConfigError, EmptyFieldError, WeightsError
 from triplaneturbo.exporters.origin import Origin, weights_id
 from triplaneturbo.geometry.isosurface import extract_meshes
 from triplaneturbo.geometry.legacy import adopt
+from triplaneturbo.interruption import interruption
 from triplaneturbo.naming import slug
 from triplaneturbo.pictures import save_film, save_png, sheet
 from triplaneturbo.renderers.mesh import MeshRenderer
@@ -276,8 +277,9 @@ class GeneratorSystem(Component, pl.LightningModule):
         self._weights_id = weights_id(parts.state_dict())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Pictures from all sides, and a film, of one prompt by each renderer."""
-        self._save_pictures(batch, "val", self.cfg.cleanup_after_validation_step)
+        """Pictures from all sides, and a film, of one prompt by each renderer; none if the run is about to stop."""
+        if interruption.signal is None:
+            self._save_pictures(batch, "val", self.cfg.cleanup_after_validation_step)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As in validation, with the cameras of the test."""

@@ -11,6 +11,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 
 from triplaneturbo.config import CheckpointConfig
 from triplaneturbo.errors import ConfigError, WeightsError
+from triplaneturbo.interruption import Stopped, Wishes, interruption
 from triplaneturbo.storage import link_file
 from triplaneturbo.weights.checksums import check_archive
 from triplaneturbo.weights.files import read_checkpoint, save_checkpoint
@@ -54,7 +55,10 @@ def _require_state(content: dict[str, Any], path: str | Path) -> None:
 
 
 class Checkpointer(pl.Callback):
-    """Saves the training state every n optimizer steps and at the end of training.
+    """Saves the training state every n optimizer steps, at the end of training, and when a signal asks for it.
+
+    It acts on signals after an update only, and after the same one in all processes. A system with manual optimization
+    has to let its processes agree (`average_gradients`, `Interruption.agree`); for any other it is done here.
 
     Args:
         folder: where the files go, as `epoch=E-step=S.ckpt` and `last.ckpt`.
@@ -63,24 +67,64 @@ class Checkpointer(pl.Callback):
     def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         self.folder = folder
         self.config = config
-        self._saved_step = 0
+        self._saved_step = self._last_step = 0
+        self._saved: Path | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remove what a killed run left unfinished."""
-        self._saved_step = trainer.global_step
+        """Remove what a killed run left unfinished; from now on there are updates to lose."""
+        self._saved_step = self._last_step = trainer.global_step
+        interruption.hold()
         if trainer.is_global_zero:
             for path in self.folder.glob(".*.tmp"):
                 path.unlink()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
-        """Save when the batch reached or passed a multiple of n optimizer steps."""
+        """Save when the batch reached or passed a multiple of n optimizer steps, or when told to.
+
+        Raises:
+            Stopped: all processes have agreed to stop; what they had done is saved.
+        """
         every = self.config.every_n_train_steps
-        if trainer.global_step // every > self._saved_step // every:
+        wishes = self._wishes(trainer, pl_module)
+        if any(wishes) or trainer.global_step // every > self._saved_step // every:
             self._save(trainer)
+        if wishes.stop:
+            raise Stopped(self._how_to_go_on(trainer))
+        if wishes.save:
+            log.info("SIGUSR1: %s", self._state(trainer))
+
+    def _wishes(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Wishes:
+        updated, self._last_step = trainer.global_step != self._last_step, trainer.global_step
+        if updated and (pl_module.automatic_optimization or trainer.world_size == 1):
+            any_process = trainer.strategy.reduce_boolean_decision
+            interruption.agree(Wishes(*(any_process(wish, all=False) for wish in interruption.take_wishes())))
+        return interruption.take_agreed()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the final state."""
         self._save(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Everything is saved: what comes now stops at once, also for a signal that came late.
+
+        Raises:
+            Stopped: there was one.
+        """
+        interruption.remains = self._how_to_go_on(trainer)
+        interruption.release()
+        interruption.check()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Training has failed or was stopped; there is nothing left to wait for."""
+        interruption.release()
+
+    def _how_to_go_on(self, trainer: pl.Trainer) -> str:
+        return f" {self._state(trainer)}; to go on, repeat the command with resume=auto"
+
+    def _state(self, trainer: pl.Trainer) -> str:
+        if self._saved_step == trainer.global_step:
+            return f"after step {self._saved_step}, " + (f"saved as {self._saved}" if self._saved else "as it began")
+        return f"after step {trainer.global_step}, not saved: checkpoint.save_last and checkpoint.save_top_k are off"
 
     def _save(self, trainer: pl.Trainer) -> None:
         keeps_numbered = self.config.save_top_k != 0
@@ -88,7 +132,7 @@ class Checkpointer(pl.Callback):
             return
         name = f"epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt" if keeps_numbered else LAST
         trainer.save_checkpoint(self.folder / name, weights_only=False)
-        self._saved_step = trainer.global_step
+        self._saved_step, self._saved = trainer.global_step, self.folder / name
         if trainer.is_global_zero and keeps_numbered:
             if self.config.save_last:
                 link_file(self.folder / name, self.folder / LAST)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from triplaneturbo.bounds import Range, Share, Weight
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
+from triplaneturbo.interruption import Wishes
 from triplaneturbo.schedule import Progress, Schedule
 from triplaneturbo.systems.adan import Adan
 
@@ -114,8 +115,13 @@ def group_parameters(module: nn.Module, names: list[str]) -> Mapping[str, list[n
 
 
 @torch.no_grad()
-def average_gradients(parameters: list[Tensor]) -> Tensor:
-    """Average the gradients over all processes, in place, in one transfer; returns their norm.
+def average_gradients(parameters: list[Tensor], wishes: Wishes) -> tuple[Tensor, Wishes]:
+    """Average the gradients over all processes, in place, in one transfer.
+
+    wishes: those of this process; they travel with the gradients.
+
+    Returns:
+        The norm of the average, and what any process wishes.
 
     A parameter that no loss has reached gets a zero gradient, so that all processes hold the same tensors.
     """
@@ -124,9 +130,10 @@ def average_gradients(parameters: list[Tensor]) -> Tensor:
             parameter.grad = torch.zeros_like(parameter)
     grads = [parameter.grad for parameter in parameters]
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        flat = torch.cat([grad.flatten() for grad in grads])
+        flat = torch.cat([*(grad.flatten() for grad in grads), *(grads[0].new_full((1,), wish) for wish in wishes)])
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
-        parts = flat.split([grad.numel() for grad in grads])
+        *parts, told = flat.split([*(grad.numel() for grad in grads), len(wishes)])
         torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        wishes = Wishes(*(told > 0).tolist())
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))), wishes

@@ -14,6 +14,7 @@ from triplaneturbo.bounds import Count, ProjectPath, Range
 from triplaneturbo.diffusion import few_step_timesteps
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.interruption import interruption
 from triplaneturbo.registry import register
 from triplaneturbo.schedule import Progress
 from triplaneturbo.systems.base import GeneratorSystem
@@ -207,7 +208,8 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
         Raises:
             RuntimeError: no update was possible 20 times in a row.
         """
-        norm = average_gradients(self.scheduled_optimizer.parameters)
+        norm, wishes = average_gradients(self.scheduled_optimizer.parameters, interruption.take_wishes())
+        interruption.agree(wishes)
         rate = self.scheduled_optimizer.set_learning_rates(self.progress)
         measured, self.measured = self.measured, {}
         data = self.trainer.datamodule
