@@ -12,6 +12,7 @@ import yaml
 from miniature import PROMPTS, write_configuration
 
 import launch
+from triplaneturbo import TextToMeshPipeline
 from triplaneturbo.config import ExperimentConfig
 from triplaneturbo.errors import ConfigError, UnknownNameError
 from triplaneturbo.exporters.files import read_mesh
@@ -320,6 +321,23 @@ def test_export_to_a_folder_a_prompt(student, tmp_path, caplog):
     assert len(found) == 2
     assert "a_blue_cone" in found
     assert all((path.parent / "prompt.txt").exists() for path in found.values())
+
+
+def test_a_checkpoint_a_prompt_and_a_seed_are_one_mesh(student, tmp_path):
+    """To the last byte on the CPU: whatever else is exported, and whether launch.py or the pipeline makes it."""
+    trial = student.parent / "tiny" / "trial"
+    options = ["resume=auto", "seed=5", "system.exporter.turntable_views=0", "trainer.accelerator=cpu"]
+    for out, prompts in (("a", ["a blue cone", "a red cube"]), ("b", ["a green cone", "a red cube", "a blue cone"])):
+        named = [f"--prompt={prompt}" for prompt in prompts]
+        arguments = ["--config", str(student), "--export", "--out", str(tmp_path / out), *named, *options]
+        assert launch.main(arguments) == 0
+    pipe = TextToMeshPipeline.from_training(trial / "configs" / "parsed.yaml", trial / "ckpts" / "last.ckpt", "cpu")
+    for prompt in ("a red cube", "a blue cone"):
+        (own,) = pipe(prompt, seed=5).export_all(tmp_path / "pipe", turntable_views=0)
+        (other,) = pipe(prompt, seed=6).export_all(tmp_path / "other", turntable_views=0)
+        exported = [(tmp_path / out / own.parent.name / "model.glb").read_bytes() for out in ("a", "b")]
+        assert exported == [own.read_bytes()] * 2
+        assert other.read_bytes() != own.read_bytes()
 
 
 def test_export_with_textures(student, tmp_path):

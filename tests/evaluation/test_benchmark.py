@@ -139,7 +139,7 @@ def test_weights_in_three_forms(folder, tiny_world, tmp_path):
         "data_type": "x",
         "system_type": "y",
         "data": {"dim_gaussian": [6, 4, 8, 8]},
-        "system": {"geometry": geometry_options(tiny_world / "sd")},
+        "system": {"geometry": geometry_options(tiny_world / "sd"), "num_steps_sampling": 4},
     }
     (trial / "configs" / "parsed.yaml").write_text(yaml.safe_dump(experiment))
     shutil.copytree(folder, trial / "ckpts")

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from triplaneturbo.base import Component, build
-from triplaneturbo.draws import Draws
+from triplaneturbo.draws import Draws, generation_noise
 from triplaneturbo.errors import ConfigError, EmptyFieldError, WeightsError
 from triplaneturbo.geometry.isosurface import extract_meshes
 from triplaneturbo.geometry.legacy import adopt
@@ -236,9 +236,9 @@ class GeneratorSystem(Component, pl.LightningModule):
         return renderer(planes, cameras, batch.condition.pooled, draws=draws, progress=self.progress, **options)
 
     def generate(self, batch: Batch) -> Float[Tensor, "B 6 C h w"]:
-        """Planes of the batch's prompts, the same whenever and wherever it is called with these weights."""
-        draws = Draws(self.cfg.seed, batch.samples, self.device)
-        noise = draws.normal("evaluation", *batch.latent_shape).flatten(0, 1)
+        """Planes of the batch's prompts from the noise of the run's seed, as `TextToMeshPipeline` makes them of it."""
+        seeds = [self.cfg.seed] * len(batch.prompts)
+        noise = generation_noise(seeds, batch.latent_shape).to(self.device)
         return self.geometry.generate(batch.condition.tokens, noise, self.cfg.num_steps_sampling)
 
     def swap_average(self) -> None:
@@ -246,7 +246,13 @@ class GeneratorSystem(Component, pl.LightningModule):
         if self.average:
             self.average.swap()
 
-    on_validation_start = on_validation_end = on_test_start = on_test_end = on_predict_start = swap_average
+    on_validation_start = on_validation_end = on_test_start = on_test_end = swap_average
+
+    def on_predict_start(self) -> None:
+        """Exports are made with the averaged weights and with the adapters folded in, as in a pipeline: a checkpoint,
+        a prompt and a seed are one mesh. This is for good: the system can no longer be trained."""
+        self.swap_average()
+        self.geometry.merge()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Pictures from all sides, and a film, of one prompt by each renderer."""
@@ -296,7 +302,6 @@ class GeneratorSystem(Component, pl.LightningModule):
         self._empty: list[str] = []
 
     def on_predict_end(self) -> None:
-        self.swap_average()
         if self._empty:
             raise EmptyFieldError(f"{len(self._empty)} prompts gave no mesh:\n" + "\n".join(self._empty))
 
