@@ -18,6 +18,7 @@ from triplaneturbo.geometry.isosurface import extract_meshes
 from triplaneturbo.geometry.legacy import adopt
 from triplaneturbo.naming import slug
 from triplaneturbo.pictures import save_film, save_png, sheet
+from triplaneturbo.registry import find
 from triplaneturbo.renderers.mesh import MeshRenderer
 from triplaneturbo.schedule import Progress
 from triplaneturbo.systems.ema import ParameterAverage
@@ -124,6 +125,16 @@ class GeneratorSystem(Component, pl.LightningModule):
         def handed_down(self) -> dict[str, Any]:
             """For the parts."""
             return {"seed": self.seed, "compat": self.compat}
+
+    @classmethod
+    def differences(cls, cfg: Any) -> dict[int, str]:
+        weights = (
+            (cfg.renderer_type, cfg.loss.lambda_normal_smoothness_2d),
+            (cfg.renderer_2nd_type, cfg.loss.lambda_normal_smoothness_2d_2nd),
+        )
+        smoothed = [find(name) for name, weight in weights if name and any(value for _, value in weight.points)]
+        line = "rasteriser: normal_smoothness_2d compares unit normals, as for the volume renderer, not their colours"
+        return {16: line} if any(issubclass(renderer, MeshRenderer) for renderer in smoothed) else {}
 
     def configure(self) -> None:
         cfg = self.cfg

@@ -81,8 +81,10 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
 
     @classmethod
     def differences(cls, cfg: Any) -> dict[int, str]:
-        line = "specifiy_guidance_timestep is followed, not only computed"
-        return {13: line} if cfg.specifiy_guidance_timestep else {}
+        found = super().differences(cfg)
+        if cfg.specifiy_guidance_timestep:
+            found[13] = "specifiy_guidance_timestep is followed, not only computed"
+        return found
 
     def configure(self) -> None:
         super().configure()
