@@ -5,10 +5,10 @@ alignment; Chamfer distance; and R@1, whether the scorer finds the caption of a 
 prompts, or for stacks of solids among 128 of the 9120 (--bank all: among all of them). Four views, azimuth 0, 90, 180
 and 270, elevation 15, every one counted. Three noise seeds.
 
-Controls, by the same measures: the exact solids themselves, which is as good as a method can be: the scorer can be wrong
-about their exact pictures, and two samples of one surface are not at distance 0; the best mesh that is the same for
-every caption; and the method's own meshes with the captions of others: that half the split further on. A prompt without
-a mesh counts as IoU 0 and as four wrong views. Intervals are by bootstrap over prompts, all seeds of a prompt together.
+Controls, by the same measures: the exact solids themselves, since the scorer can be wrong about exact pictures, and two
+samples of one surface are not at distance 0; the best mesh that is the same for every caption; and the method's own
+meshes with the captions of others: that half the split further on. A prompt without a mesh counts as IoU 0 and as four
+wrong views. Intervals are by bootstrap over prompts, all seeds of a prompt together.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """What README.md says works: its Python runs, its commands and files exist."""
 
+import json
 import re
 import runpy
 import shlex
@@ -7,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from readme import ROOT, commands, python_blocks
+from miniature import write_configuration
+from readme import ROOT, blocks, commands, python_blocks
 from tiny_student import write_pipeline
 
 import launch
@@ -46,6 +48,28 @@ def test_commands_parse(command, monkeypatch, capsys):
         runpy.run_path(str(ROOT / script), run_name="__main__")
     known = capsys.readouterr().out
     assert all(re.search(rf"{flag}\b", known) for flag in arguments if flag.startswith("--"))
+
+
+def test_training_and_exporting_own_prompts(tmp_path, tiny_world, monkeypatch):
+    """The two commands as they stand, with the miniature's networks and one step."""
+    library = json.loads(blocks("json")[0])
+    (tmp_path / "load").mkdir()
+    (tmp_path / "load" / "my_prompts.json").write_text(json.dumps(library | {"test": library["train"]}))
+    monkeypatch.chdir(tmp_path)
+    config = write_configuration(tiny_world, tmp_path / "outputs")
+    small = (
+        "data.prompt_library_dir=null",
+        "trainer.max_steps=1",
+        "trainer.accelerator=cpu",
+        "tag=${data.prompt_library}",
+    )
+    own = [shlex.split(c)[2:] for c in commands() if c.startswith("python launch.py") and "my_prompts" in c]
+    for arguments in own:
+        arguments[arguments.index("--config") + 1] = str(config)
+        assert launch.main([*arguments, *small]) == 0
+    assert ["--train" in arguments for arguments in own] == [True, False]
+    exported = {path.read_text() for path in tmp_path.glob("outputs/meshes/*/prompt.txt")}
+    assert exported == set(library["train"])
 
 
 def test_the_two_commands_are_there():

@@ -94,7 +94,9 @@ def test_the_exact_cube_as_a_mesh_scores_one():
 def test_the_floor_of_the_distance_is_that_of_random_points(n):
     """A random point is at half the root of the area a sample away from the nearest of n others."""
     area = 4 * math.pi * BALL_RADIUS**2
-    assert chamfer_floor(parse_caption("a red sphere"), generator(), n) == pytest.approx((area / n) ** 0.5 / 2, rel=0.03)
+    assert chamfer_floor(parse_caption("a red sphere"), generator(), n) == pytest.approx(
+        (area / n) ** 0.5 / 2, rel=0.03
+    )
 
 
 def test_best_constant_beats_every_member_of_the_split():

@@ -209,7 +209,7 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
         measured, self.measured = self.measured, {}
         data = self.trainer.datamodule
         data.advance(batch)
-        if norm.isfinite():  # the one synchronisation of a step
+        if norm.isfinite():  # the host waits for the device
             self.optimizers().step()
             self.progress = Progress(self.trainer.global_step, data.epoch)
             if self.average:
