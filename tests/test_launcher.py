@@ -343,6 +343,23 @@ def test_export_and_pipeline_name_the_same_origin(student, tmp_path):
     assert pipe("a blue cone", seed=0).origins == (read_origin(tmp_path / "a_blue_cone"),)
 
 
+def test_a_checkpoint_a_prompt_and_a_seed_are_one_mesh(student, tmp_path):
+    """To the last byte on the CPU: whatever else is exported, and whether launch.py or the pipeline makes it."""
+    trial = student.parent / "tiny" / "trial"
+    options = ["resume=auto", "seed=5", "system.exporter.turntable_views=0", "trainer.accelerator=cpu"]
+    for out, prompts in (("a", ["a blue cone", "a red cube"]), ("b", ["a green cone", "a red cube", "a blue cone"])):
+        named = [f"--prompt={prompt}" for prompt in prompts]
+        arguments = ["--config", str(student), "--export", "--out", str(tmp_path / out), *named, *options]
+        assert launch.main(arguments) == 0
+    pipe = TextToMeshPipeline.from_training(trial / "configs" / "parsed.yaml", trial / "ckpts" / "last.ckpt", "cpu")
+    for prompt in ("a red cube", "a blue cone"):
+        (own,) = pipe(prompt, seed=5).export_all(tmp_path / "pipe", turntable_views=0)
+        (other,) = pipe(prompt, seed=6).export_all(tmp_path / "other", turntable_views=0)
+        exported = [(tmp_path / out / own.parent.name / "model.glb").read_bytes() for out in ("a", "b")]
+        assert exported == [own.read_bytes()] * 2
+        assert other.read_bytes() != own.read_bytes()
+
+
 def test_export_with_textures(student, tmp_path):
     options = ["system.exporter.texture_size=64", "system.exporter.turntable_views=0", "trainer.accelerator=cpu"]
     arguments = ["--config", str(student), "--export", "resume=auto", "--out", str(tmp_path), *options]

@@ -83,7 +83,7 @@ def test_from_a_training_run(pipe, folder, tmp_path):
         "data_type": "x",
         "system_type": "y",
         "data": {"dim_gaussian": [6, 4, 8, 8], "n_steps": 4},
-        "system": {"geometry": geometry_options(pipe.base)},
+        "system": {"geometry": geometry_options(pipe.base), "num_steps_sampling": 4},
     }
     (tmp_path / "parsed.yaml").write_text(yaml.safe_dump(experiment))
     state = {**load_tensors(folder / "student.safetensors"), "background.weight": torch.zeros(2)}
@@ -91,6 +91,19 @@ def test_from_a_training_run(pipe, folder, tmp_path):
     trained = TextToMeshPipeline.from_training(tmp_path / "parsed.yaml", tmp_path / "last.ckpt", "cpu")
     assert torch.equal(trained("a red cube").planes, pipe("a red cube").planes)
     assert trained.config.resolution == 16
+    assert trained.config.num_inference_steps == 4
+
+
+def test_a_training_run_that_does_not_say_how_many_steps_has_those_of_its_system(pipe, folder, tmp_path):
+    """As an export of this run, which builds the system."""
+    experiment = {
+        "data_type": "x",
+        "system_type": "multiprompt-dual-renderer-multistep-generator-system",
+        "system": {"geometry": geometry_options(pipe.base)},
+    }
+    (tmp_path / "parsed.yaml").write_text(yaml.safe_dump(experiment))
+    trained = TextToMeshPipeline.from_training(tmp_path / "parsed.yaml", folder / "student.safetensors", "cpu")
+    assert trained.config.num_inference_steps == 50
 
 
 def test_averaged_weights_are_preferred(pipe, folder, tmp_path):

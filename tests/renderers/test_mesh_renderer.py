@@ -98,6 +98,10 @@ def test_agrees_with_the_volume_renderer(solid):
     assert inside.sum() > 1000
     for name in ("depth", "normal", "disparity", "rgb"):
         assert (getattr(drawn, name) - getattr(marched, name))[inside].abs().mean() < 0.01, name
+    normals = [views.extras["comp_normal"] for views in (drawn, marched)]
+    assert (normals[0] - normals[1])[inside].abs().mean() < 0.02
+    assert all(((n[inside].norm(dim=-1) - 1).abs() < 1e-5).all() for n in normals)
+    assert (normals[0][drawn.opacity[..., 0] == 0] == 0).all()
     assert (drawn.opacity - marched.opacity).abs().mean() < 0.01
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from custom.shapeworld.splits import load_splits, retrieval_bank, scorer_captions, teacher_captions
+from custom.shapeworld.splits import load_splits, retrieval_bank, scorer_captions, teacher_captions, whole_bank
 from custom.shapeworld.world import (
     BALL_RADIUS,
     PALETTE,
@@ -168,6 +168,21 @@ def test_retrieval_banks_contain_their_split():
         bank = retrieval_bank(split)
         assert set(load_splits()[split]) <= set(bank)
         assert len(set(bank)) == len(bank) == (128 if split == "unseen_compositions" else 96)
+        everything = whole_bank(split)
+        assert set(bank) <= set(everything)
+        assert len(set(everything)) == len(everything) == (96 * 95 if split == "unseen_compositions" else 96)
+
+
+def test_unseen_stacks_are_new_in_colour_only():
+    """What README.md says of this split: the student was trained on each ordered pair of shapes in other colours."""
+
+    def shapes(caption):
+        return tuple(part.shape for part in parse_caption(caption).parts)
+
+    splits = load_splits()
+    assert {shapes(stack) for stack in splits["unseen_compositions"]} <= {
+        shapes(stack) for stack in splits["train_compositions"]
+    }
 
 
 def test_the_prompt_library_holds_the_students_prompts_only():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from triplaneturbo.base import parse_config
 from triplaneturbo.bounds import GridPoints, LatentSize, Range, inside
 from triplaneturbo.config import load_config
-from triplaneturbo.draws import keyed_generator
+from triplaneturbo.draws import generation_noise
 from triplaneturbo.errors import ConfigError, WeightsError, WriteError
 from triplaneturbo.exporters.files import check_mesh, write_mesh
 from triplaneturbo.exporters.mesh_exporter import MeshExporter
@@ -27,6 +27,7 @@ from triplaneturbo.geometry.legacy import adopt
 from triplaneturbo.materials.no_material import NoMaterial
 from triplaneturbo.naming import check_prompts
 from triplaneturbo.prompts.text_encoder import TextEncoder
+from triplaneturbo.registry import find
 from triplaneturbo.storage import copy_file, make_folder, read_json, write_text
 from triplaneturbo.types import Mesh
 from triplaneturbo.weights.files import load_exactly, named_tensors, read_checkpoint, save_tensors
@@ -127,7 +128,8 @@ class TextToMeshOutput:
 class TextToMeshPipeline:
     """Turns prompts into meshes: `TextToMeshPipeline.from_pretrained(folder)("a red cube", seed=0).export("cube.glb")`.
 
-    The mesh of a prompt depends on the prompt and its seed alone, up to rounding: not on the others of a batch.
+    The mesh of a prompt depends on the prompt and its seed alone, up to rounding: not on the others of a batch, nor on
+    the device. `launch.py --export` with these weights and this seed writes the same mesh.
 
     Attributes: text_encoder, geometry, material: the networks. config: see PipelineConfig. base: folder of the
     text-to-image model.
@@ -205,11 +207,12 @@ class TextToMeshPipeline:
         geometry.setdefault("compat", compat)
         parsed = parse_config(FewStepTriplaneDualStableDiffusion.Config, geometry, "system.geometry")
         base = parsed.space_generator_config.pretrained_model_name_or_path
+        steps = experiment.system.get("num_steps_sampling")
         pipeline_config = PipelineConfig(
             geometry=geometry,
             material=experiment.system.get("material") or {},
             latent_size=tuple(experiment.data.get("dim_gaussian", (6, 4, 32, 32))[2:]),
-            num_inference_steps=experiment.system.get("num_steps_sampling", 4),
+            num_inference_steps=find(experiment.system_type).Config.num_steps_sampling if steps is None else steps,
             resolution=experiment.system.get("export_resolution") or parsed.isosurface_resolution,
             compat=compat,
         )
@@ -261,7 +264,7 @@ class TextToMeshPipeline:
         """Meshes of one or several prompts.
 
         Args:
-            seed: of the noise; one for all prompts, or one each.
+            seed: of the noise (`draws.generation_noise`); one for all prompts, or one each.
             num_inference_steps: denoising steps; None: as pipeline.json says.
             resolution: grid points along an edge in which the surface is searched; None: as pipeline.json says. Time
                 and memory grow with its third power.
@@ -303,7 +306,5 @@ class TextToMeshPipeline:
         return extract_meshes(self.geometry, self.material, planes, resolution, prompts)
 
     def _noise(self, seeds: Sequence[int]) -> Float[Tensor, "N c h w"]:
-        """Drawn on the CPU, so that a seed means the same on every device."""
         shape = (6, self.geometry.space_generator.latent_channels, *self.config.latent_size)
-        rows = [torch.randn(shape, generator=keyed_generator(seed, "pipeline/noise")) for seed in seeds]
-        return torch.cat(rows).to(self.device)
+        return generation_noise(seeds, shape).to(self.device)

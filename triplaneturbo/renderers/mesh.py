@@ -28,9 +28,9 @@ class MeshRenderer(Renderer):
     """Marching cubes, rasterisation, antialiasing; differentiable from the pictures to planes and colours.
 
     Colours are the field's at the visible surface points. All views of a call are held at once: in evaluation give
-    a few cameras at a time. `Views.extras`: comp_normal [M, H, W, 3], world normals as colours on black; lists with
-    one entry a prompt: meshes (differentiable vertices) and, with `surface_samples`, sdf [K, 1] and sdf_grad [K, 3]
-    at the points visible from any view.
+    a few cameras at a time. `Views.extras`: comp_normal [M, H, W, 3], the unit world normal that a pixel sees, 0 where
+    it sees nothing; lists with one entry a prompt: meshes (differentiable vertices) and, with `surface_samples`,
+    sdf [K, 1] and sdf_grad [K, 3] at the points visible from any view.
     """
 
     @dataclass(kw_only=True)
@@ -60,8 +60,9 @@ class MeshRenderer(Renderer):
         surface_samples: bool = False
         """Whether to give sdf and sdf_grad at the visible points, for losses on them."""
         compat: Literal["right", "original"] = "right"
-        """original: clip-space z as depth; background rays with the focal length of `ray_size`, and its text mixed
-        across prompts; sdf_grad_shrink also in place of a non-zero def_grad_shrink."""
+        """original: clip-space z as depth; comp_normal as smoothed colours (n + 1) / 2 on black; background rays with
+        the focal length of `ray_size`, and its text mixed across prompts; sdf_grad_shrink also in place of a non-zero
+        def_grad_shrink."""
 
     @classmethod
     def differences(cls, cfg: Any) -> dict[int, str]:
@@ -172,13 +173,14 @@ class MeshRenderer(Renderer):
             "disparity": disparity(depth, mask, cameras.distance),
             "normal": over(normal_colors, mask, NORMAL_BACKGROUND),
             "normal_white": over(normal_colors, mask, WHITE),
-            "comp_normal": (normal + 1) / 2 * mask,
             "rgb": over(color, mask, background),
         }
+        if self.cfg.compat == "original":  # docs/compat.md row 16
+            layers["comp_normal"] = (normal + 1) / 2 * mask
         smooth = antialias(torch.cat(list(layers.values()), -1), raster, clip, meshes.faces, meshes.face_mesh)
         widths = [layer.shape[-1] for layer in layers.values()]
         pictures = dict(zip(layers, smooth.split(widths, -1), strict=True))
-        extras["comp_normal"] = pictures.pop("comp_normal")
+        extras["comp_normal"] = pictures.pop("comp_normal", normal)
         return Views(**pictures, depth=depth, extras=extras)
 
     def _surface_colors(

@@ -81,7 +81,7 @@ class VolumeRenderer(Renderer):
     field is then evaluated once in the middle of every interval. One set of planes serves all its views: rays
     fold into the point axis. `Views.extras` holds, in training, K = all samples of all rays, prompt-major: sdf,
     sdf_grad, normal, weights, t_dirs, t_points, t_intervals [K, .]; always: inv_std, z_variance [M, H, W, 1] and
-    comp_normal [M, H, W, 3], the unit weighted sum of normals.
+    comp_normal [M, H, W, 3], the weighted sum of normals at unit length.
     """
 
     @dataclass(kw_only=True)

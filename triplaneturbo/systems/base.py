@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from triplaneturbo.base import Component, build
 from triplaneturbo.bounds import Count, GridPoints, ProjectPath, Range, Seed
-from triplaneturbo.draws import Draws
+from triplaneturbo.draws import Draws, generation_noise
 from triplaneturbo.errors import ConfigError, EmptyFieldError, WeightsError
 from triplaneturbo.exporters.origin import Origin, weights_id
 from triplaneturbo.geometry.isosurface import extract_meshes
@@ -22,6 +22,7 @@ from triplaneturbo.geometry.legacy import adopt
 from triplaneturbo.interruption import interruption
 from triplaneturbo.naming import slug
 from triplaneturbo.pictures import save_film, save_png, sheet
+from triplaneturbo.registry import find
 from triplaneturbo.renderers.mesh import MeshRenderer
 from triplaneturbo.schedule import Progress
 from triplaneturbo.systems.ema import ParameterAverage
@@ -139,6 +140,16 @@ class GeneratorSystem(Component, pl.LightningModule):
         def handed_down(self) -> dict[str, Any]:
             """For the parts."""
             return {"seed": self.seed, "compat": self.compat}
+
+    @classmethod
+    def differences(cls, cfg: Any) -> dict[int, str]:
+        weights = (
+            (cfg.renderer_type, cfg.loss.lambda_normal_smoothness_2d),
+            (cfg.renderer_2nd_type, cfg.loss.lambda_normal_smoothness_2d_2nd),
+        )
+        smoothed = [find(name) for name, weight in weights if name and any(value for _, value in weight.points)]
+        line = "rasteriser: normal_smoothness_2d compares unit normals, as for the volume renderer, not their colours"
+        return {16: line} if any(issubclass(renderer, MeshRenderer) for renderer in smoothed) else {}
 
     def configure(self) -> None:
         cfg = self.cfg
@@ -259,9 +270,9 @@ class GeneratorSystem(Component, pl.LightningModule):
         return renderer(planes, cameras, batch.condition.pooled, draws=draws, progress=self.progress, **options)
 
     def generate(self, batch: Batch) -> Float[Tensor, "B 6 C h w"]:
-        """Planes of the batch's prompts, the same whenever and wherever it is called with these weights."""
-        draws = Draws(self.cfg.seed, batch.samples, self.device)
-        noise = draws.normal("evaluation", *batch.latent_shape).flatten(0, 1)
+        """Planes of the batch's prompts from the noise of the run's seed, as `TextToMeshPipeline` makes them of it."""
+        seeds = [self.cfg.seed] * len(batch.prompts)
+        noise = generation_noise(seeds, batch.latent_shape).to(self.device)
         return self.geometry.generate(batch.condition.tokens, noise, self.cfg.num_steps_sampling)
 
     def swap_average(self) -> None:
@@ -272,9 +283,12 @@ class GeneratorSystem(Component, pl.LightningModule):
     on_validation_start = on_validation_end = on_test_start = on_test_end = swap_average
 
     def on_predict_start(self) -> None:
+        """Exports are made with the averaged weights and with the adapters folded in, as in a pipeline: a checkpoint,
+        a prompt and a seed are one mesh. This is for good: the system can no longer be trained."""
         self.swap_average()
         parts = nn.ModuleDict({"geometry": self.geometry, "material": self.material})
         self._weights_id = weights_id(parts.state_dict())
+        self.geometry.merge()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Pictures from all sides, and a film, of one prompt by each renderer; none if the run is about to stop."""
@@ -333,7 +347,6 @@ class GeneratorSystem(Component, pl.LightningModule):
         return list(prompts), folder, [Origin(prompt, self.cfg.seed, self._weights_id) for prompt in prompts]
 
     def on_predict_end(self) -> None:
-        self.swap_average()
         if self._empty:
             raise EmptyFieldError(f"{len(self._empty)} prompts gave no mesh:\n" + "\n".join(self._empty))
 

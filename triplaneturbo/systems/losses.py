@@ -54,8 +54,8 @@ def sdf_abs(views: Views) -> Scalar:
 
 
 def normal_smoothness_2d(views: Views) -> Scalar:
-    """mean squared difference of neighbouring pixels of the normal picture, in rows plus in columns."""
-    normal = views.extras.get("comp_normal", views.normal)
+    """mean squared difference of the unit world normals of neighbouring pixels, in rows plus in columns."""
+    normal = _extra(views, "comp_normal")
     return (normal[:, 1:] - normal[:, :-1]).square().mean() + (normal[:, :, 1:] - normal[:, :, :-1]).square().mean()
 
 

@@ -83,8 +83,10 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
 
     @classmethod
     def differences(cls, cfg: Any) -> dict[int, str]:
-        line = "specifiy_guidance_timestep is followed, not only computed"
-        return {13: line} if cfg.specifiy_guidance_timestep else {}
+        found = super().differences(cfg)
+        if cfg.specifiy_guidance_timestep:
+            found[13] = "specifiy_guidance_timestep is followed, not only computed"
+        return found
 
     def configure(self) -> None:
         super().configure()
@@ -214,7 +216,7 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
         measured, self.measured = self.measured, {}
         data = self.trainer.datamodule
         data.advance(batch)
-        if norm.isfinite():  # the one synchronisation of a step
+        if norm.isfinite():  # the host waits for the device
             self.optimizers().step()
             self.progress = Progress(self.trainer.global_step, data.epoch)
             if self.average:
