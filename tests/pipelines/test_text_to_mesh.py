@@ -90,7 +90,11 @@ def test_from_a_training_run(pipe, folder, tmp_path):
     torch.save({"state_dict": state, "epoch": 0}, tmp_path / "last.ckpt")
     trained = TextToMeshPipeline.from_training(tmp_path / "parsed.yaml", tmp_path / "last.ckpt", "cpu")
     assert torch.equal(trained("a red cube").planes, pipe("a red cube").planes)
-    assert trained.config.resolution == 16
+    assert (trained.config.resolution, trained.config.num_inference_steps) == (16, 4)
+    experiment["system"] |= {"export_resolution": 24, "num_steps_sampling": 2}
+    (tmp_path / "parsed.yaml").write_text(yaml.safe_dump(experiment))
+    finer = TextToMeshPipeline.from_training(tmp_path / "parsed.yaml", tmp_path / "last.ckpt", "cpu")
+    assert (finer.config.resolution, finer.config.num_inference_steps) == (24, 2)
 
 
 def test_averaged_weights_are_preferred(pipe, folder, tmp_path):
