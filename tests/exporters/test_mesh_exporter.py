@@ -124,6 +124,10 @@ def test_options(tmp_path):
     exporter = MeshExporter({"save_name": "x", "save_video": True, "turntable_views": 0, "turntable_size": 8})
     (path,) = exporter([tetrahedron()], ["a"], tmp_path)
     assert {p.name for p in path.parent.iterdir()} == {"x.glb", "prompt.txt", "turntable.webp"}
+    for save_normal in (True, False):
+        exporter = MeshExporter({"save_normal": save_normal, "turntable_views": 0})
+        (path,) = exporter([tetrahedron()], ["b"], tmp_path)
+        assert (b'"NORMAL"' in path.read_bytes()) == save_normal
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,7 @@ def test_a_student_there_and_back(tmp_path, tiny_world):
     first, second = (TextToMeshPipeline.from_pretrained(f, "cpu") for f in (ours, tmp_path / "back"))
     torch.testing.assert_close(first.generate(["a red cube"]), second.generate(["a red cube"]), rtol=0, atol=0)
     assert (first.geometry.cfg.compat, second.geometry.cfg.compat) == ("right", "original")
+    assert second.config.resolution == 160  # that of the published pipeline
 
 
 @pytest.mark.parametrize("name", ["mvdream", "richdreamer"])

@@ -90,8 +90,11 @@ def test_from_a_training_run(pipe, folder, tmp_path):
     torch.save({"state_dict": state, "epoch": 0}, tmp_path / "last.ckpt")
     trained = TextToMeshPipeline.from_training(tmp_path / "parsed.yaml", tmp_path / "last.ckpt", "cpu")
     assert torch.equal(trained("a red cube").planes, pipe("a red cube").planes)
-    assert trained.config.resolution == 16
-    assert trained.config.num_inference_steps == 4
+    assert (trained.config.resolution, trained.config.num_inference_steps) == (16, 4)
+    experiment["system"] |= {"export_resolution": 24, "num_steps_sampling": 2}
+    (tmp_path / "parsed.yaml").write_text(yaml.safe_dump(experiment))
+    finer = TextToMeshPipeline.from_training(tmp_path / "parsed.yaml", tmp_path / "last.ckpt", "cpu")
+    assert (finer.config.resolution, finer.config.num_inference_steps) == (24, 2)
 
 
 def test_a_training_run_that_does_not_say_how_many_steps_has_those_of_its_system(pipe, folder, tmp_path):
@@ -210,7 +213,9 @@ def test_a_tensor_that_no_mesh_depends_on_is_refused_in_a_student(folder, tmp_pa
         TextToMeshPipeline.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\0" * 99, b"\xff\xfe", b"[1]", b'{"geometry": {"sdf": 1}}', b"[" * 200_000, b"<html>"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\0" * 99, b"\xff\xfe", b"[1]", b'{"geometry": {"sdf": 1}}', b"[" * 200_000, b"<html>"]
+)
 def test_a_damaged_pipeline_file_is_named(tmp_path, content):
     (tmp_path / "pipeline.json").write_bytes(content)
     with pytest.raises(WeightsError, match=r"pipeline\.json cannot be used"):

@@ -54,6 +54,15 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path, encoders: tuple[str
     assert len({fingerprint(first, "right"), fingerprint(first, "original"), fingerprint(second, "right")}) == 3
 
 
+def test_states_of_the_other_way_to_cut_a_prompt_are_not_taken(tmp_path: Path, encoders: tuple[str, str]) -> None:
+    """The model reads 6 tokens. One cache holds what both ways of cutting give."""
+    long = ["a b c d e f g h"]
+    right, original = (TextEncoder(encoders[0], compat=way).encode(long)[0] for way in ("right", "original"))
+    assert not torch.equal(right, original)
+    TextEncoder(encoders[0], compat="right", cache_dir=tmp_path).precompute(long)
+    assert torch.equal(TextEncoder(encoders[0], compat="original", cache_dir=tmp_path).encode(long)[0], original)
+
+
 @pytest.mark.parametrize("keep", [0, 20, -3])
 def test_a_damaged_shard_is_named(tmp_path: Path, keep: int) -> None:
     EncodingCache(tmp_path, "e").add(["a"], encodings(1))

@@ -257,6 +257,16 @@ def test_a_field_without_surface_gets_a_stand_in(sign):
     assert renderer(geometry, allow_empty_flag=False).surfaces(planes)[0].vertices.requires_grad
 
 
+def test_the_stand_in_is_a_point_inside_and_two_layers_outside():
+    """-1 - max is added to the point in the middle, 1 - min to the two outermost layers, nothing to the rest."""
+    sdf = torch.full((9, 9, 9), 2.0)
+    expected = sdf.clone()
+    expected[2:-2, 2:-2, 2:-2] = 0
+    expected = torch.where(expected > 0, 1.0, 2.0)
+    expected[4, 4, 4] = -1
+    assert torch.equal(force_surface(sdf, torch.tensor([0, 1])), expected)
+
+
 def test_a_broken_field_is_an_error():
     with pytest.raises(EmptyFieldError, match="not finite"):
         renderer().surfaces(planes_of(float("nan")))
@@ -285,6 +295,9 @@ def test_small_pieces_can_be_dropped():
     (dropped,) = renderer(Solid(two_balls), **dropping).surfaces(planes_of(0.5))
     assert kept.vertices.norm(dim=-1).max() > 1
     assert dropped.vertices.norm(dim=-1).max() < 0.51
+    # The small ball has (0.15 / 0.5)^2 = 0.09 of the faces.
+    (all_of_it,) = renderer(Solid(two_balls), isosurface_remove_outliers=True).surfaces(planes_of(0.5))
+    torch.testing.assert_close(all_of_it.vertices, kept.vertices)
 
 
 def test_surface_samples_are_the_field_at_visible_points():

@@ -62,6 +62,8 @@ def test_patch_is_sharp_and_the_rest_is_the_enlarged_coarse_picture():
         outside = ~inside[1::3, 1::3]
         expected = getattr(coarse, name)[:, outside]
         torch.testing.assert_close(picture[:, 1::3, 1::3][:, outside], expected, atol=1e-5, rtol=0)
+    for name in ("z_variance", "comp_normal"):
+        torch.testing.assert_close(views.extras[name][:, inside], sharp.extras[name][:, inside])
     assert views.extras["z_variance"].shape == (2, 12, 15, 1)
     assert len(views.extras["sdf_grad"]) == 2 * 4 * 5 * 21
 

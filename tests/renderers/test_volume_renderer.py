@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from analytic_scenes import SOLIDS, Solid, box_sdf, cameras, eroded, planes_of, scene, sphere_sdf
@@ -47,6 +49,21 @@ def test_exact_field_gives_exact_pictures(solid, ray_range):
     far_away = eroded(~hit, 5)
     assert (views.rgb - 0.5)[far_away].abs().max() < 0.01
     assert (views.normal - torch.tensor([0.5, 0.5, 1.0]))[far_away].abs().max() < 0.01
+    assert (views.normal_white - 1)[far_away].abs().max() < 0.01
+
+
+@pytest.mark.parametrize("ray_range", ["planes", "box"])
+def test_a_world_twice_as_large_looks_the_same(ray_range):
+    """Everything that is a length is doubled; the sharpness is one over a length."""
+    pictures = []
+    for scale in (1.0, 2.0):
+        lengths = {"radius": scale, "near_plane": 0.1 * scale, "far_plane": 4.0 * scale, "inv_std": 20.0 / scale}
+        subject = renderer(ray_range=ray_range, **lengths)
+        pictures.append(subject(planes_of(0.5 * scale), cameras(35.0, distance=1.6 * scale), TEXT, size=(12, 12)))
+    small, large = pictures
+    torch.testing.assert_close(large.opacity, small.opacity, atol=1e-4, rtol=0)
+    torch.testing.assert_close(large.extras["t_points"], 2 * small.extras["t_points"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(large.depth, 2 * small.depth, atol=1e-3, rtol=0)
 
 
 def test_each_prompt_is_seen_through_its_own_planes_and_views():
@@ -146,6 +163,7 @@ def test_sharpness_is_learned_or_scheduled():
     assert dict(learned.named_parameters()).keys() == {"variance._inv_std"}
     views = learned(planes_of(0.5), cameras(0.0), TEXT, size=(6, 6))
     torch.testing.assert_close(views.extras["inv_std"], torch.tensor(3.0).exp())
+    assert renderer(learned_variance_init=0.9).variance().item() == pytest.approx(math.exp(9.0))
     views.depth.sum().backward()
     assert learned.variance._inv_std.grad.abs() > 0
     frozen = renderer(trainable_variance=False)
@@ -163,6 +181,18 @@ def test_annealing_ends_at_the_true_slope():
     torch.testing.assert_close(annealed(*arguments, size=(6, 6), progress=Progress(step=10)).depth, plain.depth)
     # At the start surfaces seen from behind are lit too: light that passed the front is absorbed there.
     assert start.opacity.sum() > plain.opacity.sum()
+
+
+def test_annealing_changes_nothing_where_the_surface_is_seen_head_on():
+    """A ray through the middle of a ball meets it at slope -1 and leaves it at slope 1. The annealed slope relu(1/2 -
+    slope / 2) is that of the surface, 1 and 0, at both: only surfaces seen from the side are lit more."""
+    arguments = planes_of(0.5), cameras(0.0), TEXT
+    plain, annealed = renderer(), renderer(cos_anneal_end_steps=10)
+    middle = plain(*arguments, size=(1, 1))
+    for step in (0, 5):
+        found = annealed(*arguments, size=(1, 1), progress=Progress(step=step))
+        torch.testing.assert_close(found.extras["weights"], middle.extras["weights"], atol=1e-5, rtol=0)
+    assert middle.opacity.item() > 0.9
 
 
 def test_options_that_make_no_sense_are_refused():
