@@ -4,6 +4,7 @@ import json
 import runpy
 import socket
 import sys
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -40,7 +41,8 @@ def address(generator, folder):
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         patch.setenv("no_proxy", "127.0.0.1")
         page = gradio_app.build_page(generator)
-        gradio_app.launch(page, gradio_app.parse(["--port", str(free_port())]), wait=False)
+        flags = gradio_app.parse(["--port", str(free_port()), "--allowed-host", "meshes.example"])
+        gradio_app.launch(page, flags, folder, wait=False)
         yield page.local_url
         page.close(verbose=False)
 
