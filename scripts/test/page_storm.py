@@ -2,11 +2,11 @@
 
     python scripts/test/page_storm.py --requests 100 [--weights FOLDER] [--device cpu] [--large 256]
 
-Starts the page on a free port of this machine. Every request comes from a visitor of its own, all at the same time; one
-that finds the queue full tries again until it is answered. Each has another seed and prompt: the answer must be a GLB of
-this prompt with this seed in its report. Fails if a request is lost or mixed up, if memory in use has grown by more than
---growth from the end of the warm-up to the end of the storm, or after a last request at the resolution --large, or if
-the stopped page leaves files behind. Linux only: memory is read from /proc.
+Starts the page on a free port of this machine. Every request comes from a visitor of its own, all at the same time;
+one that finds the queue full tries again until it is answered. Each has another seed and prompt: the answer must be a
+GLB of this prompt with this seed in its report. Fails if a request is lost or mixed up, if memory in use grows by more
+than --growth from the end of the warm-up to the end of the storm or to the end of a last request at the resolution
+--large, or if the stopped page leaves files behind. Linux only: memory is read from /proc.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from custom.shapeworld.world import PALETTE, SHAPES
 from triplaneturbo.naming import slug
 
+ROOT = Path(__file__).resolve().parents[2]
 WARM_UP = 5  # requests after which libraries are loaded and pools filled
 PATIENCE = 3600  # seconds until a request counts as lost
 RESOLUTIONS = (32, 48, 64)
