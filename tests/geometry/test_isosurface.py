@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -29,6 +33,41 @@ def test_grid_equals_pointwise_queries_with_gradients(build, monkeypatch, interp
     ours = torch.autograd.grad(sdf.sin().sum() + deformation.cos().sum(), leaves)
     truth = torch.autograd.grad(expected_sdf.sin().sum() + expected_deformation.cos().sum(), leaves)
     torch.testing.assert_close(ours, truth)
+    with torch.no_grad():
+        again = field_grid(geometry, planes, 7, with_deformation=True)
+    assert torch.equal(again[0], sdf)
+    assert torch.equal(again[1], deformation)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+def test_slabs_do_not_fragment_the_memory_of_a_thread():
+    """50 slabs whose temporaries take 24 MB, in a thread as that of a server."""
+    code = """
+import threading, torch
+from triplaneturbo.geometry.isosurface import _run
+
+def slab(start, stop):
+    x = torch.ones(1, 1 << 21)
+    return ((x + 1) * (x + 2))[:, : 1 << 16].clone(),
+
+def peak():
+    return next(int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+def run():
+    with torch.no_grad():
+        for _ in range(5):
+            slab(0, 1)
+        before = peak()
+        (whole,) = _run(lambda start, stop: (slab(start, stop)[0][:, None],), 50, 1)
+        print(peak() - before - (whole.nbytes >> 20))
+
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+"""
+    root = Path(isosurface.__file__).resolve().parents[2]
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 100
 
 
 def test_deformation_is_in_cells_of_the_training_grid_or_of_any_grid(build):
