@@ -52,6 +52,7 @@ class Case:
         device = torch.get_default_device()
         self.arrays = {name: torch.from_numpy(value).to(device) for name, value in arrays.items()}
         self.unread = set(self.arrays)
+        self.judged: set[str] = set()  # the names of what was compared, arrays and others
         self.failures: list[str] = []
         self.errors: dict[str, float] = {}
 
@@ -143,17 +144,19 @@ class Case:
     def mostly_within(self, name: str, errors: Tensor, tolerance: float, outliers: float) -> None:
         """All but a share `outliers` of the errors, rounded down to a number of them, are at most `tolerance`."""
         descending = errors.flatten().nan_to_num(nan=math.inf).sort(descending=True).values
-        beyond = f" (but for {outliers:.1%})" if outliers else ""
-        self.within(f"{name}{beyond}", float(descending[int(outliers * len(descending))]), tolerance)
+        scope = f" for all but {outliers:.1%}" if outliers else ""
+        self.within(name, float(descending[int(outliers * len(descending))]), tolerance, scope)
 
-    def within(self, name: str, error: float, tolerance: float) -> None:
-        """An error measured by the caller is at most `tolerance`; NaN is not."""
+    def within(self, name: str, error: float, tolerance: float, scope: str = "") -> None:
+        """An error measured by the caller is at most `tolerance`; NaN is not. scope: of what, for the message."""
+        self.judged.add(name.partition(": ")[0])
         self.errors[name] = max(error, self.errors.get(name, 0.0))
         if not error <= tolerance:
-            self.failures.append(f"{name}: error {error:.2e}, tolerance {tolerance:.0e}")
+            self.failures.append(f"{name}: error {error:.2e}, tolerance {tolerance:.0e}{scope}")
 
     def require(self, name: str, condition: bool) -> None:
         """`name` is a fact that must hold."""
+        self.judged.add(name.partition(": ")[0])
         if not condition:
             self.failures.append(f"{name}: does not hold")
 
@@ -163,7 +166,7 @@ class Case:
             worst = max(self.errors, key=self.errors.get)
             log.info("%s: %d compared, largest error %.1e (%s)", self.family, len(self.errors), *self._of(worst))
         failures = list(self.failures)
-        if not self.errors:
+        if not self.judged & self.arrays.keys():
             failures.append("the case carries nothing that can be compared")
         if self.unread:
             failures.append(f"not compared: {', '.join(sorted(self.unread))}")

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -87,14 +88,17 @@ def test_chunks_change_neither_pictures_nor_gradients(training):
         views = subject(planes, cameras(10.0, 100.0, n_view=1), TEXT.expand(2, -1), size=(8, 8))
         (views.rgb.sum() + views.disparity.square().sum() + views.normal.square().sum()).backward()
         results.append((views, planes.grad))
+    # The last digit of a ray, which other vector instructions may round differently, moves the box's normals by 8e-5
+    # and a gradient of 140 by 2e-3.
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
     (whole, gradient), (pieces, gradient_of_pieces) = results
     for name in PICTURES:
-        torch.testing.assert_close(getattr(whole, name), getattr(pieces, name))
-    torch.testing.assert_close(gradient, gradient_of_pieces)
+        close(getattr(whole, name), getattr(pieces, name))
+    close(gradient, gradient_of_pieces)
     assert gradient.abs().sum() > 0
     assert ("sdf_grad" in whole.extras) == training
     for name, value in whole.extras.items():
-        torch.testing.assert_close(value, pieces.extras[name])
+        close(value, pieces.extras[name])
 
 
 def test_jitter_belongs_to_the_sample():

@@ -77,7 +77,7 @@ def training_cameras(case: Case, workbench: Workbench, monkeypatch: pytest.Monke
             case.close(f"step{step}_{name}", value, 2e-6)
     for name in ("noise_draw", "noise"):  # a row a prompt, a row a plane
         if name in case:
-            case.require(f"shape of {name}", case[name].numel() == n_prompts * math.prod(batch.latent_shape))
+            case.require(f"{name}: shape", case[name].numel() == n_prompts * math.prod(batch.latent_shape))
     if "noise_draw" in case:
         case.equal("noise", case["noise_draw"].flatten(0, 1))
 

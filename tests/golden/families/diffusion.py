@@ -163,7 +163,8 @@ def regularization(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyP
     case.require(f"logged_names are {sorted(measured)}", measured.keys() == set(names))
     if "logged" in case:
         for name, expected in zip(names, case["logged"].tolist(), strict=True):
-            case.within(name, abs(measured.get(name, math.nan) - expected) / max(abs(expected), 1e-30), 1e-5)
+            gap = abs(measured.get(name, math.nan) - expected)
+            case.within(f"logged: {name}", gap / max(abs(expected), 1e-30), 1e-5)
 
 
 def _recorded_views(case: Case, **changes: list[Tensor]) -> Views:

@@ -127,6 +127,8 @@ def _render(case: Case, renderer: VolumeRenderer, planes: Tensor, tolerance: flo
 
 
 def _compare_samples(case: Case, views: Views) -> None:
+    if "sample_ray_index" not in case:
+        return
     rays = case["sample_ray_index"]
     n_rays = views.opacity.numel()
     for name in case.with_prefix("samples_"):

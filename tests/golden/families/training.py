@@ -26,7 +26,7 @@ from triplaneturbo.types import Batch, Cameras, ScoreGradient, TextStates, Views
 _PICTURES, _NORMS, _GRADIENTS = 1e-2, 1e-2, 2e-2
 # The share of pixels, and of tensors, that a sample on a kink may carry further away (README.md has the measurements).
 _KINKED_PIXELS, _KINKED_TENSORS = 0.005, 0.5
-# Of any one tensor's gradient; of all of them, taken as one vector of norms or projections.
+# Of any one tensor's gradient; of the vector of all projections.
 _WORST, _TOGETHER = 0.5, 0.1
 
 
@@ -94,7 +94,7 @@ def take_step(
 
 
 def compare_step(case: Case, found: Mapping[str, Tensor]) -> None:
-    """Pictures but for single pixels, gradients as those of most tensors and as one vector.
+    """Pictures but for single pixels, gradients but for those of some tensors, within wider bounds.
 
     A sample on a kink of the field is turned by the last digit of a weight, and with it its pixel, and the gradients
     of the tensors that it reaches: README.md.
@@ -111,7 +111,6 @@ def compare_step(case: Case, found: Mapping[str, Tensor]) -> None:
         gap = (found["grad_norms"] - norms).abs()
         case.mostly_within("grad_norms", gap / norms.clamp(min=1e-30), _NORMS, _KINKED_TENSORS)
         case.within("grad_norms: worst", float((gap / norms.clamp(min=1e-30)).max()), _WORST)
-        case.within("grad_norms: together", float(gap.norm() / norms.norm()), _TOGETHER)
     if "grad_proj" in case:
         projections = case["grad_proj"].double()
         gap = (found["grad_proj"] - projections).abs()
