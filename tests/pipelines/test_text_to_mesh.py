@@ -178,7 +178,9 @@ def test_a_tensor_that_no_mesh_depends_on_is_refused_in_a_student(folder, tmp_pa
         TextToMeshPipeline.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\0" * 99, b"\xff\xfe", b"[1]", b'{"geometry": {"sdf": 1}}', b"[" * 200_000, b"<html>"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\0" * 99, b"\xff\xfe", b"[1]", b'{"geometry": {"sdf": 1}}', b"[" * 200_000, b"<html>"]
+)
 def test_a_damaged_pipeline_file_is_named(tmp_path, content):
     (tmp_path / "pipeline.json").write_bytes(content)
     with pytest.raises(WeightsError, match=r"pipeline\.json cannot be used"):
