@@ -25,7 +25,7 @@ from triplaneturbo.base import Component, build, parts
 from triplaneturbo.config import ExperimentConfig, load_config, to_yaml
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.extensions import import_extensions
-from triplaneturbo.interruption import interruption
+from triplaneturbo.interruption import FILES, NOTHING, interruption
 from triplaneturbo.storage import require_writable, write_text
 from triplaneturbo.systems.callbacks import ProgressReport, RunCard
 from triplaneturbo.systems.checkpoint import AtomicCheckpointIO, Checkpointer, resolve_resume
@@ -76,8 +76,7 @@ def launch(request: Launch) -> None:
     import_extensions(CUSTOM_FOLDER)
     experiment, checkpoint = read_experiment(request)
     training = request.mode == "train"
-    if training:
-        interruption.remains = " before its first step: there is nothing new to save"
+    interruption.remains = NOTHING if training else FILES
     components = list(parts(experiment, without=() if training else ("guidance", "guidance_processor")))
     if experiment.compat is None:
         log_differences(components)
