@@ -21,6 +21,7 @@ from triplaneturbo.weights.files import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 GO_ON = "to go on, repeat the command with resume=auto"
+ONE_BATCH = "system.gradient_accumulation_steps=1"  # an update; two without it
 EVERY_UPDATE = ("trainer.log_every_n_steps=1", "checkpoint.every_n_train_steps=1000")
 
 
@@ -107,7 +108,7 @@ def test_a_training_finishes_its_accumulated_update_and_loses_nothing(train, at,
 
 def test_updates_of_all_parts_of_a_batch_belong_together(train, at):
     parts = ("data.n_steps=2", "system.num_parts_training=2")
-    options = (*parts, "system.step_every_part=true", "system.gradient_accumulation_steps=1", "trainer.max_steps=4")
+    options = (*parts, "system.step_every_part=true", ONE_BATCH, "trainer.max_steps=4")
     _, whole = train("whole", *options)
     at(System, "distil_part", 1, signal.SIGTERM)
     code, part = train("part", *options)
@@ -128,7 +129,7 @@ def test_a_validation_is_left_and_the_weights_are_not_their_averages(train, at, 
 
 def test_a_signal_inside_a_save_lets_it_end(train, at):
     at(torch, "save", 1, signal.SIGINT)
-    code, folder = train("t", "trainer.max_steps=9", "checkpoint.every_n_train_steps=2")
+    code, folder = train("t", ONE_BATCH, "trainer.max_steps=9", "checkpoint.every_n_train_steps=2")
     assert (code, steps(folder)) == (130, ([2, 3], 3))
     assert not list(folder.rglob("*.tmp"))
     for path in (folder / "ckpts").glob("*.ckpt"):
@@ -145,23 +146,23 @@ def test_before_the_first_update_there_is_nothing_to_save(train, at, capfd):
 
 def test_a_signal_while_training_ends_stops_before_the_test(train, at, capfd):
     at(System, "on_train_end", 1, signal.SIGTERM)
-    code, folder = train("t", "trainer.max_steps=2", "trainer.limit_test_batches=1.0")
-    assert (code, steps(folder)) == (143, ([2], 2))
-    assert f"stopped by SIGTERM after step 2, saved as {folder}/ckpts/epoch=1-step=2.ckpt" in capfd.readouterr().err
+    code, folder = train("t", ONE_BATCH, "trainer.max_steps=1", "trainer.limit_test_batches=1.0")
+    assert (code, steps(folder)) == (143, ([1], 1))
+    assert f"stopped by SIGTERM after step 1, saved as {folder}/ckpts/epoch=1-step=1.ckpt" in capfd.readouterr().err
     assert not (folder / "save").exists()
 
 
 def test_without_checkpoints_it_says_that_nothing_is_saved(train, at, capfd):
     at(System, "distil_part", 1, signal.SIGTERM)
-    code, folder = train("t", "trainer.max_steps=9", "checkpoint.save_top_k=0", "checkpoint.save_last=false")
+    code, folder = train("t", ONE_BATCH, "trainer.max_steps=9", "checkpoint.save_top_k=0", "checkpoint.save_last=false")
     assert code == 143
     assert not (folder / "ckpts").exists()
     assert "after step 1, not saved: checkpoint.save_last and checkpoint.save_top_k are off" in capfd.readouterr().err
 
 
-def test_sigusr1_saves_and_goes_on(train, at, capfd):
+def test_sigusr1_saves_and_goes_on(train, at):
     at(System, "distil_part", 1, signal.SIGUSR1)
-    code, folder = train("t", "trainer.max_steps=3", "checkpoint.save_top_k=-1")
+    code, folder = train("t", ONE_BATCH, "trainer.max_steps=3", "checkpoint.save_top_k=-1")
     assert (code, steps(folder)) == (0, ([1, 3], 3))
 
 
@@ -300,8 +301,9 @@ def wait_for(condition, process, seconds=120):
 
 
 def launch_process(config, *arguments, **environment):
+    """launch.py in the configuration's folder."""
     command = [sys.executable, str(ROOT / "launch.py"), "--config", str(config), *arguments]
-    return subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.PIPE, text=True, cwd=config.parent)
 
 
 @pytest.mark.slow
@@ -314,6 +316,7 @@ def test_under_slurm_signals_mean_the_same_and_nothing_is_requeued(tiny_world, t
     slurm = {f"SLURM_{name}": value for name, value in job.items()}
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     options = [*FAST, *EVERY_UPDATE, "trainer.max_steps=100000"]
+    (tmp_path / "hpc_ckpt_1.ckpt").write_text("of another program, which Lightning would take for this one's")
     process = launch_process(config, "--train", "tag=t", *options, PATH=path, **slurm)
     log = folder / "losses.jsonl"
     wait_for(lambda: log.exists() and log.stat().st_size, process)
@@ -328,7 +331,7 @@ def test_under_slurm_signals_mean_the_same_and_nothing_is_requeued(tiny_world, t
     assert said.count("stopped by SIGTERM after step") == 1
     assert "Traceback" not in said
     assert not (tmp_path / "requeued").exists()
-    assert not [*tmp_path.rglob("hpc_ckpt*"), *ROOT.glob("hpc_ckpt*")]
+    assert [path.name for path in tmp_path.rglob("hpc_ckpt*")] == ["hpc_ckpt_1.ckpt"]
 
 
 @pytest.mark.slow
@@ -337,7 +340,6 @@ def test_an_export_stops_and_leaves_complete_files(tiny_world, tmp_path):
     prompts = [word for i in range(40) for word in ("--prompt", f"{PROMPTS[0]} {i}")]
     process = launch_process(config, "--export", "--out", str(tmp_path / "out"), *prompts, "trainer.accelerator=cpu")
     wait_for(lambda: list(tmp_path.glob("out/*/model.glb")), process)
-    start = time.monotonic()
     process.terminate()
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 143, said
@@ -345,7 +347,6 @@ def test_an_export_stops_and_leaves_complete_files(tiny_world, tmp_path):
     assert "Traceback" not in said
     assert len(list(tmp_path.glob("out/*/model.glb"))) < 40
     assert not list(tmp_path.rglob("*.tmp"))
-    assert time.monotonic() - start < 20
 
 
 PROGRAMS = ("launch.py", "gradio_app.py", "evaluation", "scripts")

@@ -26,6 +26,9 @@ from typing import NamedTuple
 
 # A terminal and torchrun both pass on the one signal that was meant, so that it comes twice.
 SAME_REQUEST_S = 1.0
+# What a stop at once leaves behind: the end of the line that is printed.
+FILES = "; the files that it wrote are complete"
+NOTHING = " before its first step: there is nothing new to save"
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
@@ -47,8 +50,8 @@ class Interruption:
     """What this process was told by signals. They belong to the whole process, so there is one: `interruption`."""
 
     def __init__(self) -> None:
-        self.remains = "; the files that it wrote are complete"
-        """What a stop at once leaves behind: the end of the line that is printed."""
+        self.remains = FILES
+        """What a stop at once leaves behind, now."""
         self.signal_children: Callable[[int], None] = lambda number: None
         """Passes a signal on to the processes that this one has started."""
         self.signal: signal.Signals | None = None

@@ -22,7 +22,7 @@ from triplaneturbo.bounds import Range
 from triplaneturbo.config import ExperimentConfig, load_config
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.extensions import import_extensions
-from triplaneturbo.interruption import interruption
+from triplaneturbo.interruption import FILES, NOTHING, interruption
 from triplaneturbo.storage import require_writable
 from triplaneturbo.systems.base import LoggersConfig
 from triplaneturbo.systems.callbacks import ProgressReport, RunCard
@@ -84,8 +84,7 @@ def launch(request: Launch) -> None:
     import_extensions(CUSTOM_FOLDER)
     experiment = _read_configuration(request)
     training = request.mode == "train"
-    if training:
-        interruption.remains = " before its first step: there is nothing new to save"
+    interruption.remains = NOTHING if training else FILES
     components = list(parts(experiment, without=() if training else ("guidance", "guidance_processor")))
     if experiment.compat is None:
         log_differences(components)
