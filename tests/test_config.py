@@ -145,7 +145,7 @@ def test_values_of_environment_variables_are_not_written_down(tmp_path, monkeypa
     assert yaml.safe_load(kept.read_text())["data"]["open"] == 6
     assert load_config([kept]) == config
     monkeypatch.delenv("SOME_KEY")
-    with pytest.raises(ConfigError, match="the environment variable SOME_KEY is not set"):
+    with pytest.raises(ConfigError, match="Environment variable 'SOME_KEY' not found"):
         load_config([kept])
 
 
@@ -170,7 +170,7 @@ def test_a_run_stays_in_its_folder(tmp_path, option, value):
     ],
 )
 def test_resolvers_take_numbers(tmp_path, expression):
-    with pytest.raises(ConfigError, match="number is needed here|too large|complex"):
+    with pytest.raises(ConfigError, match=r"number is needed here|out of range"):
         read(tmp_path, f'data:\n  x: "{expression}"\n')
 
 

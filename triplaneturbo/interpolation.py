@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.resolvers import oc
 
 from triplaneturbo.errors import ConfigError
 
@@ -91,9 +92,7 @@ def _watch_environment(asked: list[str]) -> None:
 
     def environment(name: str, *default: Any) -> Any:
         asked.append(name)
-        if name not in os.environ and not default:
-            raise KeyError(f"the environment variable {name} is not set")
-        return os.environ.get(name, *default)
+        return oc.env(name, *default)
 
     OmegaConf.register_resolver("oc.env", environment, replace=True, annotation_validation="off")
 
