@@ -20,7 +20,7 @@ READ = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots
 }
 READ_BELOW = ("/assets/", "/static/", f"{API}/heartbeat/", f"{API}/call/")
 # All go through the queue, but for run/predict: there gradio lets pass what needs none, such as a click on an example.
-WRITTEN = {f"{API}/{name}" for name in ("queue/join", "call/generate", "call/v2/generate", "run/predict", "cancel")}
+WRITTEN = {f"{API}/{name}" for name in ("queue/join", "call/generate", "call/v2/generate", "run/predict", "cancel", "reset")}
 
 
 class Refusal(Exception):
