@@ -224,7 +224,7 @@ def test_only_results_are_served(address, path):
 
 
 def test_results_are_served(address, red_cube, folder):
-    (path,) = folder.rglob("a_red_cube.glb")
+    (path,) = [path for path in folder.rglob("*.glb") if path.read_bytes() == red_cube[0].read_bytes()][:1]
     with urllib.request.urlopen(f"{address}gradio_api/file={path}", timeout=PATIENCE) as file:
         assert file.read() == red_cube[0].read_bytes()
 
@@ -312,8 +312,8 @@ def test_other_host_names_are_refused(address, path, host, status):
 @pytest.mark.parametrize(
     ("origin", "status"),
     [
-        ("http://127.0.0.1:{port}", 404),
-        ("https://meshes.example", 404),
+        ("http://127.0.0.1:{port}", 200),
+        ("https://meshes.example", 200),
         ("https://evil.example", 403),
         ("http://127.0.0.1:1", 403),  # another server of this machine
         ("http://127.0.0.1:{port}.evil.example", 403),
@@ -322,12 +322,11 @@ def test_other_host_names_are_refused(address, path, host, status):
     ],
 )
 def test_pages_of_other_sites_are_refused(address, origin, status):
-    """A request for no endpoint: it is not found by those who may ask."""
     origin = origin.format(port=urllib.parse.urlsplit(address).port)
-    body = json.dumps({"data": [], "fn_index": 99, "session_hash": "a"})
-    found, text = request(address, "POST", "gradio_api/queue/join", body, {**JSON, "Origin": origin})
+    body = json.dumps({"session_hash": "nobody", "fn_index": 0, "event_id": "none"})
+    found, text = request(address, "POST", "gradio_api/cancel", body, {**JSON, "Origin": origin})
     assert found == status
-    assert status == 404 or origin in text
+    assert status == 200 or origin in text
 
 
 def test_a_server_for_all_addresses_answers_under_each_of_them_but_under_no_foreign_name():
@@ -401,8 +400,8 @@ def test_a_stopped_generation_ends_before_the_next_begins(folder):
 def test_the_page_has_a_button_that_stops(address):
     config = json.loads(fetch(f"{address}config"))
     (stop,) = [part["id"] for part in config["components"] if part["props"].get("value") == "Stop"]
-    (clicked,) = [event for event in config["dependencies"] if [stop, "click"] in event["targets"]]
-    assert clicked["cancels"] == [endpoint(address)["id"]]
+    clicked = [event["cancels"] for event in config["dependencies"] if [stop, "click"] in event["targets"]]
+    assert [endpoint(address)["id"]] in clicked
 
 
 @pytest.mark.parametrize("last", ["Denoising step 2 of 4", "Extracting the surface", "Drawing the turntable"])

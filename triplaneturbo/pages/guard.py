@@ -19,8 +19,8 @@ READ = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots
     f"{API}/{name}" for name in ("info", "openapi.json", "startup-events", "queue/data", "queue/status", "app_id")
 }
 READ_BELOW = ("/assets/", "/static/", f"{API}/heartbeat/", f"{API}/call/")
-# All go through the queue, but for run/predict: there gradio lets pass what needs none, such as a click on an example.
-WRITTEN = {f"{API}/{name}" for name in ("queue/join", "call/generate", "call/v2/generate", "run/predict", "cancel")}
+# All go through the queue but run/predict, where gradio lets pass what needs none, such as a click on an example.
+SENT = ("queue/join", "call/generate", "call/v2/generate", "run/predict", "cancel", "reset")
 
 
 class Refusal(Exception):
@@ -92,7 +92,7 @@ class Guard:
             headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
             self.visitors.check(headers.get("host", ""), headers.get("origin"))
             if scope["method"] == "POST":
-                check_written(scope["path"])
+                check_sent(scope["path"])
                 receive = await check_body(receive)
             else:
                 self.check_read(scope["method"], scope["path"])
@@ -113,9 +113,9 @@ class Guard:
             raise Refusal(403, f"{method} {path} is not part of this page.")
 
 
-def check_written(path: str) -> None:
+def check_sent(path: str) -> None:
     """Raises Refusal: nothing may be sent to `path`."""
-    if path not in WRITTEN:
+    if path not in {f"{API}/{name}" for name in SENT}:
         raise Refusal(403, f"POST {path} is not part of this page.")
 
 
