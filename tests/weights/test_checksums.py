@@ -1,15 +1,22 @@
 """Files of tensors that are not what was written: refused, whatever byte was hit."""
 
 import random
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from custom.shapeworld.scorer import Scorer
+from evaluation.clip_models import load_clip
+from triplaneturbo import TextToMeshPipeline
 from triplaneturbo.errors import WeightsError
+from triplaneturbo.prompts import TextEncoder
 from triplaneturbo.weights.checksums import say_unverified
 from triplaneturbo.weights.files import load_tensors, read_checkpoint, read_safetensors, save_checkpoint, save_tensors
+from triplaneturbo.weights.folders import load_unet
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2]), "s": torch.tensor(3.5).half()}
 ROOT = Path(__file__).parents[2]
@@ -136,6 +143,28 @@ def test_a_long_reading_says_how_far_it_is(
         monkeypatch.setattr("triplaneturbo.weights.checksums._PATIENCE", 0.0)
         read_checkpoint(path)
     assert f"reading {path}: " in caplog.records[-1].getMessage()
+
+
+@pytest.mark.parametrize(
+    ("file", "load"),
+    [
+        ("student.safetensors", lambda folder: TextToMeshPipeline.from_pretrained(folder, "cpu")),
+        ("stable_diffusion/unet", lambda folder: TextToMeshPipeline.from_pretrained(folder, "cpu")),
+        ("stable_diffusion/vae", lambda folder: TextToMeshPipeline.from_pretrained(folder, "cpu")),
+        ("stable_diffusion/text_encoder", lambda folder: TextEncoder(folder / "stable_diffusion")),
+        ("richdreamer/unet", lambda folder: load_unet(folder / "richdreamer")),
+        ("scorer", lambda folder: Scorer.load(folder / "scorer")),
+        ("scorer", lambda folder: load_clip(str(folder / "scorer"), "cpu")),
+    ],
+)
+def test_a_changed_bit_is_refused_wherever_weights_are_loaded(tmp_path: Path, file: str, load: Callable) -> None:
+    shutil.copytree(ROOT / "load/shapeworld", tmp_path, dirs_exist_ok=True)
+    (path,) = [tmp_path / file] if file.endswith(".safetensors") else (tmp_path / file).glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"{path} is damaged"):
+        load(tmp_path)
 
 
 def test_the_shipped_files_carry_digests(caplog: pytest.LogCaptureFixture) -> None:
