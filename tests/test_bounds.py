@@ -115,7 +115,7 @@ def test_the_storm_notices_nonsense_that_runs_and_tracebacks(tmp_path, monkeypat
     def broken(*_):
         raise KeyError("a mistake of ours")
 
-    monkeypatch.setattr(launcher, "read_experiment", broken)
+    monkeypatch.setattr(launcher, "_read_configuration", broken)
     assert attempt(TINY, [], absurd, tmp_path) == ("traceback", "KeyError: 'a mistake of ours'")
 
 

@@ -264,11 +264,12 @@ def test_auto_resume_finds_the_newest_trial_and_stays_in_it(toy, tmp_path):
         folder = tmp_path / f"out/toy/t{stamp}/ckpts"
         folder.mkdir(parents=True)
         for step in steps:
-            (folder / f"epoch=0-step={step}.ckpt").touch()
+            state = {"state_dict": {}, "global_step": step, "pytorch-lightning_version": "2.6.0", "loops": {}}
+            save_checkpoint(folder / f"epoch=0-step={step}.ckpt", state)
         (folder / ".epoch=0-step=99.ckpt.123.tmp").touch()
     config, checkpoint = read_experiment(request)
-    assert checkpoint == tmp_path / "out/toy/t@2/ckpts/epoch=0-step=4.ckpt"
-    assert config.trial_dir == tmp_path / "out/toy/t@2"
+    assert checkpoint == tmp_path / "out/toy/t@1/ckpts/epoch=0-step=10.ckpt"  # by steps, not by age
+    assert config.trial_dir == tmp_path / "out/toy/t@1"
 
 
 @pytest.fixture(scope="module")

@@ -183,7 +183,7 @@ def pair(toy, tmp_path):
         starter = [*starters[kind], str(free_port())] if kind == "torchrun" else starters[kind]
         command = [*starter, str(script), str(tmp_path), "--config", str(toy), "--train"]
         options = ["trainer.devices=2", "trainer.strategy=ddp", "use_timestamp=true", *overrides]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+        environment = {**os.environ, "PYTHONPATH": PATH, "CUDA_VISIBLE_DEVICES": ""}
         return subprocess.run(
             [*command, *options], capture_output=True, text=True, check=False, timeout=300, env=environment
         )
@@ -219,7 +219,7 @@ def test_machines_that_see_other_files_stop(train, toy, tmp_path):
     """Started by hand on two machines, the processes meet only when training begins."""
     (tmp_path / "process.py").write_text(PROCESS)
     assert train("trainer.max_steps=2", "tag=a") == 0
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "MAY_CHOOSE": "1", "PYTHONPATH": str(ROOT)}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "MAY_CHOOSE": "1", "PYTHONPATH": PATH}
     options = ["trainer.devices=1", "trainer.num_nodes=2", "trainer.strategy=ddp", "tag=b", "trainer.max_steps=4"]
     resumes = ["resume=auto", f"resume={tmp_path / 'out/toy/a/ckpts/last.ckpt'}"]
     command = [sys.executable, str(tmp_path / "process.py"), str(tmp_path), "--config", str(toy), "--train", *options]

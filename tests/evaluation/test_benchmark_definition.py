@@ -112,14 +112,14 @@ def test_captions_are_chosen_among_all_singles_or_128_stacks(judge):
     assert set(load_splits()["unseen_compositions"]) < set(stacks)
 
 
-def test_shuffled_captions_are_those_of_the_other_half(judge):
+def test_captions_of_others_are_those_of_the_other_half(judge):
     """A cyclic shift by half of the prompts: nobody keeps a caption, and everybody's is used once."""
     prompts = judge.bank[:5]
     found = [Measured(p, 0, judge.solid(p), (i,) * 4, 0.0) for i, p in enumerate(prompts)]
     asked = []
     recall = judge.recall
     judge.recall = lambda measured, prompt: (asked.append((measured.prompt, prompt)), recall(measured, prompt))[1]
-    assert controls(judge, found)["shuffled_captions"]["r_at_1"] == 0
+    assert controls(judge, found)["captions_of_others"]["r_at_1"] == 0
     assert asked[-5:] == [(p, prompts[(i + 2) % 5]) for i, p in enumerate(prompts)]
 
 

@@ -125,7 +125,7 @@ def test_options(tmp_path):
     (path,) = exporter([tetrahedron()], ["a"], tmp_path)
     assert {p.name for p in path.parent.iterdir()} == {"x.glb", "prompt.txt", "turntable.webp"}
     for save_normal in (True, False):
-        exporter = MeshExporter({"save_normal": save_normal, "turntable_views": 0})
+        exporter = MeshExporter({"save_normal": save_normal, "turntable_views": 0, "overwrite": True})
         (path,) = exporter([tetrahedron()], ["b"], tmp_path)
         assert (b'"NORMAL"' in path.read_bytes()) == save_normal
 

@@ -70,7 +70,8 @@ def test_skipped_updates_are_counted_across_lives(make, tmp_path, monkeypatch):
     system.skipped, system.skipped_in_a_row = 25, 19
     system.trainer.save_checkpoint(tmp_path / "a.ckpt")
     later, go_on = make(max_steps=2)
-    monkeypatch.setattr("triplaneturbo.systems.prd.average_gradients", lambda parameters: torch.tensor(float("nan")))
+    broken = torch.tensor(float("nan"))
+    monkeypatch.setattr("triplaneturbo.systems.prd.average_gradients", lambda parameters, wishes: (broken, wishes))
     with pytest.raises(RuntimeError, match="20 times in a row"):
         go_on(ckpt_path=tmp_path / "a.ckpt", weights_only=True)
     assert later.skipped == 26

@@ -71,12 +71,12 @@ def test_an_entry_that_is_marked_as_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_checkpoints_in_one_file_are_refused(tmp_path: Path) -> None:
-    # zipfile would verify the second, PyTorch read the numbers of the first.
+    # zipfile would verify the second, PyTorch read the numbers of the first. Newer Pythons already find the file odd.
     for name, value in (("a", 1.0), ("b", 2.0)):
         save_checkpoint(tmp_path / name, {"w": torch.full((4,), value)})
     both = tmp_path / "both.ckpt"
     both.write_bytes((tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes())
-    with pytest.raises(WeightsError, match="belongs to another file"):
+    with pytest.raises(WeightsError, match="belongs to another file|is damaged"):
         read_checkpoint(both)
 
 
