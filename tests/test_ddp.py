@@ -1,7 +1,6 @@
 """Two processes do what one does with the same global batch, in one pass or accumulated; they stop together."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -67,5 +66,3 @@ def test_both_processes_stop_after_the_same_update(tiny_world, tmp_path):
     assert len(log.read_text().splitlines()) == read_checkpoint(saved)["global_step"]
     assert said.count("stopped by SIGTERM after step") == 1
     assert "Traceback" not in said
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)

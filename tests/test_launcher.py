@@ -19,6 +19,7 @@ from triplaneturbo.exporters.files import read_mesh
 from triplaneturbo.exporters.origin import read_origin
 from triplaneturbo.extensions import import_extensions
 from triplaneturbo.launcher import Launch, count_processes, read_experiment, trainer_options
+from triplaneturbo.weights.files import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 

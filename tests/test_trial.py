@@ -18,6 +18,7 @@ from triplaneturbo.systems.checkpoint import newest_checkpoint
 from triplaneturbo.trial import differences, enter_trial
 
 ROOT = Path(__file__).parents[1]
+PATH = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 @pytest.fixture

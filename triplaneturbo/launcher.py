@@ -1,5 +1,6 @@
 """From a configuration to a running trainer: build the data module and the system, then fit, check or export."""
 
+import dataclasses
 import inspect
 import logging
 import re
@@ -181,8 +182,9 @@ def _refused_trainer_option(experiment: ExperimentConfig) -> str:
     """What to say of an option without which the trainer can be made; of all, if there is no single one."""
     for key, value in experiment.trainer.items():
         others = {name: value for name, value in experiment.trainer.items() if name != key}
+        options = trainer_options(dataclasses.replace(experiment, trainer=others))
         try:
-            pl.Trainer(**trainer_options(dataclasses.replace(experiment, trainer=others)), logger=False)
+            pl.Trainer(**options, logger=False)
         except Exception:  # then another option is the one
             continue
         return f"trainer.{key} cannot be {value!r}"
