@@ -26,7 +26,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")  # its default is TF32: ten bits
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # on by default: ten bits are not float32
     return torch.device(request.config.getoption("golden_device", None) or "cpu")
 
 
