@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,16 @@ def test_two_checkpoints_in_one_file_are_refused(tmp_path: Path) -> None:
     both.write_bytes((tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes())
     with pytest.raises(WeightsError, match="belongs to another file|is damaged"):
         read_checkpoint(both)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_archive_with_two_entries_of_a_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    save_checkpoint(path, TENSORS)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/data/0", bytes(24))
+    with pytest.raises(WeightsError, match=r"x\.ckpt.*the same name"):
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize(

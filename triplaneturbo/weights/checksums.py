@@ -91,14 +91,15 @@ def check_archive(path: Path) -> None:
 def _disorder(entries: list[zipfile.ZipInfo]) -> str:
     """What keeps the archive from being one that PyTorch wrote, and reads in the same way as `zipfile`; empty: nothing.
 
-    PyTorch takes places from the file's beginning and does not decompress, `zipfile` allows for bytes before.
+    PyTorch counts places from the file's beginning, `zipfile` allows for other bytes before; of a mapped file PyTorch
+    takes the bytes as they lie there.
     """
     if not entries or min(entry.header_offset for entry in entries) != 0:
         return "its directory belongs to another file"
     if len({entry.filename for entry in entries}) != len(entries):
         return "two of its entries have the same name"
-    if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in entries):
-        return "an entry is compressed"
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        return "an entry is compressed, and PyTorch compresses none"
     if any(entry.is_dir() or entry.external_attr & _IS_FOLDER for entry in entries):
         return "an entry is marked as a folder, which PyTorch would not read at all"
     return ""
