@@ -13,7 +13,7 @@ from miniature import PROMPTS, write_configuration
 from test_resume import FAST
 
 import launch
-from triplaneturbo.interruption import interruption, stoppable
+from triplaneturbo.interruption import Wishes, interruption, stoppable
 from triplaneturbo.systems import checkpoint
 from triplaneturbo.systems.base import GeneratorSystem
 from triplaneturbo.systems.prd import ProgressiveRenderingDistillation as System
@@ -164,6 +164,16 @@ def test_sigusr1_saves_and_goes_on(train, at):
     at(System, "distil_part", 1, signal.SIGUSR1)
     code, folder = train("t", ONE_BATCH, "trainer.max_steps=3", "checkpoint.save_top_k=-1")
     assert (code, steps(folder)) == (0, ([1, 3], 3))
+
+
+def test_a_wish_lasts_until_it_is_acted_upon(signals):
+    """Though a batch may have further updates, in which nobody wishes anything."""
+    interruption._on_save(signal.SIGUSR1, None)
+    taken = [interruption.take_wishes(), interruption.take_wishes()]
+    assert taken == [Wishes(save=True), Wishes()]
+    for wishes in taken:
+        interruption.agree(wishes)
+    assert [interruption.take_agreed(), interruption.take_agreed()] == taken
 
 
 def test_a_plain_lightning_module_stops_after_an_update(signals, tmp_path):
