@@ -13,7 +13,7 @@ from miniature import PROMPTS, write_configuration
 from test_resume import FAST
 
 import launch
-from triplaneturbo.interruption import Wishes, interruption, stoppable
+from triplaneturbo.interruption import Wishes, interruption, interrupts_blocked, stoppable
 from triplaneturbo.systems import checkpoint
 from triplaneturbo.systems.base import GeneratorSystem
 from triplaneturbo.systems.prd import ProgressiveRenderingDistillation as System
@@ -300,6 +300,17 @@ def test_children_hear_of_a_stop():
     """)
     process.terminate()
     assert process.communicate(timeout=30)[0] == "15"
+
+
+def test_ctrl_c_is_left_to_the_process_that_started_others():
+    with interrupts_blocked():
+        child = subprocess.Popen(["sleep", "60"])
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    child.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(0.5)
+    child.terminate()
+    assert child.wait() == -signal.SIGTERM
 
 
 def wait_for(condition, process, seconds=120):
