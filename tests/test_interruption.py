@@ -13,7 +13,7 @@ from miniature import PROMPTS, write_configuration
 from test_resume import FAST
 
 import launch
-from triplaneturbo.interruption import interruption, stoppable
+from triplaneturbo.interruption import Wishes, interruption, interrupts_blocked, stoppable
 from triplaneturbo.systems import checkpoint
 from triplaneturbo.systems.base import GeneratorSystem
 from triplaneturbo.systems.prd import ProgressiveRenderingDistillation as System
@@ -166,6 +166,16 @@ def test_sigusr1_saves_and_goes_on(train, at):
     assert (code, steps(folder)) == (0, ([1, 3], 3))
 
 
+def test_a_wish_lasts_until_it_is_acted_upon(signals):
+    """Though a batch may have further updates, in which nobody wishes anything."""
+    interruption._on_save(signal.SIGUSR1, None)
+    taken = [interruption.take_wishes(), interruption.take_wishes()]
+    assert taken == [Wishes(save=True), Wishes()]
+    for wishes in taken:
+        interruption.agree(wishes)
+    assert [interruption.take_agreed(), interruption.take_agreed()] == taken
+
+
 def test_a_plain_lightning_module_stops_after_an_update(signals, tmp_path):
     """Of which Lightning makes the updates, here of two batches each."""
     import pytorch_lightning as pl
@@ -290,6 +300,17 @@ def test_children_hear_of_a_stop():
     """)
     process.terminate()
     assert process.communicate(timeout=30)[0] == "15"
+
+
+def test_ctrl_c_is_left_to_the_process_that_started_others():
+    with interrupts_blocked():
+        child = subprocess.Popen(["sleep", "60"])
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    child.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(0.5)
+    child.terminate()
+    assert child.wait() == -signal.SIGTERM
 
 
 def wait_for(condition, process, seconds=120):
