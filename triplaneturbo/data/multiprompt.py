@@ -16,6 +16,7 @@ from triplaneturbo.bounds import (
     Elevation,
     FieldOfView,
     LatentSize,
+    Length,
     Pixels,
     ProjectPath,
     Range,
