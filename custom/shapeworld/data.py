@@ -18,7 +18,7 @@ from custom.shapeworld.render import render
 from custom.shapeworld.splits import scorer_captions, teacher_captions
 from custom.shapeworld.world import Solid, parse_caption
 from triplaneturbo.base import Component
-from triplaneturbo.bounds import Count, Distance, FieldOfView, Range, Seed, Share
+from triplaneturbo.bounds import Count, FieldOfView, Length, Range, Seed, Share
 from triplaneturbo.cameras import orbit_cameras
 from triplaneturbo.draws import keyed_generator
 from triplaneturbo.registry import register
@@ -153,7 +153,7 @@ class ShapeWorldData(Component, pl.LightningDataModule):
         single_share: Share = 0.4  # of single solids; the rest are stacks
         background: tuple[Share, Share] = (0.4, 0.6)  # grey levels; the teachers' pictures are on a middle grey
         fovy: tuple[FieldOfView, FieldOfView] = (60.0, 60.0)  # range, degrees
-        distance: tuple[Distance, Distance] = (0.8, 1.0)  # range, relative
+        distance: tuple[Length, Length] = (0.8, 1.0)  # range, relative
         seed: Seed = 0
 
     pool: Pool

@@ -13,10 +13,10 @@ from triplaneturbo.base import Component, build
 from triplaneturbo.bounds import (
     Count,
     Degrees,
-    Distance,
     Elevation,
     FieldOfView,
     LatentSize,
+    Length,
     Pixels,
     ProjectPath,
     Range,
@@ -86,7 +86,7 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
         """Degrees."""
         unsup_azimuth_range: tuple[Degrees, Degrees] = (-180.0, 180.0)
         """Degrees."""
-        unsup_camera_distance_range: tuple[Distance, Distance] = (1.0, 1.5)
+        unsup_camera_distance_range: tuple[Length, Length] = (1.0, 1.5)
         """World units, or with relative_radius in units of 1 / tan(fovy / 2)."""
         unsup_fovy_range: tuple[FieldOfView, FieldOfView] = (40.0, 70.0)
         """Vertical field of view, degrees."""
@@ -98,7 +98,7 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
         """Views of the turntable in tests."""
         eval_elevation_deg: Elevation = 15.0
         """Of the turntable."""
-        eval_camera_distance: Distance = 1.5
+        eval_camera_distance: Length = 1.5
         """Of the turntable, world units."""
         eval_fovy_deg: FieldOfView = 70.0
         """Of the turntable."""

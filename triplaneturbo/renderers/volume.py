@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from triplaneturbo.bounds import Length, Range, ScheduledShare
+from triplaneturbo.bounds import Range, ScheduledShare
 from triplaneturbo.cameras import ray_directions
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
@@ -97,7 +97,7 @@ class VolumeRenderer(Renderer):
         """Even intervals, which find out where that is."""
         near_plane: Annotated[float, Range(0, 1e12)] = 0.1
         """Start of the stretch of each ray that is looked at, with ray_range planes."""
-        far_plane: Length = 4.0
+        far_plane: Annotated[float, Range(0, 1e12, above=True)] = 4.0
         """Its end."""
         ray_range: Literal["planes", "box"] = "planes"
         """box: look at each ray only where it is inside the cube of half side `radius`."""
