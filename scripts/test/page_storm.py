@@ -63,7 +63,7 @@ def ask(address: str, prompt: str, seed: int, resolution: int) -> Answer:
             if error.code != 503 or "Queue is full" not in reason:
                 return Answer(f"status {error.code}: {reason}", refusals)
             refusals += 1
-            time.sleep(random.uniform(0.2, 1.0))
+            time.sleep(min(0.25 * 2**refusals, 8) * random.uniform(0.5, 1))
             continue
         return Answer(check(f"{call}/{event}", prompt, seed), refusals)
     return Answer("not answered in time", refusals)
