@@ -165,9 +165,9 @@ def test_start_shape_has_no_gradient_at_its_centre_and_never_nan():
     ("options", "message"),
     [
         ({"sdf_bias_params": None}, "positive radius"),
-        ({"sdf_bias": "ellipsoid", "sdf_bias_params": [1.0, -1.0, 1.0]}, r"sdf_bias_params\[1\] must be in"),
+        ({"sdf_bias": "ellipsoid", "sdf_bias_params": [1.0, -1.0, 1.0]}, r"params\[1\] must be in \(0, 1000\]"),
         ({"sdf_bias": "cube"}, "'sphere', 'ellipsoid'"),
-        ({"radius": 0.0}, "radius must be in"),
+        ({"radius": 0.0}, r"radius must be in \(0, 1000\]"),
         ({"n_feature_dims": 0}, "n_feature_dims"),
         ({"rotate_planes": "v3"}, "'v1', 'v2'"),
         ({"weights": "x.ckpt"}, "system.weights"),

@@ -356,7 +356,7 @@ def test_original_depth_is_clip_space_z():
 
 
 def test_options_that_make_no_sense_are_refused():
-    with pytest.raises(ConfigError, match=r"isosurface_resolution must be in \[6, "):
+    with pytest.raises(ConfigError, match=r"isosurface_resolution must be in \[6, 2048\]"):
         renderer(isosurface_resolution=5)
     with pytest.raises(ConfigError, match="no graphics context"):
         renderer(context_type="cuda")
