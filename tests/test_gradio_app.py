@@ -56,6 +56,7 @@ def serve(generate, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         patch.setenv("no_proxy", "127.0.0.1")
+        patch.setenv("GRADIO_ALLOWED_PATHS", str(ROOT))  # gradio would serve these, too
         page = gradio_app.build_page(generate)
         flags = gradio_app.parse(["--port", str(free_port()), "--allowed-host", "meshes.example"])
         gradio_app.launch(page, flags, folder, wait=False)
