@@ -60,7 +60,7 @@ def test_both_processes_stop_after_the_same_update(tiny_world, tmp_path):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=120)[1]  # ends when the other process has closed it, too
+    said = process.communicate(timeout=120)[1]  # ends when both have closed it, so the other process ends, too
     assert process.returncode == 143, said
     (saved,) = numbered_checkpoints(folder / "ckpts")
     assert len(log.read_text().splitlines()) == read_checkpoint(saved)["global_step"]
