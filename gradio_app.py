@@ -1,16 +1,24 @@
 """A web page that turns a prompt into a mesh: `python gradio_app.py`, then open the address that it prints."""
 
 import argparse
+import asyncio
 import contextlib
+import contextvars
+import ctypes
 import itertools
 import os
-import signal
+import shutil
 import sys
 import tempfile
+import threading
 import time
+import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -19,12 +27,15 @@ from custom.shapeworld.world import PALETTE, SHAPES, parse_caption
 from triplaneturbo import TextToMeshPipeline
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.exporters.mesh_exporter import MeshExporter
+from triplaneturbo.interruption import stoppable
 from triplaneturbo.naming import slug
+from triplaneturbo.pages.guard import Guard, Visitors
 from triplaneturbo.pipelines.convert import convert
 from triplaneturbo.weights.hub import STABLE_DIFFUSION_2, STUDENT
 
 try:
     import gradio as gr
+    from starlette.middleware import Middleware
 except ModuleNotFoundError as error:
     sys.exit(f'gradio_app.py: {error.name} is not installed; run: pip install "gradio>=6.31,<7"')
 
@@ -34,7 +45,10 @@ RECIPE = ROOT / "configs" / "TriplaneTurbo_v1.yaml"
 MINIATURE_EXAMPLES = ("a red cube", "a blue pyramid", "a purple cross", "a yellow torus on a blue sphere")
 FULL_SIZE_EXAMPLES = ("a wooden rocking chair", "a ripe pineapple", "a knight's helmet with a red plume")
 MAX_CHARACTERS = 1000
-KEPT_SECONDS = 3600  # how long a result can be fetched
+RESOLUTIONS = (32, 256)  # 1.6 GB and 4 MB of mesh for the largest
+MAX_WAITING = 20  # requests in the queue; further ones are told to come back
+KEPT_RESULTS = 50  # the latest ones, which can be fetched
+KEPT_SESSIONS = 100  # visitors whose page gradio remembers, 100 kB each
 VIEWPOINT = (60, 70, 2.4)  # degrees around the y axis, the front being at 90, and from it; distance
 VIEWER_GREY = (0.93, 0.94, 0.95, 1.0)  # white and dark objects both stand out
 
@@ -69,6 +83,10 @@ def find_student(folder: Path | None, root: Path = ROOT) -> Student:
     return Student(folder, f"`{folder}`. They know what they were trained on; this page cannot tell what that was.")
 
 
+class Stopped(Exception):
+    """The visitor does not want the mesh any more, or the page closes."""
+
+
 def step_reporter(progress: Callable, total: int) -> Callable:
     """A hook for the network that reports each of its passes. A recorded CUDA graph has none, and is over at once."""
     passes = itertools.count(1)
@@ -80,20 +98,57 @@ def step_reporter(progress: Callable, total: int) -> Callable:
     return report
 
 
+def grid_reporter(progress: Callable, resolution: int) -> Callable:
+    """The same for the network of distances, which goes through the grid slab by slab."""
+    points = 0
+
+    def report(_module: object, _inputs: object, distances: torch.Tensor) -> None:
+        nonlocal points
+        points += distances.numel()
+        progress(0.7 + 0.15 * min(points / resolution**3, 1), desc="Extracting the surface")
+
+    return report
+
+
+def give_memory_back() -> None:
+    """Return to the system, and to other programs on the GPU, what is free but kept for the next request."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 class Generator:
-    """Prompt to files, one call at a time. `folder` is the only place written to; each result has its own in it."""
+    """Prompt to files, one call at a time. `folder` is the only place written to, and holds the latest results.
+
+    Attributes: closing: to be set when the page closes; the page then ends the call under way.
+    """
 
     def __init__(self, student: Student, device: str | None, folder: Path) -> None:
         """Raises WeightsError: the student's files are missing, damaged, or do not fit."""
         self.student, self.folder = student, folder
         self.pipe = TextToMeshPipeline.from_pretrained(student.folder, device)
+        self.results: deque[Path] = deque()
+        self.closing = threading.Event()
 
     def __call__(self, prompt: str, seed: int | None, resolution: int, progress: Callable) -> tuple[Path, Path, str]:
-        """The GLB, the turntable picture and a report; `progress(share in [0, 1], desc=text)` hears of every stage.
+        """The GLB, the turntable picture and a report.
+
+        progress: hears of every stage and of the steps within, `progress(share in [0, 1], desc=text)`; what it raises
+            ends the call.
 
         Raises:
             ValueError: the prompt is empty or too long, there is no seed, or the prompt's field has no surface.
         """
+        try:
+            return self._generate(prompt, seed, resolution, progress)
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors
+            raise
+        finally:
+            give_memory_back()
+
+    def _generate(self, prompt: str, seed: int | None, resolution: int, progress: Callable) -> tuple[Path, Path, str]:
         prompt = (prompt or "").strip()
         if not prompt:
             raise ValueError("The prompt is empty; say what to make, for example: a red cube")
@@ -107,13 +162,22 @@ class Generator:
         with self.pipe.geometry.space_generator.unet.register_forward_hook(report_step):
             scene = self.pipe.generate((prompt,), seed=seed)
         progress(0.7, desc="Extracting the surface")
-        (mesh,) = self.pipe.extract((prompt,), scene, resolution=resolution)
+        report_grid = grid_reporter(progress, resolution)
+        with self.pipe.geometry.field.sdf_network.layers[-1].register_forward_hook(report_grid):
+            (mesh,) = self.pipe.extract((prompt,), scene, resolution=resolution)
         progress(0.85, desc="Drawing the turntable")
         exporter = MeshExporter({"save_name": slug(prompt)})
-        (path,) = exporter([mesh], [prompt], tempfile.mkdtemp(dir=self.folder))
+        (path,) = exporter([mesh], [prompt], self._new_folder())
         took = f"{time.perf_counter() - start:.1f} s on {self.pipe.device}"
         report = f"{len(mesh.vertices):,} vertices, {len(mesh.faces):,} faces, {took}, seed {seed}"
         return path, path.with_name("turntable.png"), "\n".join([report, *self._doubts(prompt)])
+
+    def _new_folder(self) -> Path:
+        """An empty folder for a result; the oldest ones make room."""
+        while len(self.results) >= KEPT_RESULTS:
+            shutil.rmtree(self.results.popleft())
+        self.results.append(Path(tempfile.mkdtemp(dir=self.folder)))
+        return self.results[-1]
 
     def _doubts(self, prompt: str) -> Iterator[str]:
         """What should be known about the mesh of a prompt that the student does not fully understand."""
@@ -131,17 +195,29 @@ def build_page(generate: Generator) -> gr.Blocks:
     """The page, and its API endpoint /generate."""
     student, default = generate.student, generate.pipe.config.resolution
     tracker = gr.Progress()
+    # Gradio starts the next request as soon as one is cancelled; this thread takes it once the last has ended.
+    worker = ThreadPoolExecutor(max_workers=1)
 
-    def answer(prompt: str, seed: int, resolution: int, progress: gr.Progress = tracker) -> tuple[Path | str, ...]:
+    async def answer(prompt: str, seed: int, resolution: int, progress: gr.Progress = tracker) -> tuple:
+        left = threading.Event()
+
+        def report(share: float, desc: str) -> None:
+            if left.is_set() or generate.closing.is_set():
+                raise Stopped
+            progress(share, desc=desc)
+
+        work = contextvars.copy_context().run, generate, prompt, seed, resolution, report
         try:
-            mesh, picture, report = generate(prompt, seed, resolution, progress)
+            mesh, picture, text = await asyncio.get_running_loop().run_in_executor(worker, *work)
         except torch.OutOfMemoryError as error:
             raise gr.Error(f"Out of memory at resolution {resolution}; choose a smaller one.") from error
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        return mesh, mesh, picture, report
+        except (ValueError, Stopped) as error:
+            raise gr.Error(str(error) or "The page was closed.", print_exception=False) from error
+        finally:
+            left.set()  # if this was cancelled, the worker hears of it at its next report
+        return mesh, mesh, picture, text
 
-    with gr.Blocks(title="Text to mesh", analytics_enabled=False, delete_cache=(KEPT_SECONDS,) * 2) as page:
+    with gr.Blocks(title="Text to mesh", analytics_enabled=False) as page:
         gr.Markdown(f"# Text to mesh\nWeights: {student.about}")
         with gr.Row():
             with gr.Column(scale=2):
@@ -150,8 +226,10 @@ def build_page(generate: Generator) -> gr.Blocks:
                     gr.Examples([[example] for example in student.examples], prompt)
                 with gr.Row():
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1)
-                    resolution = gr.Slider(32, 256, default, step=16, precision=0, label="Resolution")
-                button = gr.Button("Generate", variant="primary")
+                    resolution = gr.Slider(*RESOLUTIONS, default, step=16, precision=0, label="Resolution")
+                with gr.Row():
+                    button = gr.Button("Generate", variant="primary")
+                    stop = gr.Button("Stop", variant="stop")
                 report = gr.Textbox(label="Result", max_lines=12, interactive=False)
             with gr.Column(scale=3):
                 look = {"clear_color": VIEWER_GREY, "camera_position": VIEWPOINT, "height": 440}
@@ -161,23 +239,33 @@ def build_page(generate: Generator) -> gr.Blocks:
         outputs = [viewer, download, picture, report]
         queue = {"api_name": "generate", "concurrency_limit": 1, "show_progress_on": viewer}
         done = gr.on([button.click, prompt.submit], answer, [prompt, seed, resolution], outputs, **queue)
-        done.success(lambda: gr.DownloadButton(interactive=True), None, download, api_visibility="private")
-    return page
+        done.success(None, None, download, js="() => ({__type__: 'update', interactive: true})")
+        stop.click(None, cancels=done)
+    return page.queue(max_size=MAX_WAITING, api_open=False)
 
 
-def launch(page: gr.Blocks, flags: argparse.Namespace, *, wait: bool = True) -> None:
-    """Open the page; returns when it is interrupted, or at once without `wait`."""
-    page.launch(
+def launch(page: gr.Blocks, flags: argparse.Namespace, files: Path, *, wait: bool = True) -> None:
+    """Open the page; returns when it is interrupted, or at once without `wait`. files: the folder that is served."""
+    visitors = Visitors(flags.host, flags.allowed_host)
+    _, _, public = page.launch(
         server_name=flags.host,
         server_port=flags.port,
         share=flags.share,
-        prevent_thread_lock=not wait,
+        prevent_thread_lock=True,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        allowed_paths=[],
+        app_kwargs={"middleware": [Middleware(Guard, visitors=visitors, files=files)]},
+        state_session_capacity=KEPT_SESSIONS,
+        run_history=False,
+        enable_monitoring=False,
+        num_workers=0,  # processes that would serve files past the guard
         ssr_mode=False,
         mcp_server=False,
         footer_links=["api"],
     )
+    if public:
+        visitors.named.add(urlsplit(public).hostname)
+    if wait:
+        page.block_thread()
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -185,6 +273,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also answer under this host name, such as that of a proxy; can be given more than once",
+    )
     parser.add_argument("--share", action="store_true", help="also open a public address, through gradio's servers")
     default = "the published student if it is in pretrained/, else the miniature one"
     parser.add_argument("--weights", type=Path, metavar="FOLDER", help=f"pipeline folder; default: {default}")
@@ -195,11 +290,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     flags = parse()
     transformers_logging.disable_progress_bar()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped service removes its files, too
-    with tempfile.TemporaryDirectory(prefix="triplaneturbo-") as folder:
+    with stoppable(), tempfile.TemporaryDirectory(prefix="triplaneturbo-") as folder:  # a stopped one removes it
         os.environ["GRADIO_TEMP_DIR"] = folder  # gradio's own files, too
         try:
             generate = Generator(find_student(flags.weights), flags.device, Path(folder))
         except WeightsError as error:
             sys.exit(f"gradio_app.py: {error}")
-        launch(build_page(generate), flags)
+        try:
+            launch(build_page(generate), flags, Path(folder))
+        finally:
+            generate.closing.set()

@@ -15,11 +15,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--gpu", help="devices, such as 0,1; ignored when CUDA_VISIBLE_DEVICES is set")
     parser.add_argument("--prompt", action="append", default=[], help="repeatable; in place of a prompt library")
     parser.add_argument("--out", metavar="DIR", help="export to DIR/<prompt>/model.glb")
+    parser.add_argument("--overwrite", action="store_true", help="export over meshes of another prompt, seed or run")
     parser.add_argument("--verbose", action="store_true", help="debug messages, and tracebacks of user errors")
     parser.add_argument("--typecheck", action="store_true", help="check the shapes of all annotated tensors")
     flags, overrides = parser.parse_known_args(arguments)
     if flags.out and flags.mode != "export":
         parser.error("--out goes with --export")
+    if flags.overwrite:
+        if flags.mode != "export":
+            parser.error("--overwrite goes with --export")
+        overrides.append("system.exporter.overwrite=true")
     for unknown in (text for text in overrides if text.startswith("-")):
         from triplaneturbo.errors import nearest
 
@@ -55,4 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from triplaneturbo.interruption import stoppable
+
+    with stoppable():
+        sys.exit(main())

@@ -1,6 +1,5 @@
 """CLIP models of transformers and open_clip behind one interface, without torchvision."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,9 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPTokenizer
+
+from triplaneturbo.storage import read_json
+from triplaneturbo.weights.folders import check_weights
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 OPEN_CLIP = "open_clip:"
@@ -91,8 +93,12 @@ def load_clip(name: str, device: str | torch.device = "cpu") -> ClipJudge:
 
 
 def _load_transformers(folder: Path, device: str | torch.device) -> ClipJudge:
-    model = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval().to(device)
-    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    check_weights(folder)
+    try:
+        model = CLIPModel.from_pretrained(folder, local_files_only=True).float().eval().to(device)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{folder} cannot be loaded as a CLIP model: {error}") from error
     settings = _preprocessor(folder)
 
     def embed_tokens(ids: Int[Tensor, "N L"]) -> Tensor:
@@ -149,4 +155,4 @@ def _load_open_clip(name: str, device: str | torch.device) -> ClipJudge:
 
 def _preprocessor(folder: Path) -> dict[str, Any]:
     path = folder / "preprocessor_config.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}

@@ -252,15 +252,14 @@ def table(title: str, summary: dict[str, Any]) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--result_dir", type=Path, nargs="+", required=True, help="folders that mesh_visualize.py wrote"
-    )
+    parser.add_argument("--result_dir", type=Path, nargs="+", default=[], help="folders that mesh_visualize.py wrote")
     parser.add_argument("--compare", type=Path, nargs="+", metavar="OTHER_DIR", help="the same of another method")
     parser.add_argument(
         "--model",
         default="pretrained/clip-vit-base-patch32",
         help="folder of a transformers CLIP model, or open_clip:ARCHITECTURE/WEIGHTS (default: %(default)s)",
     )
+    parser.add_argument("--check", action="store_true", help="see that --model can be loaded, before hours of export")
     parser.add_argument("--prefix", default=PREFIX, help="text before every prompt (default: '%(default)s')")
     add_protocol_option(parser)
     parser.add_argument("--json", type=Path, help="write the summary here")
@@ -308,8 +307,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Command line."""
     parser = _parser()
     given = parser.parse_args(arguments)
+    if not (given.result_dir or given.check):
+        parser.error("--result_dir is needed")
     transformers_logging.disable_progress_bar()  # one for every small network that is loaded
     try:
+        if given.check:
+            load_clip(given.model, given.devices[0])
+            return
         report, rows = run(given)
     except ValueError as error:
         parser.error(str(error))

@@ -51,7 +51,7 @@ def generate(student: Path, out: Path) -> None:
         start = time.perf_counter()
         output = pipe(prompt, seed=0)
         seconds = time.perf_counter() - start
-        (path,) = output.export_all(out)
+        (path,) = output.export_all(out, overwrite=True)
         mesh = Mesh(*(tensor.cpu() for tensor in (output.meshes[0].vertices, output.meshes[0].faces)))
         where = f"{path}, turntable.png"
         print(f"   {prompt:36}{seconds:8.2f}{len(mesh.faces):8}{exact_iou(mesh, prompt):7.3f}   {where}", flush=True)
@@ -63,14 +63,14 @@ def train(out: Path, minutes: float, overrides: list[str]) -> None:
         f"\n2. Training {TRAINED_PROMPT!r} from fresh adapters, without 3D data, for {minutes:g} minutes\n", flush=True
     )
     options = [f"exp_root_dir={out}", "name=training", "tag=one_prompt", "use_timestamp=false", *overrides]
-    _launch("--export", "--out", str(out / "before"), *options)
+    _launch("--export", "--overwrite", "--out", str(out / "before"), *options)
     seconds = round(minutes * 60)
     limit = f"00:{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
     start = time.perf_counter()
     _launch("--train", f"trainer.max_time={limit}", "trainer.limit_test_batches=0", *options)
     elapsed = time.perf_counter() - start
     checkpoint = out / "training" / "one_prompt" / "ckpts" / "last.ckpt"
-    _launch("--export", "--out", str(out / "after"), f"resume={checkpoint}", *options)
+    _launch("--export", "--overwrite", "--out", str(out / "after"), f"resume={checkpoint}", *options)
     print(f"   {TRAINED_PROMPT}{'':20}IoU with the exact solid")
     for when in ("before", "after"):
         path = out / when / slug(TRAINED_PROMPT) / "model.glb"

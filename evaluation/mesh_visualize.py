@@ -5,6 +5,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from evaluation.views import main
+    from triplaneturbo.interruption import stoppable
 
-    sys.exit(main())
+    with stoppable():
+        from evaluation.views import main
+
+        sys.exit(main())

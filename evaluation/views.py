@@ -9,10 +9,8 @@ newer. A mesh that cannot be read or shown is named at the end, the exit code is
 """
 
 import argparse
-import json
 import multiprocessing
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -29,6 +27,8 @@ from evaluation.common import PROMPT_FILE, Protocol, add_device_option, add_prot
 from triplaneturbo.cameras import turntable
 from triplaneturbo.exporters.files import SUFFIXES, check_mesh, read_mesh
 from triplaneturbo.exporters.render import render_mesh, save_picture
+from triplaneturbo.interruption import interrupts_blocked
+from triplaneturbo.storage import copy_file, read_json
 from triplaneturbo.types import Mesh
 
 BOUND, DISTANCE, FOVY_DEG, ELEVATION_DEG = 0.9, 3.0, 50.0, 15.0
@@ -85,7 +85,7 @@ def find_meshes(folder: Path) -> dict[str, Path]:
 def read_settings(folder: Path) -> ViewSettings | None:
     """How the pictures in the folder of one prompt were made; None if another program made them."""
     path = folder / VIEWS_FILE
-    return ViewSettings(**json.loads(path.read_text())) if path.is_file() else None
+    return ViewSettings(**read_json(path)) if path.is_file() else None
 
 
 def render_folder(
@@ -116,7 +116,8 @@ def render_folder(
         for i, name in enumerate(waiting):
             turn = i % len(devices)
             prompt = _prompt_file(source, meshes[name])
-            job = executors[turn].submit(_write_views, meshes[name], prompt, target / name, settings, devices[turn])
+            with interrupts_blocked():  # the first job of an executor starts its process
+                job = executors[turn].submit(_write_views, meshes[name], prompt, target / name, settings, devices[turn])
             names[job] = name
         for job in tqdm(as_completed(names), total=len(names), unit="mesh", disable=not names):
             if error := job.exception():
@@ -144,7 +145,7 @@ def _write_views(
     views = protocol_views(mesh.to(device), settings)
     write_json(folder / VIEWS_FILE, asdict(settings))
     if prompt:
-        shutil.copy(prompt, folder / PROMPT_FILE)
+        copy_file(prompt, folder / PROMPT_FILE)
     for path, view in zip(_pictures(folder), views, strict=True):
         save_picture(path, view[None], columns=1)
 

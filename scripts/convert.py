@@ -5,6 +5,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from evaluation.convert import main
+    from triplaneturbo.interruption import stoppable
 
-    sys.exit(main(__doc__))
+    with stoppable():
+        from evaluation.convert import main
+
+        sys.exit(main(__doc__))

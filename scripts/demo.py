@@ -5,6 +5,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from evaluation.demo import main
+    from triplaneturbo.interruption import stoppable
 
-    main()
+    with stoppable():
+        from evaluation.demo import main
+
+        main()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from triplaneturbo.base import parse_config, refused_options
+from triplaneturbo.bounds import Range
 from triplaneturbo.config import ExperimentConfig
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.geometry.generator import TriplaneGenerator
@@ -89,7 +90,16 @@ def fate(config: type, key: str, default: Any) -> str:
         notes.append(f"the original's default is refused: {refusal}")
     if not (own is MISSING or is_dataclass(own) or own == default):
         notes.append(f"default here {_code(own)}")
+    if bounds := _bounds(get_type_hints(config, include_extras=True)[key]):
+        notes.append(f"numbers {bounds}")
     return "; ".join(notes)
+
+
+def _bounds(hint: Any) -> Range | None:
+    """What is declared of the numbers of an option, the first if its entries have several."""
+    if isinstance(hint, Range):
+        return hint
+    return next((found for part in get_args(hint) if (found := _bounds(part))), None)
 
 
 def field_docs(config: type) -> dict[str, str]:

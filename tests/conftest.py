@@ -1,5 +1,6 @@
 """Every test runs with the shapes of annotated tensors checked, and on one thread, so that runs are equal."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,19 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from miniature import write_world
 
     return write_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration of a plain Lightning module that an extension registers, see tests/toy.py."""
+    from toy import write_toy
+
+    path = write_toy(tmp_path)
+    monkeypatch.setattr("triplaneturbo.launcher.CUSTOM_FOLDER", tmp_path / "toy_extensions")
+    monkeypatch.setattr("sys.path", list(sys.path))
+    for name in [name for name in sys.modules if name.startswith("toy_extensions")]:
+        monkeypatch.delitem(sys.modules, name)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ FORBIDDEN = {
     "prompts": ("triplaneturbo.geometry", "triplaneturbo.guidance", *TRAINING),
     "weights": ("triplaneturbo.guidance", "triplaneturbo.renderers", *TRAINING),
     "exporters": ("triplaneturbo.guidance", "triplaneturbo.data", *TRAINING),
+    "pages": ("triplaneturbo",),
     "pipelines": ("triplaneturbo.guidance", "triplaneturbo.data", *TRAINING),
 }
 

@@ -13,7 +13,11 @@ from triplaneturbo.launcher import log_differences
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "configs/TriplaneTurbo_v1.yaml"
-EVERYTHING = ("system.specifiy_guidance_timestep=v1", "system.renderer.def_grad_shrink=0.5")
+EVERYTHING = (
+    "system.specifiy_guidance_timestep=v1",
+    "system.renderer.def_grad_shrink=0.5",
+    "system.loss.lambda_normal_smoothness_2d=1",
+)
 # Of these nothing can be said at a launch: no result depends on the one, the other is an option of the evaluation.
 SILENT = {8, 15}
 
@@ -69,6 +73,8 @@ def test_the_published_recipe_says_where_it_differs(caplog):
         ("system.renderer.def_grad_shrink=0.5", {4}, set()),
         ("system.geometry.isosurface_deformable_grid=false", set(), {12}),
         ("system.specifiy_guidance_timestep=v1", {13}, set()),
+        ("system.loss.lambda_normal_smoothness_2d=[0, 1.0, 0.0, 100]", {16}, set()),
+        ("system.loss.lambda_normal_smoothness_2d_2nd=1", set(), set()),
         ("system.guidance.compat=original", set(), {1, 2, 3, 9, 14}),
         ("system.renderer.compat=original", set(), {5, 6, 7}),
         ("data.compat=original", set(), {10, 11}),

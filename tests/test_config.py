@@ -1,10 +1,13 @@
 """Reading experiments: files, overrides, interpolations, errors."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from triplaneturbo.base import parse_config
+from triplaneturbo.bounds import PROJECT
 from triplaneturbo.config import ExperimentConfig, load_config, to_yaml
 from triplaneturbo.errors import ConfigError, UnknownNameError
 from triplaneturbo.extensions import import_extensions
@@ -61,7 +64,7 @@ def test_overrides_keep_yaml_types_and_reach_interpolations(tmp_path):
 
 def test_published_tag_is_the_name_of_the_prompt_library(tmp_path):
     text = "name: x\ntag: ${rmspace:${data.prompt_library},_}\ndata: {prompt_library: '???'}\n"
-    assert read(tmp_path, text, "data.prompt_library=some prompts").trial_dir == Path("outputs/x/some_prompts")
+    assert read(tmp_path, text, "data.prompt_library=some prompts").trial_dir == PROJECT / "outputs/x/some_prompts"
     with pytest.raises(ConfigError, match=r"data\.prompt_library"):
         read(tmp_path, text)
 
@@ -123,6 +126,82 @@ def test_the_kept_configuration_reads_back(tmp_path):
     kept = tmp_path / "parsed.yaml"
     kept.write_text(to_yaml(config))
     assert load_config([kept]) == config
+
+
+def test_values_of_environment_variables_are_not_written_down(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "hush")
+    text = """data:
+  key: ${oc.env:SOME_KEY}
+  inside: [1, {copy: "a ${data.key} b"}]
+  size: ${oc.env:SOME_SIZE,3}
+  open: ${mul:2,3}
+"""
+    config = read(tmp_path, text)
+    assert config.data == {"key": "hush", "inside": [1, {"copy": "a hush b"}], "size": "3", "open": 6}
+    config = dataclasses.replace(config, timestamp="@now")
+    kept = tmp_path / "parsed.yaml"
+    kept.write_text(to_yaml(config))
+    assert "hush" not in kept.read_text()
+    assert yaml.safe_load(kept.read_text())["data"]["open"] == 6
+    assert load_config([kept]) == config
+    monkeypatch.delenv("SOME_KEY")
+    with pytest.raises(ConfigError, match="Environment variable 'SOME_KEY' not found"):
+        load_config([kept])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("name", "../../esc"), ("name", "/esc"), ("tag", "a/../../esc"), ("timestamp", "/../esc")]
+)
+def test_a_run_stays_in_its_folder(tmp_path, option, value):
+    with pytest.raises(ConfigError, match=f"{option} must be a name or path that stays in its folder"):
+        read(tmp_path, "", f"{option}={value}")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "${mul:aaaaaaaa,1000000000}",
+        "${mul:[1],1000000000}",
+        "${mul:1e200,1e200}",
+        "${add:[1],[2]}",
+        "${calc_exp_lr_decay_rate:10,1e-300}",
+        "${calc_exp_lr_decay_rate:-2,2}",
+        "${tuple2:a}",
+    ],
+)
+def test_resolvers_take_numbers(tmp_path, expression):
+    with pytest.raises(ConfigError, match=r"number is needed here|out of range"):
+        read(tmp_path, f'data:\n  x: "{expression}"\n')
+
+
+def test_interpolations_and_aliases_cannot_take_memory(tmp_path):
+    chain = "".join(f"  z{i + 1}: '{('${data.z' + str(i) + '}') * 10}'\n" for i in range(12))
+    with pytest.raises(ConfigError, match="more than 1,000,000 characters"):
+        read(tmp_path, f"data:\n  z0: xxxxxxxx\n{chain}")
+    containers = "".join(f"  z{i + 1}: {{a: '${{data.z{i}}}', b: '${{data.z{i}}}'}}\n" for i in range(40))
+    with pytest.raises(ConfigError, match="more than 1,000,000 characters"):
+        read(tmp_path, f"data:\n  z0: xxxxxxxx\n{containers}")
+    aliases = "".join(f"z{i + 1}: &z{i + 1} [{', '.join([f'*z{i}'] * 10)}]\n" for i in range(12))
+    with pytest.raises(ConfigError, match="more than 100,000 values"):
+        read(tmp_path, f"z0: &z0 x\n{aliases}")
+    with pytest.raises(ConfigError, match="more than 100,000 values"):
+        read(tmp_path, "data: &d {a: *d}\n")
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        read(tmp_path, "data: " + "[" * 9000 + "]" * 9000)
+    neighbours = "".join(f"  z{i + 1}: '${{.z{i}}}${{data.z{i}}}'\n" for i in range(5))
+    assert read(tmp_path, f"data:\n  z0: x\n{neighbours}").data["z5"] == "x" * 32
+
+
+def test_paths_of_the_command_line_start_from_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = read(tmp_path, "exp_root_dir: outputs\ndata: {a_path: there}\n", "system={guidance: {mv_ckpt_path: here}}")
+    assert config.exp_root_dir == str(PROJECT / "outputs")
+    assert config.data["a_path"] == "there"  # until a component says that it is a path
+    assert config.system["guidance"]["mv_ckpt_path"] == str(tmp_path / "here")
+    config = read(tmp_path, "", "exp_root_dir=mine", "resume=auto", "data.name=plain", "name=x", "data.own_dir=${name}")
+    assert (config.exp_root_dir, config.resume) == (str(tmp_path / "mine"), "auto")
+    assert config.data == {"name": "plain", "own_dir": "x"}
+    assert read(tmp_path, "", "resume=/a/b.ckpt").resume == "/a/b.ckpt"
 
 
 SHIPPED = sorted(Path(__file__).parents[1].glob("configs/**/*.yaml"))

@@ -1,14 +1,18 @@
-"""Two processes do what one does with the same global batch, in one pass or accumulated."""
+"""Two processes do what one does with the same global batch, in one pass or accumulated; they stop together."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from miniature import write_configuration
+from test_resume import FAST
 
+from triplaneturbo.systems.checkpoint import numbered_checkpoints
 from triplaneturbo.weights.files import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -41,3 +45,24 @@ def test_two_processes_equal_one(tiny_world, tmp_path):
         difference = torch.cat([(one[name] - other[name]).flatten() for name in one])
         size = torch.cat([one[name].flatten() for name in one])
         assert difference.norm() <= 1e-4 * size.norm()
+
+
+@pytest.mark.slow
+def test_both_processes_stop_after_the_same_update(tiny_world, tmp_path):
+    """The signal goes to the first process alone; the other, which it has started, hears of it with the gradients."""
+    config, folder = write_configuration(tiny_world, tmp_path), tmp_path / "tiny/pair"
+    options = [*FAST, "trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=2", "trainer.max_steps=100000"]
+    options += ["trainer.log_every_n_steps=1", "checkpoint.every_n_train_steps=100000", "tag=pair"]
+    command = [sys.executable, str(ROOT / "launch.py"), "--config", str(config), "--train", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    log = folder / "losses.jsonl"
+    while not (log.exists() and log.stat().st_size):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]  # ends when both have closed it, so the other process ends, too
+    assert process.returncode == 143, said
+    (saved,) = numbered_checkpoints(folder / "ckpts")
+    assert len(log.read_text().splitlines()) == read_checkpoint(saved)["global_step"]
+    assert said.count("stopped by SIGTERM after step") == 1
+    assert "Traceback" not in said

@@ -12,68 +12,16 @@ import yaml
 from miniature import PROMPTS, write_configuration
 
 import launch
+from triplaneturbo import TextToMeshPipeline
 from triplaneturbo.config import ExperimentConfig
 from triplaneturbo.errors import ConfigError, UnknownNameError
 from triplaneturbo.exporters.files import read_mesh
+from triplaneturbo.exporters.origin import read_origin
 from triplaneturbo.extensions import import_extensions
 from triplaneturbo.launcher import Launch, count_processes, read_experiment, trainer_options
+from triplaneturbo.weights.files import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
-TOY = """
-import pytorch_lightning as pl
-import torch
-from dataclasses import dataclass
-from triplaneturbo.base import Component
-from triplaneturbo.registry import register
-
-@register("toy-data")
-class ToyData(Component, pl.LightningDataModule):
-    @dataclass(kw_only=True)
-    class Config:
-        size: int = 4
-        seed: int = -1
-    def train_dataloader(self):
-        return torch.utils.data.DataLoader(torch.ones(1000, 3), batch_size=self.cfg.size)
-
-@register("toy-system")
-class ToySystem(Component, pl.LightningModule):
-    @dataclass(kw_only=True)
-    class Config:
-        lr: float = 0.1
-    def configure(self):
-        self.layer = torch.nn.Linear(3, 1)
-    def training_step(self, batch, batch_idx):
-        loss = self.layer(batch).square().mean()
-        self.log("loss", loss)
-        return loss
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), self.cfg.lr)
-"""
-
-
-@pytest.fixture
-def toy(tmp_path, monkeypatch):
-    """A configuration of a plain Lightning module that an extension registers."""
-    extensions = tmp_path / "toy_extensions"
-    extensions.mkdir()
-    (extensions / "toy.py").write_text(TOY)
-    monkeypatch.setattr("triplaneturbo.launcher.CUSTOM_FOLDER", extensions)
-    monkeypatch.setattr("sys.path", list(sys.path))
-    for name in [name for name in sys.modules if name.startswith("toy_extensions")]:
-        monkeypatch.delitem(sys.modules, name)
-    config = {
-        "name": "toy",
-        "tag": "t",
-        "exp_root_dir": str(tmp_path / "out"),
-        "use_timestamp": False,
-        "data_type": "toy-data",
-        "system_type": "toy-system",
-        "trainer": {"max_steps": 6, "log_every_n_steps": 2, "accelerator": "cpu"},
-        "checkpoint": {"every_n_train_steps": 2, "save_top_k": 2},
-    }
-    path = tmp_path / "toy.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
 
 
 def files(folder):
@@ -88,6 +36,9 @@ def test_trains_a_plain_lightning_module(toy, tmp_path):
         "ckpts/epoch=0-step=6.ckpt",
         "ckpts/last.ckpt",
         "cmd.txt",
+        "configs/life-001/cmd.txt",
+        "configs/life-001/parsed.yaml",
+        "configs/life-001/raw.yaml",
         "configs/parsed.yaml",
         "configs/raw.yaml",
         "losses.jsonl",
@@ -131,11 +82,11 @@ def test_errors_of_the_user_are_one_message(toy, capsys, override, message):
         ("data.guidance_processor.negative_promt=x", "data.guidance_processor has no option"),
         ("system.exporter.save_name=../up", "save_name"),
         ("system.exporter_type=mesh-exportr", "did you mean"),
-        ("system.export_resolution=1", "export_resolution must be 2 or more"),
-        ("trainer.max_steps=many", "trainer.max_steps must be a whole number, not 'many'"),
+        ("system.export_resolution=1", "export_resolution must be in [2, 2048]"),
+        ("trainer.max_steps=many", "trainer.max_steps must be of type int, not 'many'"),
         ("trainer.devices=3x", "trainer.devices must be a number"),
         ("trainer.val_check_interval=0", "limit_val_batches=0"),
-        ("resume=nowhere", "resume=nowhere: there is no checkpoint"),
+        ("resume=nowhere", "nowhere: there is no checkpoint"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_loaded(tiny_world, tmp_path, capsys, monkeypatch, override, message):
@@ -164,9 +115,19 @@ def test_files_that_are_no_configuration(tmp_path, capsys, content, message):
 
 
 def test_values_that_the_trainer_refuses(toy, capsys):
-    for override in ("trainer.precision=99", "trainer.accelerator=gpux", "trainer.max_time=soon"):
-        assert launch.main(["--config", str(toy), "--train", override]) == 2
-        assert "an option under trainer cannot have its value" in capsys.readouterr().err
+    for override, said in (
+        ("trainer.precision=99", "trainer.precision is 99; allowed: 64, 32, 16"),
+        ("trainer.precision=bf16-true trainer.accelerator=mps", "trainer.accelerator cannot be 'mps'"),
+        ("trainer.accelerator=gpux", "trainer.accelerator cannot be 'gpux'"),
+        ("trainer.accelerator=tpu", "trainer.accelerator cannot be 'tpu'"),
+        ("trainer.max_time=soon", "trainer.max_time cannot be 'soon'"),
+        ("trainer.max_time=5", "trainer.max_time must be of type str, not 5"),
+        ("trainer.log_every_n_steps=0", "trainer.log_every_n_steps must be 1 or more, not 0"),
+        ("trainer.strategy=nonsense", "trainer.strategy cannot be 'nonsense'"),
+        ("trainer.devices=99999", "trainer.devices must be a number of devices"),
+    ):
+        assert launch.main(["--config", str(toy), "--train", *override.split()]) == 2
+        assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("there", "said"), [(0, "--gpu 0,7: 0 of these 2"), (1, "--gpu 0,7: 1 of these 2")])
@@ -188,7 +149,7 @@ def test_files_that_are_no_state_of_a_training(toy, tmp_path, capsys):
 
 
 def test_exactly_one_mode_is_needed(toy, capsys):
-    for modes in ([], ["--train", "--test"]):
+    for modes in ([], ["--train", "--test"], ["--train", "--overwrite"]):
         with pytest.raises(SystemExit):
             launch.main(["--config", str(toy), *modes])
     assert "--train" in capsys.readouterr().err
@@ -206,6 +167,38 @@ def test_a_broken_extension_stops_the_launch_with_file_and_line(toy, capsys, tmp
     message = capsys.readouterr().err
     assert f"{tmp_path / 'toy_extensions/broken.py'}:3" in message
     assert "nonsense" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("import sys\n\nsys.exit(0)\n", ":3: SystemExit: 0"),
+        (
+            "from triplaneturbo.registry import register\n\n\n@register('no-material')\nclass Mine: ...\n",
+            "cannot register Mine as 'no-material': the name belongs to NoMaterial",
+        ),
+    ],
+)
+def test_an_extension_that_ends_the_program_or_takes_a_name_is_named(toy, capsys, tmp_path, content, said):
+    (tmp_path / "toy_extensions/broken.py").write_text(content)
+    assert launch.main(["--config", str(toy), "--train"]) == 2
+    message = capsys.readouterr().err
+    assert str(tmp_path / "toy_extensions/broken.py") in message
+    assert said in message
+
+
+def test_a_package_that_is_missing_is_said_before_anything_is_loaded(tiny_world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("pytorch_lightning.loggers.wandb._WANDB_AVAILABLE", False)
+    monkeypatch.setattr("triplaneturbo.systems.base.GeneratorSystem.configure", lambda self: pytest.fail("loaded"))
+    path = write_configuration(tiny_world, tmp_path)
+    assert launch.main(["--config", str(path), "--train", "system.loggers.wandb.enable=true"]) == 2
+    assert "system.loggers.wandb.enable needs a package" in capsys.readouterr().err
+
+
+def test_a_bug_is_not_taken_for_a_mistake_of_the_user(toy, monkeypatch):
+    monkeypatch.setattr("triplaneturbo.launcher.build", lambda *_, **__: {}["nothing"])
+    with pytest.raises(KeyError):
+        launch.main(["--config", str(toy), "--train"])
 
 
 @pytest.mark.parametrize(
@@ -272,11 +265,12 @@ def test_auto_resume_finds_the_newest_trial_and_stays_in_it(toy, tmp_path):
         folder = tmp_path / f"out/toy/t{stamp}/ckpts"
         folder.mkdir(parents=True)
         for step in steps:
-            (folder / f"epoch=0-step={step}.ckpt").touch()
+            state = {"state_dict": {}, "global_step": step, "pytorch-lightning_version": "2.6.0", "loops": {}}
+            save_checkpoint(folder / f"epoch=0-step={step}.ckpt", state)
         (folder / ".epoch=0-step=99.ckpt.123.tmp").touch()
     config, checkpoint = read_experiment(request)
-    assert checkpoint == tmp_path / "out/toy/t@2/ckpts/epoch=0-step=4.ckpt"
-    assert config.trial_dir == tmp_path / "out/toy/t@2"
+    assert checkpoint == tmp_path / "out/toy/t@1/ckpts/epoch=0-step=10.ckpt"  # by steps, not by age
+    assert config.trial_dir == tmp_path / "out/toy/t@1"
 
 
 @pytest.fixture(scope="module")
@@ -322,12 +316,58 @@ def test_export_to_a_folder_a_prompt(student, tmp_path, caplog):
     assert all((path.parent / "prompt.txt").exists() for path in found.values())
 
 
+def test_a_mesh_of_another_seed_is_not_replaced_unless_told_to(student, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "meshes"
+    options = ["system.exporter.turntable_views=0", "--prompt", "a blue cone", "--prompt", "a red cube"]
+    command = ["--config", str(student), "--export", "resume=auto", "--out", str(out), *options]
+    assert launch.main([*command, "--prompt", "a green cone"]) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert launch.main(command) == 0  # the same once more
+    with monkeypatch.context() as patch:
+        patch.setattr("triplaneturbo.systems.base.extract_meshes", None)
+        assert launch.main([*command, "seed=1"]) == 2
+        assert launch.main([*command, "seed=1", "trainer.limit_predict_batches=1"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"2 of 2 meshes would replace others: {out}/a_blue_cone holds one of 'a blue cone' by seed 0" in first
+    assert "not of 'a blue cone' by seed 1" in first
+    assert "1 of 1 meshes" in second
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert launch.main([*command, "seed=1", "--overwrite"]) == 0
+    changed = {path.parent.name for path in before if path.read_bytes() != before[path]}
+    assert changed == {"a_blue_cone", "a_red_cube"}
+
+
+def test_export_and_pipeline_name_the_same_origin(student, tmp_path):
+    trial = student.parent / "tiny/trial"
+    arguments = ["--config", str(student), "--export", f"resume={trial / 'ckpts/last.ckpt'}", "--out", str(tmp_path)]
+    assert launch.main([*arguments, "--prompt", "a blue cone", "trainer.accelerator=cpu"]) == 0
+    pipe = TextToMeshPipeline.from_training(trial / "configs/parsed.yaml", trial / "ckpts/last.ckpt", "cpu")
+    assert pipe("a blue cone", seed=0).origins == (read_origin(tmp_path / "a_blue_cone"),)
+
+
+def test_a_checkpoint_a_prompt_and_a_seed_are_one_mesh(student, tmp_path):
+    """To the last byte on the CPU: whatever else is exported, and whether launch.py or the pipeline makes it."""
+    trial = student.parent / "tiny" / "trial"
+    options = ["resume=auto", "seed=5", "system.exporter.turntable_views=0", "trainer.accelerator=cpu"]
+    for out, prompts in (("a", ["a blue cone", "a red cube"]), ("b", ["a green cone", "a red cube", "a blue cone"])):
+        named = [f"--prompt={prompt}" for prompt in prompts]
+        arguments = ["--config", str(student), "--export", "--out", str(tmp_path / out), *named, *options]
+        assert launch.main(arguments) == 0
+    pipe = TextToMeshPipeline.from_training(trial / "configs" / "parsed.yaml", trial / "ckpts" / "last.ckpt", "cpu")
+    for prompt in ("a red cube", "a blue cone"):
+        (own,) = pipe(prompt, seed=5).export_all(tmp_path / "pipe", turntable_views=0)
+        (other,) = pipe(prompt, seed=6).export_all(tmp_path / "other", turntable_views=0)
+        exported = [(tmp_path / out / own.parent.name / "model.glb").read_bytes() for out in ("a", "b")]
+        assert exported == [own.read_bytes()] * 2
+        assert other.read_bytes() != own.read_bytes()
+
+
 def test_export_with_textures(student, tmp_path):
     options = ["system.exporter.texture_size=64", "system.exporter.turntable_views=0", "trainer.accelerator=cpu"]
     arguments = ["--config", str(student), "--export", "resume=auto", "--out", str(tmp_path), *options]
     assert launch.main([*arguments, "system.exporter.fmt=obj-mtl"]) == 0
     assert launch.main([*arguments, "system.exporter.fmt=glb", "system.exporter.save_uv=true"]) == 0
-    names = {"model.obj", "model.mtl", "texture_kd.png", "model.glb", "prompt.txt"}
+    names = {"model.obj", "model.mtl", "texture_kd.png", "model.glb", "prompt.txt", "origin.json"}
     assert {path.name for path in (tmp_path / "a_red_cube").iterdir()} == names
     textures = [read_mesh(tmp_path / "a_red_cube" / name).texture.image for name in ("model.obj", "model.glb")]
     assert torch.equal(*textures)
@@ -359,7 +399,7 @@ def test_every_prompt_stays_in_its_own_folder(student, tmp_path, caplog):
     texts = {path.parent.name: path.read_bytes().decode() for path in out.glob("*/prompt.txt")}
     assert sorted(texts.values()) == sorted(set(AWKWARD))
     assert all((out / folder / "model.glb").is_file() for folder in texts)
-    assert len(files(tmp_path)) == 2 * len(texts)
+    assert len(files(tmp_path)) == 3 * len(texts)
     assert "1 prompts are there more than once" in caplog.text
     assert "is longer than the 16 tokens" in caplog.text
     assert "differ from the original" not in caplog.text

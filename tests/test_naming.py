@@ -1,5 +1,6 @@
 """Folder names of prompts."""
 
+import hashlib
 import re
 
 import pytest
@@ -42,6 +43,13 @@ AWKWARD = [
     "犬",
     "a\nb",
     "a\x00b",
+    "A b",
+    "A B",
+    "a\u0131",
+    "I",
+    "i",
+    "a" * 80,
+    "a" * 81,
     "~",
     "$HOME",
 ]
@@ -56,7 +64,24 @@ def test_is_a_plain_folder_name(prompt):
 
 
 def test_two_prompts_never_share_a_folder():
-    assert len({slug(prompt) for prompt in AWKWARD}) == len(AWKWARD)
+    """Not on a disk that takes A for a either."""
+    assert len({slug(prompt).lower() for prompt in AWKWARD}) == len(AWKWARD)
+
+
+@pytest.mark.parametrize("prompt", ["a cat.", "!", "a cat\n", "-a"])
+def test_a_prompt_that_looks_like_the_folder_of_another_does_not_share_it(prompt):
+    impostor = slug(prompt)
+    assert re.search("(^|-)[0-9a-f]{32}$", impostor)
+    names = {slug(text) for text in (prompt, impostor, impostor.replace("_", " "), slug(impostor))}
+    assert len(names) == len({prompt, impostor, impostor.replace("_", " "), slug(impostor)})
+
+
+def test_the_hash_has_128_bits():
+    first, second = "\u4f9c\u4e32", "\u54bc\u4e3e"
+    short = [hashlib.blake2b(prompt.encode(), digest_size=4).digest() for prompt in (first, second)]
+    assert short[0] == short[1]  # with 32 bits, these two would share a folder
+    assert slug(first) != slug(second)
+    assert len(slug("a cat.")) == len("a_cat-") + 128 // 4
 
 
 def test_ordinary_prompts_stay_readable():

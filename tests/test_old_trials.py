@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[1]
 FIRST = ROOT / "tests/trials/first"
-# Sums are made in another order with other instructions, which moves norms of gradients by up to 1e-4 of their size.
+# Sums are made in another order with other instructions, or by the matrix products for another maker's processors. This
+# makes most of the difference go away; what is left grows from step to step and was 2.9e-5 of a value at most.
 ONE_INSTRUCTION_SET = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
 
 
@@ -54,5 +55,7 @@ def test_a_trial_of_the_first_version_continues_with_the_same_losses(trial):
     expected = [json.loads(line) for line in _lines(FIRST)]
     continued = [json.loads(line) for line in _lines(trial)]
     assert [row["step"] for row in continued] == list(range(1, 10))
-    for wanted, given in zip(expected, continued, strict=True):
-        assert given == pytest.approx(wanted, rel=1e-5, abs=1e-7), f"step {wanted['step']}"
+    assert continued[:4] == expected[:4]
+    assert continued[4] == pytest.approx(expected[4], rel=1e-5, abs=1e-7)
+    for wanted, given in zip(expected[5:], continued[5:], strict=True):
+        assert given == pytest.approx(wanted, rel=1e-4, abs=1e-7), f"step {wanted['step']}"

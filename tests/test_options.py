@@ -86,7 +86,7 @@ def parsed(path):
         config = config_class(options[f"{part}_type"])
         values = vars(parse_config(config, options[part], part))
         ignored = {key for key, meaning in field_docs(config).items() if meaning.startswith(NO_EFFECT)}
-        nested = {key for key, value in values.items() if isinstance(value, dict)}
+        nested = {key for key, value in values.items() if isinstance(value, dict)} | {"loggers"}
         found[part] = {key: value for key, value in values.items() if key not in ignored | nested}
     found["loss"] = parse_config(LossConfig, experiment.system["loss"], "loss")
     found["optimizer"] = parse_config(OptimizerConfig, experiment.system["optimizer"], "optimizer")

@@ -1,5 +1,6 @@
 """What README.md says works: its Python runs, its commands and files exist."""
 
+import json
 import re
 import runpy
 import shlex
@@ -7,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from readme import ROOT, commands, python_blocks
+from miniature import write_configuration
+from readme import ROOT, blocks, commands, python_blocks
 from tiny_student import write_pipeline
 
 import launch
@@ -26,7 +28,7 @@ def test_the_snippet_makes_meshes(tmp_path, tiny_world, monkeypatch):
     exec(compile(snippet, "README.md", "exec"), {})
     assert (tmp_path / "cube.glb").stat().st_size > 1000
     written = {path.name for path in (tmp_path / "outputs" / "batch" / "a_blue_pyramid").iterdir()}
-    assert written == {"model.glb", "turntable.png", "prompt.txt"}
+    assert written == {"model.glb", "turntable.png", "prompt.txt", "origin.json"}
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python ")])
@@ -48,6 +50,23 @@ def test_commands_parse(command, monkeypatch, capsys):
     assert all(re.search(rf"{flag}\b", known) for flag in arguments if flag.startswith("--"))
 
 
+def test_training_and_exporting_own_prompts(tmp_path, tiny_world, monkeypatch):
+    """The two commands as they stand, with the miniature's networks and one step."""
+    library = json.loads(blocks("json")[0])
+    (tmp_path / "load").mkdir()
+    (tmp_path / "load" / "my_prompts.json").write_text(json.dumps(library | {"test": library["train"]}))
+    monkeypatch.chdir(tmp_path)
+    config = write_configuration(tiny_world, tmp_path / "outputs")
+    small = ("data.prompt_library_dir=null", "tag=${data.prompt_library}", "use_timestamp=true", "trainer.max_steps=1")
+    own = [shlex.split(c)[2:] for c in commands() if c.startswith("python launch.py") and "my_prompts" in c]
+    for arguments in own:
+        arguments[arguments.index("--config") + 1] = str(config)
+        assert launch.main([*arguments, *small, "trainer.accelerator=cpu"]) == 0
+    assert ["--train" in arguments for arguments in own] == [True, False]
+    exported = {path.read_text() for path in tmp_path.glob("outputs/meshes/*/prompt.txt")}
+    assert exported == set(library["train"])
+
+
 def test_the_two_commands_are_there():
     text = (ROOT / "setup.sh").read_text()
     for command in [c for c in commands() if c.startswith("./setup.sh")]:
@@ -59,7 +78,11 @@ def test_the_two_commands_are_there():
 
 
 def test_files_that_are_named_exist():
-    named = set(re.findall(r"\]\(([^):]+)\)", README))
+    links = [link.partition("#") for link in re.findall(r"\]\(([^):]+)\)", README)]
+    for name, _, section in (link for link in links if link[2]):
+        headings = re.findall(r"^#+ (.*)$", (ROOT / name).read_text(), re.MULTILINE)
+        assert section in {heading.lower().replace(" ", "-") for heading in headings}
+    named = {name for name, *_ in links}
     named |= set(re.findall(r"`((?:configs|scripts|custom|docs)/[^`{}]+)`", README))
     assert all((ROOT / name).exists() for name in named), sorted(n for n in named if not (ROOT / n).exists())
 

@@ -10,7 +10,7 @@ from torch import nn
 from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
 from triplaneturbo.geometry.adapters import Adapter
 from triplaneturbo.materials import NoMaterial
-from triplaneturbo.pipelines.text_to_mesh import PipelineConfig
+from triplaneturbo.pipelines.text_to_mesh import PipelineConfig, refer_to_base
 from triplaneturbo.weights.files import save_tensors
 
 GENERATOR = {
@@ -45,6 +45,6 @@ def write_pipeline(folder: Path, base: Path) -> Path:
                     parameter.data.normal_(std=0.2)
     state = nn.ModuleDict({"geometry": geometry, "material": NoMaterial()}).state_dict()
     save_tensors(folder / "student.safetensors", state)
-    config = PipelineConfig(base=str(base), geometry=GEOMETRY, latent_size=(8, 8), resolution=16)
+    config = PipelineConfig(base=refer_to_base(base, folder), geometry=GEOMETRY, latent_size=(8, 8), resolution=16)
     (folder / "pipeline.json").write_text(json.dumps(dataclasses.asdict(config)))
     return folder

@@ -1,5 +1,6 @@
 """What every registered component shares: a typed configuration, checked when the component is built."""
 
+import math
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
@@ -29,7 +30,8 @@ def parse_config(cls: type, given: Any, owner: str) -> Any:
 
     Raises:
         UnknownNameError: a key that `cls` does not have, with the nearest ones it has.
-        ConfigError: a value of the wrong type or out of range (`__post_init__` of `cls`).
+        ConfigError: a value of the wrong type, outside what is declared with its type (`bounds`), or that does not go
+            with the others (`__post_init__` of `cls`).
     """
     if isinstance(given, cls):
         return given
@@ -38,7 +40,7 @@ def parse_config(cls: type, given: Any, owner: str) -> Any:
     given = {} if given is None else given
     if not isinstance(given, dict):
         raise ConfigError(f"{owner} must be a mapping of options, not {given!r}")
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     allowed = {f.name for f in fields(cls) if f.init}
     refused = refused_options(cls)
     values = {}
@@ -47,14 +49,15 @@ def parse_config(cls: type, given: Any, owner: str) -> Any:
             raise ConfigError(f"{owner}.{key} is not supported: {refused[key]}")
         if key not in allowed:
             raise UnknownNameError(f"{owner} has no option {key!r}; {nearest(str(key), allowed)}")
-        values[key] = _convert(hints[key], value, f"{owner}.{key}")
+        values[key] = convert(hints[key], value, f"{owner}.{key}")
     try:
         config = cls(**values)
     except TypeError as error:  # a required option is missing: dataclasses name it
         raise ConfigError(f"{owner}: {error}") from error
-    for f in fields(cls):
-        if hints[f.name] is Schedule and not isinstance(getattr(config, f.name), Schedule):
-            object.__setattr__(config, f.name, Schedule.parse(getattr(config, f.name)))
+    for f in fields(cls):  # defaults are written as in YAML too
+        as_in_yaml = hints[f.name] is Schedule or typing.get_origin(hints[f.name]) is typing.Annotated
+        if as_in_yaml and f.name not in values:
+            object.__setattr__(config, f.name, convert(hints[f.name], getattr(config, f.name), f"{owner}.{f.name}"))
     return config
 
 
@@ -63,9 +66,19 @@ def refused_options(cls: type) -> dict[str, str]:
     return {key: why for base in reversed(cls.__mro__) for key, why in vars(base).get("REFUSED", {}).items()}
 
 
-def _convert(hint: Any, value: Any, place: str) -> Any:
+def convert(hint: Any, value: Any, place: str) -> Any:
+    """`value` as the type `hint` wants it, with what is declared beside the type.
+
+    Raises:
+        ConfigError: it is of another type or not allowed; `place` says where it was given.
+    """
     origin = typing.get_origin(hint)
     if hint is Any:
+        return value
+    if origin is typing.Annotated:
+        value = convert(hint.__origin__, value, place)
+        for rule in hint.__metadata__:
+            value = rule(value, place)
         return value
     if hint is Schedule:
         return _parse_schedule(value, place)
@@ -80,13 +93,14 @@ def _convert(hint: Any, value: Any, place: str) -> Any:
         return value
     if origin in (tuple, list):
         return _convert_sequence(hint, value, place)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is float and isinstance(value, str):  # YAML reads 1e-15 as a string
+    if hint is float:
         return _to_float(value, place)
     kind = origin or hint
     if isinstance(kind, type) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
         raise ConfigError(f"{place} must be of type {kind.__name__}, not {value!r}")
+    if origin is dict:
+        of_key, of_value = typing.get_args(hint)
+        return {convert(of_key, k, place): convert(of_value, v, f"{place}.{k}") for k, v in value.items()}
     return value
 
 
@@ -106,9 +120,7 @@ def _convert_sequence(hint: Any, value: Any, place: str) -> Any:
         kinds = kinds[:1] * len(value)
     if len(kinds) != len(value):
         raise ConfigError(f"{place} must have {len(kinds)} entries, not {list(value)!r}")
-    return origin(
-        _convert(kind, item, f"{place}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
-    )
+    return origin(convert(kind, item, f"{place}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
 
 
 def _convert_union(hint: Any, value: Any, place: str) -> Any:
@@ -118,17 +130,21 @@ def _convert_union(hint: Any, value: Any, place: str) -> Any:
     reasons = []
     for choice in (c for c in choices if c is not type(None)):
         try:
-            return _convert(choice, value, place)
+            return convert(choice, value, place)
         except ConfigError as error:
             reasons.append(str(error))
     raise ConfigError("; or ".join(reasons))
 
 
-def _to_float(text: str, place: str) -> float:
+def _to_float(value: Any, place: str) -> float:
+    """Of a number, or of a text such as 1e-15, which YAML does not read as a number."""
     try:
-        return float(text)
-    except ValueError as error:
-        raise ConfigError(f"{place} must be a number, not {text!r}") from error
+        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ConfigError(f"{place} must be a finite number, not {value!r}")
+    return number
 
 
 # The refusal of the option `weights`, which every part of the original's systems has.

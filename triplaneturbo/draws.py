@@ -1,8 +1,9 @@
 """Random numbers that do not depend on how the work is spread.
 
-Every draw is keyed by (seed, stream, global sample index): never by rank, device count, batch size or a global
-generator. One process and four, one large batch and accumulated small ones, a run and its continuation after a kill,
-see the same numbers for a sample. A training never sees a sample index twice.
+Every draw of a training is keyed by (seed, stream, global sample index): never by rank, device count, batch size or a
+global generator. One process and four, one large batch and accumulated small ones, a run and its continuation after a
+kill, see the same numbers for a sample. A training never sees a sample index twice. The noise that meshes are made from
+is keyed by its seed alone: see `generation_noise`.
 """
 
 import hashlib
@@ -25,9 +26,20 @@ def keyed_generator(*key: int | str, device: str | torch.device = "cpu") -> torc
     return torch.Generator(device).manual_seed(derive_seed(*key))
 
 
+def generation_noise(seeds: Sequence[int], latent_shape: Sequence[int]) -> Float[Tensor, "N c h w"]:
+    """The noise of the planes of one mesh for each seed, `latent_shape` = (6, c, h, w), on the CPU.
+
+    A seed is one noise: for every prompt, in every place of a list, in an export, a pipeline and the pictures of
+    validation, on every device. So the mesh of a prompt does not depend on its neighbours, and two prompts with one
+    seed differ in their text alone.
+    """
+    rows = [torch.randn(tuple(latent_shape), generator=keyed_generator(seed, "pipeline/noise")) for seed in seeds]
+    return torch.cat(rows)
+
+
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one micro-batch or one generation call, one row for each sample.
+    """The random numbers of one micro-batch of training, one row for each sample.
 
     seed: the run's seed.
     samples: global sample indices; row b of every result depends on samples[b] alone.

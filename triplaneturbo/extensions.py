@@ -6,6 +6,7 @@ import traceback
 from pathlib import Path
 
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.registry import import_rooms
 
 
 def import_extensions(folder: Path) -> list[str]:
@@ -21,6 +22,7 @@ def import_extensions(folder: Path) -> list[str]:
     """
     if not folder.is_dir():
         return []
+    import_rooms()  # first, so that a name that is taken is the extension's mistake
     if str(folder.parent) not in sys.path:
         sys.path.insert(0, str(folder.parent))
     return [_import_one(folder, name) for name in sorted(_extension_names(folder))]
@@ -39,7 +41,7 @@ def _import_one(folder: Path, name: str) -> str:
     module = f"{folder.name}.{name}"
     try:
         importlib.import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         place = _place(error, folder / name)
         raise ConfigError(
             f"the extension {module} cannot be imported: {place}: {type(error).__name__}: {error}\n"
@@ -48,7 +50,7 @@ def _import_one(folder: Path, name: str) -> str:
     return module
 
 
-def _place(error: Exception, extension: Path) -> str:
+def _place(error: BaseException, extension: Path) -> str:
     """file:line of the last statement of the extension that was being executed."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}"

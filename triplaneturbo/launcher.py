@@ -4,14 +4,11 @@ import dataclasses
 import inspect
 import logging
 import re
-import shlex
-import sys
-import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import pytorch_lightning as pl
 import torch
@@ -21,18 +18,31 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from transformers.utils import logging as transformers_logging
 
-from triplaneturbo.base import Component, build, parts
-from triplaneturbo.config import ExperimentConfig, load_config, to_yaml
+from triplaneturbo.base import Component, build, convert, parse_config, parts
+from triplaneturbo.bounds import Range
+from triplaneturbo.config import ExperimentConfig, load_config
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.extensions import import_extensions
-from triplaneturbo.storage import require_writable, write_text
+from triplaneturbo.interruption import FILES, NOTHING, interruption
+from triplaneturbo.storage import require_writable
+from triplaneturbo.systems.base import LoggersConfig
 from triplaneturbo.systems.callbacks import ProgressReport, RunCard
-from triplaneturbo.systems.checkpoint import AtomicCheckpointIO, Checkpointer, resolve_resume
+from triplaneturbo.systems.checkpoint import AtomicCheckpointIO, Checkpointer
 from triplaneturbo.systems.losslog import EventLog, LossLog
+from triplaneturbo.trial import Trial, TrialGuard, choose, enter_trial
 
 log = logging.getLogger(__name__)
 
 CUSTOM_FOLDER = Path(__file__).resolve().parents[1] / "custom"
+# Numbers of the trainer that have a meaning; their types are those that Lightning declares.
+_TRAINER_RANGES = {
+    **dict.fromkeys(("max_steps", "max_epochs", "num_sanity_val_steps"), Range(-1)),
+    **dict.fromkeys(("log_every_n_steps", "accumulate_grad_batches", "check_val_every_n_epoch"), Range(1)),
+    **dict.fromkeys((f"limit_{what}_batches" for what in ("train", "val", "test", "predict")), Range(0)),
+    **dict.fromkeys(("min_steps", "min_epochs", "overfit_batches", "gradient_clip_val"), Range(0)),
+    "num_nodes": Range(1, 2**16),
+    "reload_dataloaders_every_n_epochs": Range(0),
+}
 # What the launcher decides itself.
 _OWN_TRAINER_OPTIONS = ("logger", "callbacks", "plugins", "enable_checkpointing", "inference_mode", "default_root_dir")
 # Warnings about things that are meant: frozen parts stay in eval mode, cameras are cheap to make, the data stream
@@ -73,12 +83,21 @@ def launch(request: Launch) -> None:
     """
     _set_up_logging(request.verbose)
     import_extensions(CUSTOM_FOLDER)
-    experiment, checkpoint = read_experiment(request)
+    experiment = _read_configuration(request)
     training = request.mode == "train"
+    interruption.remains = NOTHING if training else FILES
     components = list(parts(experiment, without=() if training else ("guidance", "guidance_processor")))
     if experiment.compat is None:
         log_differences(components)
+    trainer = build_trainer(experiment)
+    with enter_trial(experiment, trainer, training=training) as trial:
+        _launch(request, trial, trainer)
+
+
+def _launch(request: Launch, trial: Trial, trainer: pl.Trainer) -> None:
+    experiment, training = trial.experiment, request.mode == "train"
     pl.seed_everything(experiment.seed, workers=True, verbose=False)
+    loggers = _loggers(experiment) if training else []  # first: it takes no time to see that one cannot be had
     handed_down = experiment.handed_down
     datamodule = build(experiment.data_type, experiment.data, handed_down=handed_down)
     system = build(experiment.system_type, experiment.system, handed_down=handed_down)
@@ -86,19 +105,21 @@ def launch(request: Launch) -> None:
         system.set_folders(save=experiment.trial_dir / "save", export=Path(request.out) if request.out else None)
     require_writable(Path(request.out) if request.out else experiment.trial_dir)
     if training:
-        _keep_configuration(experiment, request)
-    trainer = build_trainer(experiment, training)
-    if not (training or checkpoint or experiment.system.get("weights")):
+        if trainer.is_global_zero:
+            trial.record(request.configs)
+        trainer.loggers = loggers
+        trainer.callbacks = [TrialGuard(trial), *_callbacks(experiment), *trainer.callbacks]
+    if not (training or trial.checkpoint or experiment.system.get("weights")):
         log.warning("neither resume= nor system.weights= is given: what is trained is still at its start values")
-    _run(request.mode, trainer, system, datamodule, checkpoint)
+    _run(request.mode, trainer, system, datamodule, trial.checkpoint)
 
 
 def read_experiment(request: Launch) -> tuple[ExperimentConfig, Path | None]:
-    """The configuration of `request` with its trial named, and the checkpoint to start from.
+    """The configuration of `request` with its trial named, and the checkpoint to start from, see `trial.choose`."""
+    return choose(_read_configuration(request))
 
-    `resume=auto` continues in the folder of the checkpoint it finds; any other run of a single process gets a folder
-    of its own by the time of its launch.
-    """
+
+def _read_configuration(request: Launch) -> ExperimentConfig:
     overrides = list(request.overrides)
     values: dict[str, Any] = {}
     _require_gpus(request.gpus)
@@ -107,18 +128,7 @@ def read_experiment(request: Launch) -> tuple[ExperimentConfig, Path | None]:
         overrides = ["data.prompt_library=prompts", *overrides]
     experiment = load_config(request.configs, overrides, n_gpus=1, **values)
     processes = count_processes(trainer_options(experiment))
-    experiment = load_config(request.configs, overrides, n_gpus=processes, **values)
-    checkpoint = resolve_resume(experiment.resume, experiment.exp_dir, experiment.tag)
-    if experiment.resume == "auto" and checkpoint:
-        trial = checkpoint.parent.parent.relative_to(experiment.exp_dir)
-        timestamp = str(trial).removeprefix(experiment.tag)
-    elif experiment.use_timestamp and experiment.timestamp is None and processes == 1:
-        timestamp = time.strftime("@%Y%m%d-%H%M%S")
-    else:
-        timestamp = experiment.timestamp
-    if experiment.resume == "auto":
-        log.info("resume=auto: %s", checkpoint or f"nothing saved yet in {experiment.exp_dir}, starting at step 0")
-    return dataclasses.replace(experiment, timestamp=timestamp), checkpoint
+    return load_config(request.configs, overrides, n_gpus=processes, **values)
 
 
 def log_differences(components: Iterable[tuple[type[Component], Any]]) -> None:
@@ -145,8 +155,8 @@ def _require_gpus(gpus: str | None) -> None:
         raise ConfigError(f"--gpu {gpus}: {found} of these {wanted} devices can be used; leave --gpu out to use all")
 
 
-def build_trainer(experiment: ExperimentConfig, training: bool) -> pl.Trainer:
-    """The Lightning trainer of `experiment`.
+def build_trainer(experiment: ExperimentConfig) -> pl.Trainer:
+    """The Lightning trainer of `experiment`, without loggers and callbacks: the folder is not yet known.
 
     Raises:
         ConfigError: an option of the trainer cannot have its value.
@@ -155,14 +165,30 @@ def build_trainer(experiment: ExperimentConfig, training: bool) -> pl.Trainer:
     if options.get("deterministic"):
         _keep_determinism_fast()
     try:
-        return pl.Trainer(
-            **options,
-            logger=_loggers(experiment) if training else False,
-            callbacks=_callbacks(experiment) if training else [],
-            plugins=[AtomicCheckpointIO()],
-        )
-    except (MisconfigurationException, TypeError, ValueError) as error:
-        raise ConfigError(f"an option under trainer cannot have its value: {error}") from error
+        # Under SLURM it looks for checkpoints of its own in the folder that is given here.
+        folder = experiment.exp_dir
+        plugins = [AtomicCheckpointIO()]
+        trainer = pl.Trainer(**options, logger=False, callbacks=[], plugins=plugins, default_root_dir=folder)
+    except Exception as error:  # of whatever kind: nothing but the options can be wrong
+        raise ConfigError(f"{_refused_trainer_option(experiment)}: {error}") from error
+    # Its handlers would stop in the middle of an accumulated update, and under SLURM save there.
+    trainer._signal_connector.register_signal_handlers = lambda: None
+    if trainer.strategy.launcher is not None:
+        interruption.signal_children = trainer.strategy.launcher.kill
+    return trainer
+
+
+def _refused_trainer_option(experiment: ExperimentConfig) -> str:
+    """What to say of an option without which the trainer can be made; of all, if there is no single one."""
+    for key, value in experiment.trainer.items():
+        others = {name: value for name, value in experiment.trainer.items() if name != key}
+        options = trainer_options(dataclasses.replace(experiment, trainer=others))
+        try:
+            pl.Trainer(**options, logger=False)
+        except Exception:  # then another option is the one
+            continue
+        return f"trainer.{key} cannot be {value!r}"
+    return "options under trainer cannot have their values"
 
 
 def _keep_determinism_fast() -> None:
@@ -185,14 +211,15 @@ def trainer_options(experiment: ExperimentConfig) -> dict[str, Any]:
     """
     options = dict(experiment.trainer)
     allowed = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
-    for key in options:
+    types = get_type_hints(pl.Trainer.__init__)
+    for key, value in options.items():
         if key in _OWN_TRAINER_OPTIONS:
             raise ConfigError(f"trainer.{key} is decided by the launcher; remove it")
         if key not in allowed:
-            raise UnknownNameError(f"trainer has no option {key!r}; {nearest(key, allowed)}")
-    for key in ("max_steps", "max_epochs"):
-        if not isinstance(options.get(key, -1), int | None):
-            raise ConfigError(f"trainer.{key} must be a whole number, not {options[key]!r}")
+            raise UnknownNameError(f"trainer has no option {key!r}; {nearest(str(key), allowed)}")
+        number = convert(types[key], value, f"trainer.{key}")
+        if key in _TRAINER_RANGES and number is not None:
+            _TRAINER_RANGES[key](number, f"trainer.{key}")
     if options.get("val_check_interval") == 0:
         raise ConfigError("trainer.val_check_interval is 0; for no validation give trainer.limit_val_batches=0")
     if options.get("accelerator", "auto") == "auto":
@@ -218,10 +245,10 @@ def count_processes(options: Mapping[str, Any]) -> int:
     devices = options["devices"]
     if isinstance(devices, (list, tuple)):
         devices = len(devices)
-    if not re.fullmatch(r"-1|[1-9][0-9]*", str(devices)):
+    if not re.fullmatch(r"-1|[1-9][0-9]{0,3}", str(devices)):
         raise ConfigError(f"trainer.devices must be a number of devices, -1 for all or a list of them, not {devices!r}")
     if int(devices) == -1:
-        devices = torch.cuda.device_count()
+        devices = torch.cuda.device_count() or 1  # Lightning says that there is none
     return int(devices) * options.get("num_nodes", 1)
 
 
@@ -232,17 +259,21 @@ def _run(
     datamodule: pl.LightningDataModule,
     checkpoint: Path | None,
 ) -> None:
+    """Raises ConfigError: Lightning finds that trainer, system and data do not go together."""
     start = {"datamodule": datamodule, "ckpt_path": checkpoint and str(checkpoint), "weights_only": True}
-    if mode == "train":
-        trainer.fit(system, **start)
-        if is_overridden("test_step", system, pl.LightningModule) and trainer.limit_test_batches != 0:
-            trainer.test(system, datamodule=datamodule, verbose=False)
-    elif mode == "validate":
-        trainer.validate(system, verbose=False, **start)
-    elif mode == "test":
-        trainer.test(system, verbose=False, **start)
-    else:
-        trainer.predict(system, return_predictions=False, **start)
+    try:
+        if mode == "train":
+            trainer.fit(system, **start)
+            if is_overridden("test_step", system, pl.LightningModule) and trainer.limit_test_batches != 0:
+                trainer.test(system, datamodule=datamodule, verbose=False)
+        elif mode == "validate":
+            trainer.validate(system, verbose=False, **start)
+        elif mode == "test":
+            trainer.test(system, verbose=False, **start)
+        else:
+            trainer.predict(system, return_predictions=False, **start)
+    except MisconfigurationException as error:
+        raise ConfigError(f"the options under trainer do not fit this system: {error}") from error
 
 
 def _callbacks(experiment: ExperimentConfig) -> list[pl.Callback]:
@@ -254,23 +285,16 @@ def _callbacks(experiment: ExperimentConfig) -> list[pl.Callback]:
 def _loggers(experiment: ExperimentConfig) -> list[Logger]:
     folder = experiment.trial_dir
     loggers: list[Logger] = [EventLog(folder, name="tb_logs", version=""), LossLog(folder / "losses.jsonl")]
-    wandb = experiment.system.get("loggers", {}).get("wandb", {})
-    if wandb.get("enable"):
+    wandb = parse_config(LoggersConfig, experiment.system.get("loggers"), "system.loggers").wandb
+    if wandb.enable:
         from pytorch_lightning.loggers import WandbLogger
 
-        name = wandb.get("name") or f"{experiment.name}-{experiment.trial_name}"
-        loggers.append(WandbLogger(project=wandb.get("project", "triplaneturbo"), name=name, save_dir=folder))
+        name = wandb.name or f"{experiment.name}-{experiment.trial_name}"
+        try:
+            loggers.append(WandbLogger(project=wandb.project, name=name, save_dir=folder))
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"system.loggers.wandb.enable needs a package: {error}; or leave it out") from error
     return loggers
-
-
-@rank_zero_only
-def _keep_configuration(experiment: ExperimentConfig, request: Launch) -> None:
-    """Write what was asked for beside the results: the raw files, the resolved configuration, the command."""
-    folder = experiment.trial_dir
-    raw = "\n".join(Path(path).read_text(encoding="utf-8") for path in request.configs)
-    write_text(folder / "configs" / "raw.yaml", raw)
-    write_text(folder / "configs" / "parsed.yaml", to_yaml(experiment))
-    write_text(folder / "cmd.txt", shlex.join(sys.argv) + "\n")
 
 
 def _set_up_logging(verbose: bool) -> None:

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Sequence
 from triplaneturbo.errors import ConfigError
 
 MAX_LENGTH = 80
-# Names of devices in Windows, where no file or folder can be called so.
-_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
+_DIGITS = 32  # 128 bits of a hash
+# What a prompt may look like if its folder is to have no hash: on many disks A is a, names of devices cannot be given
+# in Windows, and names that end like those with a hash are kept for them.
+_PLAIN = re.compile(rf"(?!-)(?!(con|prn|aux|nul|com\d|lpt\d)$)(?!(.*-)?[0-9a-f]{{{_DIGITS}}}$)[a-z0-9 -]+")
 
 
 def check_prompts(prompts: object, place: str) -> tuple[str, ...]:
@@ -33,15 +35,15 @@ def check_prompts(prompts: object, place: str) -> tuple[str, ...]:
 def slug(prompt: str) -> str:
     """A folder name for `prompt`: letters, digits, `_` and `-` only, at most 80 characters, never empty.
 
-    Spaces become underscores. Whatever else had to be dropped, replaced or cut is made up for by 8 digits of a hash,
-    so that two prompts never share a folder: "a cat" -> "a_cat", "a cat." -> "a_cat-9f1c...".
+    Spaces become underscores. Prompts with anything but small letters, digits, spaces and hyphens, and long ones, get
+    128 bits of a hash behind what is left of them, so that no two prompts share a folder, even where A and a are one:
+    "a cat" -> "a_cat", "A cat." -> "A_cat-9f1c...".
     """
     readable = re.sub(r"[^A-Za-z0-9_-]", "", prompt.replace(" ", "_"))
-    plain = readable.replace("_", " ") == prompt and len(readable) <= MAX_LENGTH and not _DEVICE.fullmatch(readable)
-    if readable.startswith("-") or not (readable and plain):
-        digest = hashlib.blake2b(prompt.encode(), digest_size=4).hexdigest()
-        return f"{readable[: MAX_LENGTH - 9]}-{digest}".lstrip("-")
-    return readable
+    if _PLAIN.fullmatch(prompt) and len(readable) <= MAX_LENGTH:
+        return readable
+    digest = hashlib.blake2b(prompt.encode(), digest_size=_DIGITS // 2).hexdigest()
+    return f"{readable[: MAX_LENGTH - _DIGITS - 1]}-{digest}".lstrip("-")
 
 
 def folder_names(prompts: Sequence[str]) -> Iterable[str]:

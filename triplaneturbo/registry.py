@@ -57,6 +57,12 @@ def register(name: str) -> Callable[[T], T]:
     return decorate
 
 
+def import_rooms() -> None:
+    """Fill the table with the classes of this project."""
+    for room in ROOMS:
+        import_module(f"triplaneturbo.{room}")
+
+
 def find(name: str) -> type:
     """The class registered under `name`.
 
@@ -65,8 +71,7 @@ def find(name: str) -> type:
     """
     name = ALIASES.get(name, name)
     if name not in _CLASSES:
-        for room in ROOMS:
-            import_module(f"triplaneturbo.{room}")
+        import_rooms()
     if name not in _CLASSES:
         raise UnknownNameError(f"nothing is registered as {name!r}; {nearest(name, _CLASSES)}")
     return _CLASSES[name]

@@ -6,6 +6,7 @@ entry decides the clock: an integer counts optimizer steps, a float counts epoch
 """
 
 import itertools
+import sys
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -39,12 +40,10 @@ class Schedule:
         """
         if isinstance(spec, Schedule):
             return spec
-        if isinstance(spec, (int, float)) and not isinstance(spec, bool):
+        if _is_number(spec):
             return cls(((0.0, float(spec)),))
         help_text = "write a number, [s0, v0, v1, s1], [v0, v1, s1] or [s0, v0, v1, s1, v2, s2, ...]"
-        if not isinstance(spec, (list, tuple)) or not all(
-            isinstance(x, (int, float)) and not isinstance(x, bool) for x in spec
-        ):
+        if not isinstance(spec, (list, tuple)) or not all(map(_is_number, spec)):
             raise ConfigError(f"cannot read {spec!r} as a schedule; {help_text}")
         values = [0, *spec] if len(spec) == 3 else list(spec)
         if len(values) < 4 or len(values) % 2:
@@ -66,3 +65,8 @@ class Schedule:
                 return value + (next_value - value) * share
             time, value = next_time, next_value
         return value
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a finite number that a float can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

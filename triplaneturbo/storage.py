@@ -1,6 +1,7 @@
 """Files that are complete or not there, whatever happens while they are written."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -8,8 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from triplaneturbo.errors import WriteError
+from triplaneturbo.errors import ConfigError, WriteError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MIB = 2**20
@@ -107,6 +109,20 @@ def require_writable(folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise WriteError(f"cannot write into the folder {folder}: {error}; choose another place") from error
+
+
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file, UTF-8.
+
+    Raises:
+        ConfigError: it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -18,6 +18,7 @@ from custom.shapeworld.render import render
 from custom.shapeworld.splits import scorer_captions, teacher_captions
 from custom.shapeworld.world import Solid, parse_caption
 from triplaneturbo.base import Component
+from triplaneturbo.bounds import Count, FieldOfView, Length, Range, Seed, Share
 from triplaneturbo.cameras import orbit_cameras
 from triplaneturbo.draws import keyed_generator
 from triplaneturbo.registry import register
@@ -146,17 +147,14 @@ class ShapeWorldData(Component, pl.LightningDataModule):
         """Options."""
 
         captions: Literal["teachers", "scorer"] = "teachers"  # whose captions
-        n_objects: int = 16384
-        n_view: int = 1
-        batch_size: int = 256  # objects
-        single_share: float = 0.4  # of single solids; the rest are stacks
-        background: tuple[float, float] = (
-            0.4,
-            0.6,
-        )  # range of the grey levels; the teachers' pictures are on a middle grey
-        fovy: tuple[float, float] = (60.0, 60.0)  # range, degrees
-        distance: tuple[float, float] = (0.8, 1.0)  # range, relative
-        seed: int = 0
+        n_objects: Annotated[int, Range(1, 2**24)] = 16384
+        n_view: Annotated[int, Range(1, 1024)] = 1
+        batch_size: Count = 256  # objects
+        single_share: Share = 0.4  # of single solids; the rest are stacks
+        background: tuple[Share, Share] = (0.4, 0.6)  # grey levels; the teachers' pictures are on a middle grey
+        fovy: tuple[FieldOfView, FieldOfView] = (60.0, 60.0)  # range, degrees
+        distance: tuple[Length, Length] = (0.8, 1.0)  # range, relative
+        seed: Seed = 0
 
     pool: Pool
 

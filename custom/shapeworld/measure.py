@@ -141,5 +141,14 @@ def chamfer(mesh: Mesh, solid: Solid, generator: torch.Generator, n: int = 4096)
     """
     if len(mesh.faces) == 0:
         raise ValueError("an empty mesh has no Chamfer distance; its IoU is 0")
-    distances = torch.cdist(sample_mesh(mesh, n, generator), sample_solid(solid, n, generator))
+    return _mean_nearest(sample_mesh(mesh, n, generator), sample_solid(solid, n, generator))
+
+
+def chamfer_floor(solid: Solid, generator: torch.Generator, n: int = 4096) -> float:
+    """What `chamfer` is for a perfect mesh: the distance of two samples of the same exact surface."""
+    return _mean_nearest(sample_solid(solid, n, generator), sample_solid(solid, n, generator))
+
+
+def _mean_nearest(a: Float[Tensor, "N 3"], b: Float[Tensor, "M 3"]) -> float:
+    distances = torch.cdist(a, b)
     return 0.5 * (distances.amin(dim=0).mean() + distances.amin(dim=1).mean()).item()

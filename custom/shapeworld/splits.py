@@ -48,3 +48,9 @@ def retrieval_bank(split: str) -> tuple[str, ...]:
     if split != "unseen_compositions":
         return scorer_captions()[0]
     return (splits[split] + splits["train_compositions"])[:COMPOSITION_BANK]
+
+
+def whole_bank(split: str) -> tuple[str, ...]:
+    """The same with every stack that there is: 9120."""
+    singles, stacks = scorer_captions()
+    return stacks if split == "unseen_compositions" else singles

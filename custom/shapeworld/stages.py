@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -30,11 +29,14 @@ from custom.shapeworld.models import (
     token_ids,
 )
 from custom.shapeworld.training import TrainingStage
+from triplaneturbo.bounds import Share, Weight
 from triplaneturbo.diffusion import NoiseSchedule
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.guidance.camera_conditions import mvdream_camera, richdreamer_camera
 from triplaneturbo.guidance.multiview import install_cross_view_attention
 from triplaneturbo.registry import register
+from triplaneturbo.weights.files import add_digests
+from triplaneturbo.weights.folders import check_weights, load_unet, load_vae
 
 _AT_ONCE = 512  # pictures or captions that are encoded together before training
 
@@ -61,7 +63,7 @@ class VaeStage(TrainingStage):
     class Config(TrainingStage.Config):
         """Options."""
 
-        kl_weight: float = 1e-4
+        kl_weight: Weight = 1e-4
 
     stage = "vae"
 
@@ -95,6 +97,7 @@ class VaeStage(TrainingStage):
         standardise_latents(self.vae, latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)))
         with replaced_folder(folder / "stable_diffusion" / "vae") as path:
             self.vae.half().save_pretrained(path)
+            add_digests(path)
 
 
 @register("shapeworld-diffusion-system")
@@ -109,7 +112,7 @@ class DiffusionStage(TrainingStage):
         """Options."""
 
         kind: TeacherKind
-        empty_share: float = 0.1  # of the objects whose caption is dropped
+        empty_share: Share = 0.1  # of the objects whose caption is dropped
 
     def configure(self) -> None:
         self.stage = self.cfg.kind
@@ -128,8 +131,9 @@ class DiffusionStage(TrainingStage):
 
     def _start_from_stable_diffusion(self) -> None:
         self.tokenizer = CLIPTokenizer.from_pretrained(self.base / "tokenizer")
+        check_weights(self.base / "text_encoder")
         self.text_encoder = CLIPTextModel.from_pretrained(self.base / "text_encoder").float().requires_grad_(False)
-        given = UNet2DConditionModel.from_pretrained(self.base / "unet").float().state_dict()
+        given = load_unet(self.base).state_dict()
         own = self.unet.state_dict()
         own.update({name: value for name, value in given.items() if name in own and own[name].shape == value.shape})
         self.unet.load_state_dict(own)
@@ -156,7 +160,7 @@ class DiffusionStage(TrainingStage):
             parts = self.pool.geometry.flatten(0, 1).split(_AT_ONCE)
             small = [F.adaptive_avg_pool2d(part.float() / 127.5 - 1, ND_SIZE) for part in parts]
             return torch.cat(small).unflatten(0, self.pool.geometry.shape[:2])
-        vae = AutoencoderKL.from_pretrained(self.base / "vae").float().to(self.device)
+        vae = load_vae(self.base).to(self.device)
         parts = self.pool.rgb.flatten(0, 1).split(_AT_ONCE)
         latents = [LATENT_SCALE * vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in parts]
         return torch.cat(latents).unflatten(0, self.pool.rgb.shape[:2])
@@ -197,6 +201,7 @@ class DiffusionStage(TrainingStage):
         for name, part in parts.items():
             with replaced_folder(target / name) as path:
                 part.save_pretrained(path)
+                add_digests(path)
         if self.cfg.kind == "stable_diffusion":
             (target / "model_index.json").write_text(json.dumps(PIPELINE, indent=2) + "\n")
 
@@ -248,5 +253,6 @@ class ScorerStage(TrainingStage):
     def save(self, folder: Path) -> None:
         with replaced_folder(folder / "scorer") as path:
             self.model.half().save_pretrained(path)
+            add_digests(path)
             self.tokenizer.save_pretrained(path)
             (path / "preprocessor_config.json").write_text(json.dumps(IMAGE_PROCESSOR, indent=2) + "\n")

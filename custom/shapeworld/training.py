@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytorch_lightning as pl
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from custom.shapeworld.data import Pool
 from triplaneturbo.base import Component
+from triplaneturbo.bounds import ProjectPath, Range, Seed
 from triplaneturbo.draws import keyed_generator
 
 logger = logging.getLogger(__name__)
@@ -53,15 +55,15 @@ class TrainingStage(Component, pl.LightningModule):
     class Config:
         """Options."""
 
-        out_dir: str = "load/shapeworld"
-        minutes: float = 2.0  # of training; the learning rate follows the elapsed share
-        steps: int = 1_000_000
-        lr: float = 1e-3
-        warmup_steps: int = 100
-        weight_decay: float = 0.01
-        average_decay: float = 0.998
-        log_every: int = 200
-        seed: int = 0
+        out_dir: ProjectPath = "load/shapeworld"
+        minutes: Annotated[float, Range(0, 1e6, above=True)] = 2.0  # the learning rate follows the elapsed share
+        steps: Annotated[int, Range(1)] = 1_000_000
+        lr: Annotated[float, Range(0, 10)] = 1e-3
+        warmup_steps: Annotated[int, Range(1)] = 100
+        weight_decay: Annotated[float, Range(0, 10)] = 0.01
+        average_decay: Annotated[float, Range(0, 1, below=True)] = 0.998
+        log_every: Annotated[int, Range(1)] = 200
+        seed: Seed = 0
 
     stage: str
 

@@ -32,6 +32,7 @@ if [ -n "$limit" ]; then
   processes=$("$python" -c 'import torch; print(max(torch.cuda.device_count(), 1))')
   few=("trainer.limit_predict_batches=$(((limit + processes - 1) / processes))")
 fi
+"$python" evaluation/clipscore/compute.py --check --model "$clip"
 mkdir -p "$out"
 "$python" launch.py --config "$config" --export --out "$out/meshes" "system.weights=$weights" \
   "data.prompt_library=$library" system.exporter_type=multiprompt-mesh-exporter system.exporter.fmt=obj \

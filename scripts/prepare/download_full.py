@@ -5,7 +5,10 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from evaluation.prepare import main
-    from triplaneturbo.weights.hub import EVERYTHING
+    from triplaneturbo.interruption import stoppable
 
-    sys.exit(main(EVERYTHING, __doc__))
+    with stoppable():
+        from evaluation.prepare import main
+        from triplaneturbo.weights.hub import EVERYTHING
+
+        sys.exit(main(EVERYTHING, __doc__))

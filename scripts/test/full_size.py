@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from evaluation.clip_score import write_json
 from triplaneturbo.systems.checkpoint import numbered_checkpoints
+from triplaneturbo.systems.losslog import read_losses
 from triplaneturbo.weights.files import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,9 +193,8 @@ class StepWatch:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The complete lines of a loss log."""
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The complete lines of a loss log, which may still be growing."""
+    return [row for row, _ in read_losses(path)[0]] if path.is_file() else []
 
 
 def compare_logs(a: list[dict[str, float]], b: list[dict[str, float]]) -> dict[str, Any]:

@@ -1,48 +1,101 @@
-"""Kill a training run again and again, resume it each time, and compare the result with an uninterrupted run.
+"""Stop a training run again and again, resume it each time, and compare the result with an uninterrupted run.
 
-    python scripts/test/kill_storm.py CONFIG.yaml --out DIR --kills 20 --inside-save 3 [key=value ...]
+    python scripts/test/kill_storm.py CONFIG.yaml --out DIR --kills 50 [key=value ...]
 
-Kills (SIGKILL) fall at random moments between two checkpoints; the last ones, as many as --inside-save asks for, fall
-while one is being written. Succeeds if the loss logs of the two runs are equal to the byte and the final checkpoints
-to the bit. Runs on the CPU with one thread. Every life saves one checkpoint or two, so max_steps must allow for as
-many.
+The signals are SIGKILL, SIGTERM and SIGINT, as often as each other and in random order. A third of them falls while a
+checkpoint is being written, a sixth while the run starts, the others at random moments between two checkpoints.
+
+Succeeds if no signal cost more than it may (SIGTERM and SIGINT: no completed update, SIGKILL: nothing before the last
+complete checkpoint), every run that SIGTERM or SIGINT ended left with its exit code and one line, nothing wrote a
+traceback, the loss logs of the two runs are equal to the byte and their final checkpoints to the bit. Runs on the CPU
+with one thread. Every life saves one checkpoint or two, so max_steps must allow for as many.
 """
 
 import argparse
+import json
 import os
 import random
 import shutil
 import signal
 import sys
 import time
-import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from triplaneturbo.interruption import stoppable
 from triplaneturbo.launcher import Launch, launch, read_experiment
 from triplaneturbo.systems.checkpoint import newest_checkpoint
 from triplaneturbo.weights.files import read_checkpoint
 
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+MOMENTS = ("save", "save", "start", "between", "between", "between")
 
-def start(request: Launch, output: Path) -> int:
-    """Launch in a child process; forking spares it the imports."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        with open(output, "a") as file:
+
+@dataclass(frozen=True)
+class Kill:
+    """What became of one life.
+
+    inside: a checkpoint was being written. lost: completed updates that no checkpoint has; undone: those that this
+    signal may not cost.
+    """
+
+    signal: signal.Signals
+    moment: str
+    inside: bool
+    lost: int
+    undone: int
+
+
+class Run:
+    """A training that is started again and again in the same folder."""
+
+    def __init__(self, request: Launch, folder: Path, output: Path) -> None:
+        self.request, self.folder, self.output = request, folder, output
+        self.checkpoints = folder / "ckpts"
+
+    def start(self) -> int:
+        """Launch in a child process; forking spares it the imports."""
+        self.said = self.output.stat().st_size if self.output.exists() else 0
+        child = os.fork()
+        if child:
+            return child
+        with open(self.output, "a") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-        launch(request)
-        status = 0
-    except Exception:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+        try:
+            with stoppable():
+                launch(self.request)
+        except SystemExit as end:
+            os._exit(end.code)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+        os._exit(0)
+
+    def step(self) -> int:
+        """Of the newest complete checkpoint."""
+        newest = newest_checkpoint(self.checkpoints)
+        return int(newest.stem.rpartition("=")[2]) if newest else 0
+
+    def logged_step(self) -> int:
+        """The last that the loss log has."""
+        log = self.folder / "losses.jsonl"
+        lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+        return max([json.loads(line)["step"] for line in lines if line.endswith("\n")], default=0)
+
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written."""
+        folder = self.checkpoints
+        return any(name.endswith(".tmp") for name in os.listdir(folder)) if folder.is_dir() else False
+
+    def lines(self) -> list[str]:
+        """What the latest life has said."""
+        return self.output.read_bytes()[self.said :].decode().splitlines()
 
 
 def finished(child: int) -> bool:
@@ -53,29 +106,44 @@ def finished(child: int) -> bool:
     return bool(done)
 
 
-def writing(folder: Path) -> bool:
-    """Whether a checkpoint is being written."""
-    return any(name.endswith(".tmp") for name in os.listdir(folder)) if folder.is_dir() else False
+def wait(child: int, until: Callable[[], bool]) -> bool:
+    """Wait for a moment; False if the child has ended before."""
+    while not until():
+        if finished(child):
+            return False
+        time.sleep(0.001)
+    return True
 
 
-def wait_and_kill(child: int, folder: Path, delay: float, inside_save: bool) -> bool | None:
-    """Kill the child after its first new checkpoint and `delay` seconds, or inside the save that follows.
+def kill(run: Run, number: signal.Signals, moment: str, delay: float, starting: float) -> Kill | None:
+    """One life: start, wait for the moment, send the signal. None if the run ended first.
 
-    Returns:
-        Whether a save was cut off; None if the run ended first.
+    delay: share of the time between two checkpoints, in seconds, or of `starting`, the seconds until the first update.
     """
-    before = newest_checkpoint(folder)
-    while newest_checkpoint(folder) == before:
-        if finished(child):
-            return None
-        time.sleep(0.002)
-    deadline = time.monotonic() + delay
-    while not (writing(folder) if inside_save else time.monotonic() > deadline):
-        if finished(child):
-            return None
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return writing(folder)
+    before, logged = run.step(), run.logged_step()
+    child = run.start()
+    if moment == "start":
+        deadline = time.monotonic() + starting * delay
+    elif not wait(child, lambda: run.step() > before):
+        return None
+    else:
+        deadline = time.monotonic() + delay
+    if not wait(child, run.writing if moment == "save" else lambda: time.monotonic() > deadline):
+        return None
+    kept = run.step()
+    os.kill(child, number)
+    inside = run.writing()
+    _, status = os.waitpid(child, 0)
+    expected = -number if number == signal.SIGKILL else 128 + number
+    code, lines = os.waitstatus_to_exitcode(status), run.lines()
+    closing = [line for line in lines if f"stopped by {number.name}" in line]
+    if code != expected or len(closing) != (number != signal.SIGKILL):
+        raise SystemExit(f"after {number.name} ({moment}) the run ended with {code}:\n" + "\n".join(lines[-30:]))
+    after = run.step()
+    # A life that did not get to its first update has not touched the log of the one before.
+    lost = max(run.logged_step() - after, 0) if after > before or run.logged_step() != logged else 0
+    undone = max(kept - after, 0) if number == signal.SIGKILL else lost
+    return Kill(number, moment, inside, lost, undone)
 
 
 def equal(a: object, b: object) -> bool:
@@ -89,61 +157,71 @@ def equal(a: object, b: object) -> bool:
     return a == b
 
 
-def run_undisturbed(request: Launch, output: Path, folder: Path) -> float:
-    """Let a run end; returns the mean time between two of its checkpoints."""
-    child = start(request, output)
-    times: dict[Path | None, float] = {}
+def run_undisturbed(run: Run) -> tuple[float, float]:
+    """Let a run end; returns the seconds to its first checkpoint and the mean between two."""
+    begun, child = time.monotonic(), run.start()
+    times: dict[int, float] = {}
     while not finished(child):
-        times.setdefault(newest_checkpoint(folder), time.monotonic())
+        times.setdefault(run.step(), time.monotonic())
         time.sleep(0.005)
-    times.pop(None, None)
-    return (max(times.values()) - min(times.values())) / max(len(times) - 1, 1)
+    times.pop(0, None)
+    return min(times.values()) - begun, (max(times.values()) - min(times.values())) / max(len(times) - 1, 1)
 
 
-def storm(flags: argparse.Namespace, request: Launch, folder: Path, interval: float) -> None:
-    """Kill and resume until there were enough kills, then let the run end."""
-    dice = random.Random(flags.seed)
-    kills = cut = 0
-    while True:
-        child = start(request, flags.out / "storm.log")
-        enough = kills >= flags.kills and cut >= flags.inside_save
-        aim = flags.kills - kills <= flags.inside_save - cut
-        delay = dice.uniform(0, interval)
-        result = wait_and_kill(child, folder, 1e9 if enough else delay, aim and not enough)
+def storm(run: Run, kills: int, dice: random.Random, starting: float, interval: float) -> list[Kill]:
+    """Stop and resume as often as asked for, then let the run end."""
+    numbers, moments = (dice.sample((kinds * kills)[:kills], kills) for kinds in (SIGNALS, MOMENTS))
+    done = []
+    for number, moment in zip(numbers, moments, strict=True):
+        result = kill(run, number, moment, dice.random() * (1 if moment == "start" else interval), starting)
         if result is None:
-            break
-        kills, cut = kills + 1, cut + result
-        print(f"kill {kills} after {newest_checkpoint(folder).name}{', inside a save' if result else ''}", flush=True)
-    if kills < flags.kills or cut < flags.inside_save:
-        raise SystemExit(f"the run ended after {kills} kills, {cut} inside a save: give it more steps")
-    print(f"{kills} kills, {cut} of them inside a save")
+            raise SystemExit(f"the run ended after {len(done)} signals: give it more steps")
+        done.append(result)
+        where = "inside a save" if result.inside else f"at {moment}"
+        print(f"{len(done)}: {number.name} {where}, step {run.step()}, {result.lost} updates to repeat", flush=True)
+    child = run.start()
+    while not finished(child):
+        time.sleep(0.05)
+    return done
+
+
+def report(kills: Sequence[Kill]) -> None:
+    """A line for each signal."""
+    for number in SIGNALS:
+        own = [kill for kill in kills if kill.signal == number]
+        inside, early = sum(kill.inside for kill in own), sum(kill.moment == "start" for kill in own)
+        lost = sum(kill.lost for kill in own)
+        print(f"{number.name}: {len(own)}, {inside} inside a save, {early} while starting; updates to repeat: {lost}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--inside-save", type=int, default=3)
+    parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     flags, overrides = parser.parse_known_args()
     torch.set_num_threads(1)
     shutil.rmtree(flags.out, ignore_errors=True)
     flags.out.mkdir(parents=True)
-    common = [*overrides, f"exp_root_dir={flags.out}", "use_timestamp=false", "trainer.accelerator=cpu"]
-    requests = {
-        tag: Launch(mode="train", configs=[flags.config], overrides=[*common, f"tag={tag}", "resume=auto"])
-        for tag in ("reference", "storm")
-    }
-    folders = {tag: read_experiment(request)[0].trial_dir for tag, request in requests.items()}
-    interval = run_undisturbed(requests["reference"], flags.out / "reference.log", folders["reference"] / "ckpts")
-    storm(flags, requests["storm"], folders["storm"] / "ckpts", interval)
-    logs = [(folder / "losses.jsonl").read_bytes() for folder in folders.values()]
-    states = [read_checkpoint(newest_checkpoint(folder / "ckpts")) for folder in folders.values()]
+    common = [f"exp_root_dir={flags.out}", "use_timestamp=false", "trainer.accelerator=cpu"]
+    common = [*overrides, *common, "trainer.log_every_n_steps=1"]  # the log says which updates were completed
+    runs = {}
+    for tag in ("reference", "storm"):
+        request = Launch(mode="train", configs=[flags.config], overrides=[*common, f"tag={tag}", "resume=auto"])
+        runs[tag] = Run(request, read_experiment(request)[0].trial_dir, flags.out / f"{tag}.log")
+    starting, interval = run_undisturbed(runs["reference"])
+    kills = storm(runs["storm"], flags.kills, random.Random(flags.seed), starting, interval)
+    report(kills)
+    undone = sum(kill.undone for kill in kills)
+    tracebacks = sum(run.output.read_text().count("Traceback") for run in runs.values())
+    logs = [(run.folder / "losses.jsonl").read_bytes() for run in runs.values()]
+    states = [read_checkpoint(newest_checkpoint(run.checkpoints)) for run in runs.values()]
     same_log, same_state = logs[0] == logs[1], equal(*({**state, "loops": None} for state in states))
+    print(f"{len(kills)} signals; updates lost that may not be: {undone}; tracebacks: {tracebacks}")
     print(f"loss log of {len(logs[0])} bytes {'equal' if same_log else 'DIFFERS'}; ", end="")
     print(f"final weights, averages and optimiser {'equal' if same_state else 'DIFFER'}")
-    raise SystemExit(not (same_log and same_state))
+    raise SystemExit(bool(undone or tracebacks or not same_log or not same_state))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ def main() -> None:
 
     from triplaneturbo import TextToMeshPipeline
     from triplaneturbo.config import load_config
+    from triplaneturbo.systems.losslog import read_losses
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("trial", type=Path, help="folder of the run")
@@ -21,7 +22,10 @@ def main() -> None:
     parser.add_argument("--early", action="store_true", help="take it before all steps are done")
     given = parser.parse_args()
     config = given.trial / "configs" / "parsed.yaml"
-    last = json.loads((given.trial / "losses.jsonl").read_text().splitlines()[-1])
+    rows, damaged = read_losses(given.trial / "losses.jsonl")
+    if damaged:
+        print(f"{given.trial / 'losses.jsonl'}: {damaged} damaged lines are left out")
+    last = rows[-1][0]
     steps = load_config([config]).trainer["max_steps"]
     seconds = sum(map(int, (given.trial / "seconds").read_text().split()))
     if last["step"] < steps and not given.early:
@@ -38,4 +42,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    main()
+    from triplaneturbo.interruption import stoppable
+
+    with stoppable():
+        main()

@@ -73,10 +73,18 @@ def test_start_is_grey():
     torch.testing.assert_close(seen, torch.full_like(seen, 0.5), atol=2e-3, rtol=0)
 
 
+def test_start_of_the_hypernet_is_xavier_normal():
+    """Deviation sqrt(2 / (inputs + outputs)), and no bias at the end (Glorot and Bengio 2010)."""
+    layers = HashGridEnvironment({}).hypernet.layers
+    for layer, inputs, outputs in ((layers[0], 1024, 64), (layers[3], 64, 1216)):
+        assert layer.weight.std().item() == pytest.approx((2 / (inputs + outputs)) ** 0.5, rel=0.02)
+    assert not layers[3].bias.any()
+
+
 def test_evaluation_color():
     subject = environment(eval_color=[1.0, 0.5, 0.0])
     training = subject(directions(2), torch.ones(1, 5))
-    assert training.std() > 0.01
+    assert training.std(dim=(0, 1, 2)).min() > 0.01
     seen = subject.eval()(directions(2), torch.ones(1, 5))
     torch.testing.assert_close(seen, torch.tensor([1.0, 0.5, 0.0]).expand(2, 2, 4, 3))
     learned = environment().eval()(directions(2), torch.ones(1, 5))

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from triplaneturbo.data.library import Position, PromptLibrary, micro_batches, prompt_index
+from triplaneturbo.data.library import DEFAULT_FOLDERS, Position, PromptLibrary, micro_batches, prompt_index
 from triplaneturbo.errors import ConfigError
 
 
@@ -22,7 +22,8 @@ def test_reads_the_three_splits(tmp_path):
 
 
 def test_looks_in_load_then_in_datasets(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    folders = tuple(tmp_path / folder.name for folder in DEFAULT_FOLDERS)
+    monkeypatch.setattr("triplaneturbo.data.library.DEFAULT_FOLDERS", folders)
     write(tmp_path / "datasets", {"train": ["from datasets"]})
     assert PromptLibrary.read("some").train == ("from datasets",)
     write(tmp_path / "load", {"train": ["from load"]})
@@ -34,6 +35,7 @@ def test_looks_in_load_then_in_datasets(tmp_path, monkeypatch):
     [
         ("{", "not valid JSON"),
         ("", "not valid JSON"),
+        ("[" * 200_000 + "]" * 200_000, "nested too deeply"),
         ('"a cat"', "mapping"),
         ("null", "mapping"),
         ({}, "no training prompts"),

@@ -78,6 +78,30 @@ def test_the_original_turntable_repeats_its_first_view():
     torch.testing.assert_close(batch.cameras[0].azimuth_deg, torch.tensor([0.0, 120, 240, 360]))
 
 
+def test_the_turntable_stands_where_the_options_say():
+    """Elevation 30 degrees at distance 2: on the first view's axes x, z at (sqrt 3, 1)."""
+    options = {"eval_elevation_deg": 30.0, "eval_camera_distance": 2.0, "eval_fovy_deg": 45.0}
+    (batch, *_) = module(n_test_views=4, **options).test_dataloader()
+    (cameras,) = batch.cameras
+    expected = torch.tensor([[3**0.5, 0, 1], [0, 3**0.5, 1], [-(3**0.5), 0, 1], [0, -(3**0.5), 1]])
+    torch.testing.assert_close(cameras.positions, expected)
+    torch.testing.assert_close(cameras.fovy, torch.full((4,), torch.pi / 4))
+
+
+@pytest.mark.parametrize(("relative", "scale"), [(True, 3**0.5), (False, 1.0)])
+def test_distances_are_in_world_units_or_relative_to_the_field_of_view(relative, scale):
+    """1 / tan(60 / 2 degrees) is sqrt 3."""
+    ranges = {"unsup_fovy_range": [60, 60], "unsup_camera_distance_range": [1.25, 1.25]}
+    (batch,) = stream(module(relative_radius=relative, **ranges), 1)
+    for cameras in batch.cameras:
+        torch.testing.assert_close(cameras.positions.norm(dim=1), torch.full((8,), 1.25 * scale))
+
+
+def test_sizes_are_height_and_width():
+    (batch,) = stream(module(height=16, width=24, ray_height=8, ray_width=12), 1)
+    assert (batch.image_size, batch.ray_size) == ((16, 24), (8, 12))
+
+
 def test_a_prompt_that_is_there_twice_is_looked_at_once(caplog):
     prompts = ["a", "b", "a", "c", "b"]
     for processes in (1, 2):
@@ -115,7 +139,7 @@ def test_one_prompt_can_be_picked_for_evaluation():
         ({"unsup_fovy_range": [0, 60]}, "unsup_fovy_range"),
         ({"unsup_fovy_range": [60, 200]}, "unsup_fovy_range"),
         ({"n_test_views": -1}, "n_test_views"),
-        ({"dim_gaussian": [5, 4, 8, 8]}, "six planes"),
+        ({"dim_gaussian": [5, 4, 8, 8]}, r"dim_gaussian\[0\] is 5; allowed: 6"),
         ({"eval_prompt": " "}, "eval_prompt"),
         ({"prompts": []}, "at least one"),
         ({"prompts": None}, "--prompt"),

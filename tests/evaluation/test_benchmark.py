@@ -4,10 +4,13 @@ import shutil
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from tiny_student import geometry_options, write_pipeline
 
+from custom.shapeworld.models import IMAGE_SIZE, token_ids
 from custom.shapeworld.render import render, surface_color, surface_normal
+from custom.shapeworld.scorer import Scorer
 from custom.shapeworld.splits import load_splits
 from custom.shapeworld.world import parse_caption, sdf
 from evaluation import benchmark
@@ -100,10 +103,29 @@ def test_intervals_take_prompts_as_units(judge):
 def test_controls_know_nothing_of_the_caption(judge):
     measured = [judge.measure(prompt, 0, exact_mesh(prompt)) for prompt in PROMPTS]
     own, blind = summarise(judge, measured), controls(judge, measured)
-    assert blind["shuffled_captions"]["r_at_1"] == 0
-    assert blind["shuffled_captions"]["iou"] < own["iou"] - 0.2
+    assert blind["captions_of_others"]["r_at_1"] == 0
+    assert blind["captions_of_others"]["iou"] < own["iou"] - 0.2
     assert 0.2 < blind["best_constant_mesh"]["iou"] < own["iou"] - 0.2
     assert blind["best_constant_mesh"]["r_at_1"] <= 0.25
+
+
+def test_the_exact_solids_are_as_good_as_can_be(judge):
+    """Measured as meshes are, but from exact pictures and exact surfaces: better than the finest mesh."""
+    fine = [judge.measure(prompt, 0, exact_mesh(prompt)) for prompt in PROMPTS]
+    exact, mesh = controls(judge, fine)["exact_solids"], summarise_split(judge, fine)
+    assert (exact["iou"], exact["r_at_1"]) == (1, 1)
+    assert 0.01 < exact["chamfer"] < mesh["chamfer"] < 1.1 * exact["chamfer"]
+
+
+def test_the_scorer_remembers_captions_and_not_the_wrong_ones(clip_folder):
+    scorer, pictures = Scorer.load(clip_folder), torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    small = F.interpolate(pictures, size=IMAGE_SIZE, mode="bilinear", antialias=True) * 2 - 1
+    for bank in (PROMPTS, PROMPTS[:2], PROMPTS):
+        with torch.no_grad():
+            expected = scorer.model(input_ids=token_ids(scorer.tokenizer, list(bank)), pixel_values=small)
+        torch.testing.assert_close(
+            scorer.similarity(pictures, bank), expected.image_embeds @ expected.text_embeds.T, rtol=0, atol=1e-6
+        )
 
 
 def test_a_limit_takes_prompts_from_the_whole_split():
@@ -139,7 +161,7 @@ def test_weights_in_three_forms(folder, tiny_world, tmp_path):
         "data_type": "x",
         "system_type": "y",
         "data": {"dim_gaussian": [6, 4, 8, 8]},
-        "system": {"geometry": geometry_options(tiny_world / "sd")},
+        "system": {"geometry": geometry_options(tiny_world / "sd"), "num_steps_sampling": 4},
     }
     (trial / "configs" / "parsed.yaml").write_text(yaml.safe_dump(experiment))
     shutil.copytree(folder, trial / "ckpts")
@@ -155,14 +177,18 @@ def test_command(folder, clip_folder, tmp_path, capsys):
     splits = ["train", "unseen_compositions"]
     options = f"--weights {folder} --scorer {clip_folder} --limit 1 --seeds 0 5 --json {out} --splits"
     main([*options.split(), *splits])
+    small = json.loads(out.read_text())["splits"]
+    assert [small[split]["n_captions_to_choose_from"] for split in splits] == [96, 128]
+    main([*options.split(), *splits, "--bank", "all"])
     report = json.loads(out.read_text())
     assert list(report["splits"]) == list(report["controls"]) == splits
-    for split in splits:
+    for split, captions in zip(splits, (96, 9120), strict=True):
         numbers = report["splits"][split]
+        assert numbers["n_captions_to_choose_from"] == captions
         assert {"r_at_1", "iou", "chamfer", "worst_shape_iou"} <= set(numbers)
         assert numbers["n_meshes"] == 2
         assert numbers["intervals"] == {"r_at_1": None, "iou": None, "chamfer": None}
-        assert set(report["controls"][split]) == {"best_constant_mesh", "shuffled_captions"}
+        assert set(report["controls"][split]) == {"exact_solids", "best_constant_mesh", "captions_of_others"}
     with out.with_suffix(".csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 4

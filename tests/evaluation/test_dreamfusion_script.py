@@ -37,6 +37,13 @@ def test_prompts_to_scores(tiny_stand_ins, tmp_path):
     assert "CLIP score" in done.stdout
 
 
+def test_a_clip_model_that_is_missing_is_said_before_anything_is_exported(tmp_path):
+    done = run("--clip", tmp_path / "nowhere", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert f"{tmp_path / 'nowhere'} is not a CLIP model" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unknown_option_shows_what_there_is():
     done = run("--gpus", "0")
     assert done.returncode == 2

@@ -46,6 +46,25 @@ def test_glb_is_y_up_facing_z_with_linear_colours(tmp_path):
     np.testing.assert_allclose(colors[3, :3], 0.0100228 * 255, atol=1)  # sRGB 0.1
 
 
+def stored_vectors(path, attribute):
+    """A vertex attribute as a .glb file has it, in its axes. (trimesh computes normals again.)"""
+    data = path.read_bytes()
+    length = struct.unpack_from("<I", data, 12)[0]
+    document = json.loads(data[20 : 20 + length])
+    accessor = document["accessors"][document["meshes"][0]["primitives"][0]["attributes"][attribute]]
+    offset = 28 + length + document["bufferViews"][accessor["bufferView"]]["byteOffset"]
+    return np.frombuffer(data, np.float32, 3 * accessor["count"], offset).reshape(-1, 3)
+
+
+@pytest.mark.parametrize("with_texture", [False, True])
+def test_glb_normals_are_in_the_axes_of_its_positions(tmp_path, textured, with_texture):
+    """On a ball around the origin they point where the positions do."""
+    write_mesh(tmp_path / "a.glb", textured if with_texture else sphere())
+    positions, normals = (stored_vectors(tmp_path / "a.glb", name) for name in ("POSITION", "NORMAL"))
+    np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-5)
+    assert ((positions * normals).sum(1) / np.linalg.norm(positions, axis=1)).min() > 0.9
+
+
 def test_glb_structure(tmp_path):
     write_mesh(tmp_path / "a.glb", tetrahedron())
     data = (tmp_path / "a.glb").read_bytes()
@@ -189,7 +208,8 @@ def test_obj_points_to_its_material_and_that_to_the_picture(tmp_path, textured):
         "vt": len(own.vertices),
         "f": len(own.faces),
     }
-    assert "map_Kd texture_kd.png" in (tmp_path / "cube.mtl").read_text()
+    material = (tmp_path / "cube.mtl").read_text().splitlines()
+    assert {"map_Kd texture_kd.png", "Kd 1 1 1"} < set(material)  # the picture is multiplied by the diffuse colour
     assert Image.open(tmp_path / "texture_kd.png").size == (64, 64)
 
 
@@ -202,5 +222,7 @@ def test_glb_with_a_texture_is_a_rough_material(tmp_path, textured):
     material = document["materials"][primitive["material"]]["pbrMetallicRoughness"]
     assert (material["metallicFactor"], material["roughnessFactor"]) == (0, 1)
     assert document["images"][0]["mimeType"] == "image/png"
+    clamp_to_edge = 33071  # of OpenGL: nothing of the opposite border is mixed in
+    assert (document["samplers"][0]["wrapS"], document["samplers"][0]["wrapT"]) == (clamp_to_edge,) * 2
     assert document["buffers"][0]["byteLength"] % 4 == 0
     assert all(view["byteOffset"] % 4 == 0 for view in document["bufferViews"])

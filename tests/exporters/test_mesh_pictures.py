@@ -63,6 +63,21 @@ def test_turntable_shows_all_of_the_object():
     assert not edge.any()
 
 
+def test_turntables_look_from_20_degrees_above():
+    """In the middle of a view is the point of the ball of radius 1/2 that is nearest to its camera."""
+    views = render_turntable(sphere(), 4, 33)
+    up, along = math.sin(math.radians(20)), math.cos(math.radians(20))
+    nearest = torch.tensor([[along, 0, up], [0, along, up], [-along, 0, up], [0, -along, up]]) / 2
+    torch.testing.assert_close(views[:, 16, 16], (nearest + 1) / 2, atol=0.02, rtol=0)
+
+
+def test_a_pixel_is_the_mean_of_four_samples():
+    cameras = turntable(2, elevation_deg=15.0, distance=1.6, fovy_deg=60.0)
+    fine = render_mesh(sphere(), cameras, 32, supersample=1)
+    expected = fine.unflatten(2, (16, 2)).unflatten(1, (16, 2)).mean(dim=(2, 4))
+    torch.testing.assert_close(render_mesh(sphere(), cameras, 16), expected)
+
+
 def test_pictures_stand_row_by_row(tmp_path):
     views = torch.arange(6).div(10).view(6, 1, 1, 1).expand(6, 4, 5, 3)
     save_picture(tmp_path / "a.png", views, columns=3)

@@ -159,6 +159,16 @@ def test_low_precision_keeps_trained_parameters_and_results_in_float32(build, in
     assert all(p.grad.isfinite().all() for n, p in generator.unet.named_parameters() if p.requires_grad)
 
 
+def test_last_layers_are_not_rounded_to_low_precision(build, inputs):
+    """Numbers that a convolution in bfloat16 gave would all be bfloat16 numbers."""
+    noise, t, text = inputs
+    geometry = build(generator={"network_dtype": "bfloat16"})
+    with torch.no_grad():
+        results = geometry.space_generator.denoise(noise, t, text), geometry.decode(noise)
+    for result in results:
+        assert (result == result.bfloat16().float()).float().mean() < 0.1
+
+
 def test_construction_on_the_meta_device_reads_the_folder_or_the_built_in_sizes(sd_folder):
     with torch.device("meta"):
         small = TriplaneGenerator({"pretrained_model_name_or_path": str(sd_folder)})

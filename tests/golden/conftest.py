@@ -24,9 +24,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("case_path", paths, ids=[path.stem for path in paths])
 
 
-@pytest.fixture(scope="session")
-def device(request: pytest.FixtureRequest) -> torch.device:
-    torch.backends.cudnn.enabled = False  # its convolutions take TF32, or transform and lose digits
+@pytest.fixture
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # on by default: ten bits are not float32
     return torch.device(request.config.getoption("golden_device", None) or "cpu")
 
 

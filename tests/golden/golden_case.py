@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,9 @@ class Meta(Mapping):
 class Case:
     """The arrays and the hyper-parameters of one file.
 
-    Arrays are read by `case[name]`, hyper-parameters by `case.meta[key]`; `close` and `equal` compare. Failures are
-    collected, so that one run shows them all; an array or a hyper-parameter that nothing has read is a failure, too.
+    Arrays are read by `case[name]`, hyper-parameters by `case.meta[key]`; `close` and `equal` compare, if the case
+    carries what they are asked for. Failures are collected, so that one run shows them all; an array or a
+    hyper-parameter that nothing has read is a failure, too, and so is a case of which nothing was compared.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,6 +52,7 @@ class Case:
         device = torch.get_default_device()
         self.arrays = {name: torch.from_numpy(value).to(device) for name, value in arrays.items()}
         self.unread = set(self.arrays)
+        self.judged: set[str] = set()  # the names of what was compared, arrays and others
         self.failures: list[str] = []
         self.errors: dict[str, float] = {}
 
@@ -61,6 +64,8 @@ class Case:
         return name in self.arrays
 
     def __getitem__(self, name: str) -> Tensor:
+        if name not in self:
+            raise KeyError(f"family {self.family} needs {name!r}, which the case does not carry")
         self.unread.discard(name)
         return self.arrays[name]
 
@@ -99,12 +104,24 @@ class Case:
         return Progress(self.meta.get("global_step", 0), self.meta.get("epoch", 0))
 
     def close(
-        self, name: str, actual: Tensor | float, tolerance: float, *, where: Tensor | None = None, stride: int = 1
+        self,
+        name: str,
+        actual: Tensor | float,
+        tolerance: float,
+        *,
+        where: Tensor | None = None,
+        stride: int = 1,
+        outliers: float = 0.0,
     ) -> None:
-        """max |actual - expected| over max |expected|, both only `where` it is true, is at most `tolerance`.
+        """max |actual - expected| over max |expected| is at most `tolerance`; nothing is asked if the case does not
+        carry the array.
 
+        where: the entries that are compared; default: all.
         stride: the stored pictures [M, H, W, C] are every so many-th pixel of the actual ones.
+        outliers: this share of the pixels [..., C] may be further away.
         """
+        if name not in self:
+            return
         expected = self[name].double()
         actual = torch.as_tensor(actual, device=expected.device).detach().double()
         if stride > 1:
@@ -112,24 +129,34 @@ class Case:
         if actual.shape != expected.shape:
             self.failures.append(f"{name}: shape {list(actual.shape)}, recorded {list(expected.shape)}")
             return
-        gap = (actual - expected).abs()
+        gap = (actual - expected).abs() / expected.abs().max().clamp(min=1e-30)
         gap = gap if where is None else gap[where.expand_as(gap)]
-        self.within(name, float(gap.max() / expected.abs().max().clamp(min=1e-30)), tolerance)
+        self.mostly_within(name, gap.amax(-1) if outliers else gap, tolerance, outliers)
 
     def equal(self, name: str, actual: Tensor) -> None:
-        """Every entry is the same."""
+        """Every entry is the same, if the case carries the array."""
+        if name not in self:
+            return
         expected = self[name]
         same = actual.shape == expected.shape and bool((actual == expected).all())
         self.within(name, 0.0 if same else float("inf"), 0.0)
 
-    def within(self, name: str, error: float, tolerance: float) -> None:
-        """An error measured by the caller is at most `tolerance`; NaN is not."""
+    def mostly_within(self, name: str, errors: Tensor, tolerance: float, outliers: float) -> None:
+        """All but a share `outliers` of the errors, rounded down to a number of them, are at most `tolerance`."""
+        descending = errors.flatten().nan_to_num(nan=math.inf).sort(descending=True).values
+        scope = f" for all but {outliers:.1%}" if outliers else ""
+        self.within(name, float(descending[int(outliers * len(descending))]), tolerance, scope)
+
+    def within(self, name: str, error: float, tolerance: float, scope: str = "") -> None:
+        """An error measured by the caller is at most `tolerance`; NaN is not. scope: of what, for the message."""
+        self.judged.add(name.partition(": ")[0])
         self.errors[name] = max(error, self.errors.get(name, 0.0))
         if not error <= tolerance:
-            self.failures.append(f"{name}: error {error:.2e}, tolerance {tolerance:.0e}")
+            self.failures.append(f"{name}: error {error:.2e}, tolerance {tolerance:.0e}{scope}")
 
     def require(self, name: str, condition: bool) -> None:
         """`name` is a fact that must hold."""
+        self.judged.add(name.partition(": ")[0])
         if not condition:
             self.failures.append(f"{name}: does not hold")
 
@@ -139,6 +166,8 @@ class Case:
             worst = max(self.errors, key=self.errors.get)
             log.info("%s: %d compared, largest error %.1e (%s)", self.family, len(self.errors), *self._of(worst))
         failures = list(self.failures)
+        if not self.judged & self.arrays.keys():
+            failures.append("the case carries nothing that can be compared")
         if self.unread:
             failures.append(f"not compared: {', '.join(sorted(self.unread))}")
         if self.meta.unread:

@@ -16,10 +16,12 @@ def test_recorded_case(
         run_case(case_path, workbench, monkeypatch)
 
 
-def run_case(case_path: Path, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_case(case_path: Path, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> Case:
     """On the default device."""
     case = Case(case_path)
     if case.family not in FAMILIES:
         pytest.fail(f"{case_path.name}: no procedure for family {case.family!r}; known: {', '.join(sorted(FAMILIES))}")
-    FAMILIES[case.family](case, workbench, monkeypatch)
+    with monkeypatch.context() as patch:
+        FAMILIES[case.family](case, workbench, patch)
     case.verdict()
+    return case

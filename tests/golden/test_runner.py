@@ -1,6 +1,7 @@
 """The runner notices what is wrong with a case, and does not care what it is called."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,34 @@ from triplaneturbo.types import Mesh
 from triplaneturbo.weights.ldm import LDM_SCHEDULE
 
 DATA = Path(__file__).parent / "data"
+# A case of every family of which a run takes a moment.
+QUICK = [
+    "a1_camera_relative",
+    "a3_training_cameras",
+    "d4_training_random_parts",
+    "d5_regularization_losses",
+    "e1_importance_sampler",
+    "e4_render_volsdf",
+    "e6_patch_renderer",
+    "f7_tables_C_tplus",
+    "g1_mesh_rasterizer",
+    "h1_marching_cubes_axes",
+    "h2_mesh_export_colors",
+    "i1_background_hypernet",
+    "i2_adan",
+]
 
 
-def changed(folder: Path, name: str = "i2_adan", arrays: dict[str, Any] | None = None, **meta: Any) -> Path:
+def changed(
+    folder: Path,
+    name: str = "i2_adan",
+    arrays: dict[str, Any] | None = None,
+    without: Collection[str] = (),
+    **meta: Any,
+) -> Path:
     """A copy of a case under another name, with other arrays and hyper-parameters."""
     with np.load(DATA / f"{name}.npz") as stored:
-        content = {key: stored[key] for key in stored.files}
+        content = {key: stored[key] for key in stored.files if key not in without}
     values = json.loads(bytes(content["meta_json"]).decode()) | meta
     content["meta_json"] = np.frombuffer(json.dumps(values).encode(), dtype=np.uint8)
     np.savez(folder / "another.npz", **(content | (arrays or {})))
@@ -59,6 +82,44 @@ def test_what_does_not_fit_fails(
     kinds = (AssertionError, TypeError, RuntimeError, UnknownNameError, pytest.fail.Exception)
     with pytest.raises(kinds, match=message):
         run_case(changed(tmp_path, **changes), workbench, monkeypatch)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_outputs_that_a_case_does_not_carry_are_not_asked_for(
+    name: str, tmp_path: Path, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = judged(run_case(DATA / f"{name}.npz", workbench, monkeypatch))
+    for output in outputs:
+        rest = run_case(changed(tmp_path, name, without=[output]), workbench, monkeypatch)
+        assert judged(rest) == outputs - {output}
+
+
+@pytest.mark.parametrize(
+    "name", ["c3_query", "d1_inference_ddim4", "e5_render_triplane_grad", "f2_rd_asd", "f3_sd_asd"]
+)
+def test_all_outputs_but_one_may_be_missing(
+    name: str, tmp_path: Path, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = judged(run_case(DATA / f"{name}.npz", workbench, monkeypatch))
+    kept = max(outputs)
+    rest = run_case(changed(tmp_path, name, without=outputs - {kept}), workbench, monkeypatch)
+    assert judged(rest) == {kept}
+
+
+def judged(case: Case) -> set[str]:
+    """The arrays that were compared, but for a camera matrix that is also the only source of the field of view."""
+    also_input = {"mvp_mtx"} if case.family == "mesh_rasterizer" else set()
+    return (case.judged & case.arrays.keys()) - also_input
+
+
+def test_a_case_without_outputs_fails(tmp_path: Path, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AssertionError, match="nothing that can be compared"):
+        run_case(changed(tmp_path, without=["traj0", "traj1"]), workbench, monkeypatch)
+
+
+def test_a_missing_input_is_named(tmp_path: Path, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyError, match="family adan needs 'grads1', which the case does not carry"):
+        run_case(changed(tmp_path, without=["grads1"]), workbench, monkeypatch)
 
 
 @pytest.mark.parametrize(("offset", "agrees"), [(0.0, True), (1e-5, True), (0.1, False)])

@@ -1,6 +1,7 @@
 """The guidance as a whole: gradients of pictures, their normalisation, and which draws they depend on."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -215,6 +216,17 @@ def test_timesteps_follow_their_schedule(folders: dict[str, str]) -> None:
         guidance.sample_draws(draws_of(0), 1, START, timestep_range=(0.5, 0.2))
 
 
+def test_the_weight_of_a_teacher_may_be_scheduled(folders: dict[str, str]) -> None:
+    """Its gradient grows with its weight, from none at all."""
+    guidance = build(folders, **only("mv") | {"mv_weight": [0, 0.0, 4.0, 100]})
+    constant = build(folders, **only("mv"))
+    inputs = [make_views(4)], make_cameras(1), make_texts(1), guidance.sample_draws(draws_of(0), 1, START)
+    unit = constant.gradients(*inputs, START)[0].rgb
+    assert guidance.gradients(*inputs, START)[0].rgb is None
+    for step, weight in ((25, 1.0), (100, 4.0)):
+        assert_near(guidance.gradients(*inputs, Progress(step=step))[0].rgb, weight * unit)
+
+
 def test_the_guidance_scale_may_be_scheduled(folders: dict[str, str]) -> None:
     guidance = build(folders, **only("rd"), rd_guidance_scale=[0, 1.0, 9.0, 10], rd_plus_ratio=0.0)
     inputs = [make_views(4)], make_cameras(1), make_texts(1), guidance.sample_draws(draws_of(0), 1, START)
@@ -228,7 +240,7 @@ class NotANumber(AsynchronousScoreDistillation):
 
     @dataclass(kw_only=True)
     class Config(AsynchronousScoreDistillation.Config):
-        value: float = float("nan")
+        value: Any = float("nan")
 
     def latent_gradient(self, estimates: ScoreEstimates, options) -> Float[Tensor, "N C H W"]:
         gradient = 100 * estimates.noise

@@ -38,6 +38,12 @@ def test_edges_follow_the_inverse_cdf(jittered):
     assert (result.diff(dim=1) >= 0).all()
 
 
+def test_nothing_is_placed_where_the_cdf_does_not_rise():
+    """The first interval has no share, and a sample at probability 0 lies at its end: centres 1 and 1.5."""
+    result = importance_sample(torch.tensor([[0.0, 1, 2]]), torch.tensor([[0.0, 0, 1]]), 2, torch.zeros(1))
+    torch.testing.assert_close(result, torch.tensor([[0.75, 1.25, 1.75]]))
+
+
 def test_a_linear_cdf_gives_equal_intervals():
     unit = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
     result = importance_sample(unit, unit, 8)

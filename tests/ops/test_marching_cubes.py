@@ -120,6 +120,17 @@ def test_deformation_moves_the_grid_points():
     assert torch.equal(faces, moved_faces)
 
 
+def test_a_stretched_grid_stretches_the_surface():
+    """Both ends of an edge are moved, each by its own deformation."""
+    field = grid_points(9).norm(dim=-1) - 0.55
+    plain, _ = marching_cubes(field)
+    line = torch.arange(9, dtype=torch.float64)
+    points = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1)
+    scale = torch.tensor([1.5, 0.8, 1.1], dtype=torch.float64)
+    stretched, _ = marching_cubes(field, (scale - 1) * points)
+    torch.testing.assert_close(stretched, scale * plain)
+
+
 def test_gradients_equal_finite_differences():
     rng = torch.Generator().manual_seed(1)
     field = torch.randn(4, 4, 4, dtype=torch.float64, generator=rng).requires_grad_()

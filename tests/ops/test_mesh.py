@@ -63,6 +63,12 @@ def test_small_pieces_and_unused_vertices_go():
     assert torch.equal(all_faces, faces)
 
 
+def test_pieces_are_compared_with_the_largest_one():
+    """Of two equal pieces both stay: neither has half of the faces of the other."""
+    vertices, faces = torch.arange(18.0).view(6, 3), torch.arange(6).view(2, 3)
+    assert torch.equal(keep_large_components(vertices, faces, 1.0)[1], faces)
+
+
 def test_a_long_strip_is_one_component():
     first = torch.arange(500)
     faces = torch.stack([first, first + 1, first + 2], 1)[

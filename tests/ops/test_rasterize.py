@@ -228,6 +228,19 @@ def test_only_what_is_seen_is_blended():
     torch.testing.assert_close(both, alone)
 
 
+def test_hidden_edges_blend_nothing():
+    """Two faces of different colours fill the picture; a square behind them has its border everywhere among them."""
+    corners = torch.tensor([[-1.0, -1], [1, -1], [1, 1], [-1, 1]])
+    screen = torch.cat([corners * 3, torch.zeros(4, 1), torch.ones(4, 1)], 1)
+    behind = torch.cat([corners * 0.53, torch.full((4, 1), 0.5), torch.ones(4, 1)], 1)
+    quad = torch.tensor([[0, 1, 2], [0, 2, 3]])
+    positions, faces = torch.cat([screen, behind]).unsqueeze(0), torch.cat([quad, quad + 4])
+    raster = rasterize(positions, faces, 20, 20)
+    image = raster.face_index.float().unsqueeze(-1)
+    assert set(image.flatten().tolist()) == {0.0, 1.0}
+    assert torch.equal(antialias(image, raster, positions, faces), image)
+
+
 def coverage_of_front(positions, faces):
     raster = rasterize(positions, faces, 20, 20)
     front = ((raster.face_index >= 0) & (raster.face_index < 2)).float().unsqueeze(-1)

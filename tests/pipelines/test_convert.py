@@ -93,6 +93,7 @@ def test_a_student_there_and_back(tmp_path, tiny_world):
     scenes = (student.generate(["a red cube"]).tensors["planes"] for student in (first, second))
     torch.testing.assert_close(*scenes, rtol=0, atol=0)
     assert (first.geometry.cfg.compat, second.geometry.cfg.compat) == ("right", "original")
+    assert second.config.resolution == 160  # that of the published pipeline
 
 
 @pytest.mark.parametrize("name", ["mvdream", "richdreamer"])

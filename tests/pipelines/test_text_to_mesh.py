@@ -7,7 +7,7 @@ import yaml
 from tiny_student import geometry_options, write_pipeline
 
 from triplaneturbo import TextToMeshPipeline
-from triplaneturbo.errors import EmptyFieldError, WeightsError
+from triplaneturbo.errors import EmptyFieldError, WeightsError, WriteError
 from triplaneturbo.exporters.files import read_mesh
 from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
 from triplaneturbo.geometry.legacy import to_original
@@ -72,7 +72,7 @@ def test_merged_adapters_give_what_the_training_modules_give(pipe, folder):
 @pytest.mark.parametrize("copy_base", [True, False])
 def test_saved_and_loaded_again(pipe, tmp_path, copy_base):
     pipe.save_pretrained(tmp_path / "a", copy_base=copy_base)
-    assert (tmp_path / "a" / "base").is_dir() == copy_base
+    assert (tmp_path / "a" / "base").is_symlink() != copy_base
     again = TextToMeshPipeline.from_pretrained(tmp_path / "a", "cpu")
     assert torch.equal(planes(again("a red cube")), planes(pipe("a red cube")))
     again.save_pretrained(tmp_path / "a", copy_base=copy_base)
@@ -88,14 +88,30 @@ def test_from_a_training_run(pipe, folder, tmp_path):
         "data_type": "x",
         "system_type": "y",
         "data": {"dim_gaussian": [6, 4, 8, 8], "n_steps": 4},
-        "system": {"geometry": geometry_options(pipe.base)},
+        "system": {"geometry": geometry_options(pipe.base), "num_steps_sampling": 4},
     }
     (tmp_path / "parsed.yaml").write_text(yaml.safe_dump(experiment))
     state = {**load_tensors(folder / "student.safetensors"), "background.weight": torch.zeros(2)}
     torch.save({"state_dict": state, "epoch": 0}, tmp_path / "last.ckpt")
     trained = TextToMeshPipeline.from_training(tmp_path / "parsed.yaml", tmp_path / "last.ckpt", "cpu")
     assert torch.equal(planes(trained("a red cube")), planes(pipe("a red cube")))
-    assert trained.config.resolution == 16
+    assert (trained.config.resolution, trained.config.num_inference_steps) == (16, 4)
+    experiment["system"] |= {"export_resolution": 24, "num_steps_sampling": 2}
+    (tmp_path / "parsed.yaml").write_text(yaml.safe_dump(experiment))
+    finer = TextToMeshPipeline.from_training(tmp_path / "parsed.yaml", tmp_path / "last.ckpt", "cpu")
+    assert (finer.config.resolution, finer.config.num_inference_steps) == (24, 2)
+
+
+def test_a_training_run_that_does_not_say_how_many_steps_has_those_of_its_system(pipe, folder, tmp_path):
+    """As an export of this run, which builds the system."""
+    experiment = {
+        "data_type": "x",
+        "system_type": "multiprompt-dual-renderer-multistep-generator-system",
+        "system": {"geometry": geometry_options(pipe.base)},
+    }
+    (tmp_path / "parsed.yaml").write_text(yaml.safe_dump(experiment))
+    trained = TextToMeshPipeline.from_training(tmp_path / "parsed.yaml", folder / "student.safetensors", "cpu")
+    assert trained.config.num_inference_steps == 50
 
 
 def test_averaged_weights_are_preferred(pipe, folder, tmp_path):
@@ -129,6 +145,9 @@ def test_several_meshes_go_to_folders(pipe, tmp_path):
     twice = pipe(["a red cube", "a red cube"], seed=[0, 1]).export_all(tmp_path / "seeds", turntable_views=0)
     assert [path.parent.name for path in twice] == ["a_red_cube", "a_red_cube.2"]
     assert twice[0].read_bytes() != twice[1].read_bytes()
+    with pytest.raises(WriteError, match=r"holds one of 'a red cube' by seed 0 .*, not of 'a red cube' by seed 1"):
+        pipe("a red cube", seed=1).export_all(tmp_path / "seeds")
+    assert pipe("a red cube", seed=1).export_all(tmp_path / "seeds", overwrite=True) == twice[:1]
     paths = output.export_all(tmp_path, fmt="obj", turntable_size=16)
     assert paths == [tmp_path / "a_red_cube" / "model.obj", tmp_path / "a_blue_cone" / "model.obj"]
 
@@ -149,8 +168,24 @@ def test_a_field_without_a_surface_is_an_error(folder, tmp_path, bias, side):
     config["geometry"] |= {"sdf_bias": bias, "sdf_bias_params": None}
     (tmp_path / "pipeline.json").write_text(json.dumps(config))
     shutil.copy(folder / "student.safetensors", tmp_path)
+    (tmp_path / "base").symlink_to((folder / "base").resolve())
     with pytest.raises(EmptyFieldError, match=f"'a red cube' has no surface.*{side}"):
         TextToMeshPipeline.from_pretrained(tmp_path, "cpu")("a red cube")
+
+
+@pytest.mark.parametrize("option", ["base", "weights"])
+@pytest.mark.parametrize("path", ["/etc", "../elsewhere", "a/../../elsewhere"])
+def test_pipeline_json_cannot_point_outside_its_folder(folder, tmp_path, option, path):
+    config = json.loads((folder / "pipeline.json").read_text()) | {option: path}
+    (tmp_path / "pipeline.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=f"pipeline.json.{option} must be a name or path that stays in its folder"):
+        TextToMeshPipeline.from_pretrained(tmp_path, "cpu")
+
+
+def test_a_link_takes_no_folder_away(pipe, tmp_path):
+    (tmp_path / "base").mkdir()
+    with pytest.raises(WriteError, match="base is there and is not"):
+        pipe.save_pretrained(tmp_path, copy_base=False)
 
 
 def test_weights_with_nan_are_an_error(folder, tmp_path):
@@ -173,3 +208,19 @@ def test_folders_that_do_not_fit(folder, tmp_path):
     save_tensors(tmp_path / "short.safetensors", state)
     with pytest.raises(WeightsError, match=r"1 missing \(geometry\.field\.sdf_network\.layers\.0\.weight\)"):
         TextToMeshPipeline.from_pretrained(folder, weights=tmp_path / "short.safetensors")
+
+
+def test_a_tensor_that_no_mesh_depends_on_is_refused_in_a_student(folder, tmp_path):
+    state = {**load_tensors(folder / "student.safetensors"), "background.weight": torch.zeros(2)}
+    save_tensors(tmp_path / "student.safetensors", state)
+    with pytest.raises(WeightsError, match=r"student\.safetensors.*1 unexpected \(background\.weight\)"):
+        TextToMeshPipeline.from_pretrained(folder, "cpu", weights=tmp_path / "student.safetensors")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\0" * 99, b"\xff\xfe", b"[1]", b'{"geometry": {"sdf": 1}}', b"[" * 200_000, b"<html>"]
+)
+def test_a_damaged_pipeline_file_is_named(tmp_path, content):
+    (tmp_path / "pipeline.json").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"pipeline\.json cannot be used"):
+        TextToMeshPipeline.from_pretrained(tmp_path)

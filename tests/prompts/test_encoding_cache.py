@@ -54,6 +54,15 @@ def test_the_fingerprint_follows_the_content(tmp_path: Path, encoders: tuple[str
     assert len({fingerprint(first, "right"), fingerprint(first, "original"), fingerprint(second, "right")}) == 3
 
 
+def test_states_of_the_other_way_to_cut_a_prompt_are_not_taken(tmp_path: Path, encoders: tuple[str, str]) -> None:
+    """The model reads 6 tokens. One cache holds what both ways of cutting give."""
+    long = ["a b c d e f g h"]
+    right, original = (TextEncoder(encoders[0], compat=way).encode(long)[0] for way in ("right", "original"))
+    assert not torch.equal(right, original)
+    TextEncoder(encoders[0], compat="right", cache_dir=tmp_path).precompute(long)
+    assert torch.equal(TextEncoder(encoders[0], compat="original", cache_dir=tmp_path).encode(long)[0], original)
+
+
 @pytest.mark.parametrize("keep", [0, 20, -3])
 def test_a_damaged_shard_is_named(tmp_path: Path, keep: int) -> None:
     EncodingCache(tmp_path, "e").add(["a"], encodings(1))
@@ -61,6 +70,28 @@ def test_a_damaged_shard_is_named(tmp_path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(WeightsError, match=rf"{path.name}.*delete it"):
         EncodingCache(tmp_path, "e")
+
+
+@pytest.mark.parametrize("text", [b"\0\0\x80\xbf", b"apple"])
+def test_a_changed_number_or_prompt_is_never_returned(tmp_path: Path, text: bytes) -> None:
+    EncodingCache(tmp_path, "e").add(["apple", "b"], encodings(2))
+    (path,) = shards(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[content.rindex(text) + 3] ^= 1
+    path.write_bytes(content)
+    cache = EncodingCache(tmp_path, "e")
+    for prompt in [p for p in ("apple", "appme", "b") if p in cache]:
+        with pytest.raises(WeightsError, match=rf"{path.name}.*delete it"):
+            cache.get(prompt)
+
+
+def test_a_shard_is_compared_with_its_digest_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    EncodingCache(tmp_path, "e").add(["a", "b"], encodings(2))
+    cache, read = EncodingCache(tmp_path, "e"), []
+    monkeypatch.setattr("triplaneturbo.prompts.cache.read_safetensors", read.append)
+    for prompt in ("a", "b", "a"):
+        cache.get(prompt)
+    assert read == shards(tmp_path)
 
 
 def test_a_shard_that_vanished_is_named(tmp_path: Path) -> None:

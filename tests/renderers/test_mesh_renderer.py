@@ -99,6 +99,10 @@ def test_agrees_with_the_volume_renderer(solid):
     assert inside.sum() > 1000
     for name in ("depth", "normal", "disparity", "rgb"):
         assert (getattr(drawn, name) - getattr(marched, name))[inside].abs().mean() < 0.01, name
+    normals = [views.extras["comp_normal"] for views in (drawn, marched)]
+    assert (normals[0] - normals[1])[inside].abs().mean() < 0.02
+    assert all(((n[inside].norm(dim=-1) - 1).abs() < 1e-5).all() for n in normals)
+    assert (normals[0][drawn.opacity[..., 0] == 0] == 0).all()
     assert (drawn.opacity - marched.opacity).abs().mean() < 0.01
 
 
@@ -243,6 +247,16 @@ def test_a_field_without_surface_gets_a_stand_in(sign):
     assert renderer(allow_empty_flag=False).surfaces(scene)[0].vertices.requires_grad
 
 
+def test_the_stand_in_is_a_point_inside_and_two_layers_outside():
+    """-1 - max is added to the point in the middle, 1 - min to the two outermost layers, nothing to the rest."""
+    sdf = torch.full((9, 9, 9), 2.0)
+    expected = sdf.clone()
+    expected[2:-2, 2:-2, 2:-2] = 0
+    expected = torch.where(expected > 0, 1.0, 2.0)
+    expected[4, 4, 4] = -1
+    assert torch.equal(force_surface(sdf, torch.tensor([0, 1])), expected)
+
+
 def test_a_broken_field_is_an_error():
     with pytest.raises(EmptyFieldError, match="not finite"):
         renderer().surfaces(ball(float("nan")))
@@ -271,6 +285,9 @@ def test_small_pieces_can_be_dropped():
     (dropped,) = renderer(**dropping).surfaces(solids(two_balls, 0.5))
     assert kept.vertices.norm(dim=-1).max() > 1
     assert dropped.vertices.norm(dim=-1).max() < 0.51
+    # The small ball has (0.15 / 0.5)^2 = 0.09 of the faces.
+    (all_of_it,) = renderer(isosurface_remove_outliers=True).surfaces(solids(two_balls, 0.5))
+    torch.testing.assert_close(all_of_it.vertices, kept.vertices)
 
 
 def test_surface_samples_are_the_field_at_visible_points():
@@ -329,7 +346,7 @@ def test_original_depth_is_clip_space_z():
 
 
 def test_options_that_make_no_sense_are_refused():
-    with pytest.raises(ConfigError, match="at least 6"):
+    with pytest.raises(ConfigError, match=r"isosurface_resolution must be in \[6, 2048\]"):
         renderer(isosurface_resolution=5)
     with pytest.raises(ConfigError, match="no graphics context"):
         renderer(context_type="cuda")

@@ -1,3 +1,5 @@
+import math
+
 import torch
 
 from triplaneturbo.renderers.sampling import Jitter, box_range, place_samples
@@ -51,3 +53,15 @@ def test_without_absorption_fine_samples_lie_in_the_last_interval():
     edges = place_samples(near, far, torch.zeros_like, n_proposal=4, n_fine=6, jitter=None)[0, 0]
     torch.testing.assert_close(edges[:4], torch.tensor([0.0, 0.25, 0.5, 0.75]))
     assert (edges[4:] >= 0.75).all()
+
+
+def test_light_that_is_not_absorbed_ends_in_the_last_interval():
+    """Of four intervals the first absorbs half: half of the fine intervals lie in it, the others in the last."""
+    near, far = torch.zeros(1, 1), torch.ones(1, 1)
+    edges = place_samples(
+        near, far, lambda t: torch.where(t < 0.25, 4 * math.log(2), 0.0), n_proposal=4, n_fine=8, jitter=None
+    )[0, 0]
+    even = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])
+    fine = edges[(edges[:, None] - even).abs().amin(1) > 1e-3]
+    assert (fine < 0.25).sum() == 3  # and one on either side of the middle of the ray, where the two groups meet
+    assert (fine > 0.75).sum() == 3

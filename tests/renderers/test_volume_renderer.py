@@ -1,3 +1,6 @@
+import math
+from functools import partial
+
 import pytest
 import torch
 from analytic_scenes import SOLIDS, Solid, box_sdf, cameras, eroded, solids, sphere_sdf, surroundings
@@ -52,6 +55,21 @@ def test_exact_field_gives_exact_pictures(solid, ray_range):
     far_away = eroded(~hit, 5)
     assert (views.rgb - 0.5)[far_away].abs().max() < 0.01
     assert (views.normal - torch.tensor([0.5, 0.5, 1.0]))[far_away].abs().max() < 0.01
+    assert (views.normal_white - 1)[far_away].abs().max() < 0.01
+
+
+@pytest.mark.parametrize("ray_range", ["planes", "box"])
+def test_a_world_twice_as_large_looks_the_same(ray_range):
+    """Everything that is a length is doubled; the sharpness is one over a length."""
+    pictures = []
+    for scale in (1.0, 2.0):
+        lengths = {"radius": scale, "near_plane": 0.1 * scale, "far_plane": 4.0 * scale, "inv_std": 20.0 / scale}
+        subject = renderer(ray_range=ray_range, **lengths)
+        pictures.append(subject(ball(0.5 * scale), cameras(35.0, distance=1.6 * scale), TEXT, size=(12, 12)))
+    small, large = pictures
+    torch.testing.assert_close(large.opacity, small.opacity, atol=1e-4, rtol=0)
+    torch.testing.assert_close(large.extras["t_points"], 2 * small.extras["t_points"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(large.depth, 2 * small.depth, atol=1e-3, rtol=0)
 
 
 def test_each_prompt_is_seen_through_its_own_scene_and_views():
@@ -75,14 +93,17 @@ def test_chunks_change_neither_pictures_nor_gradients(training):
         views = subject(scene, cameras(10.0, 100.0, n_view=1), TEXT.expand(2, -1), size=(8, 8))
         (views.rgb.sum() + views.disparity.square().sum() + views.normal.square().sum()).backward()
         results.append((views, scene.tensors["size"].grad))
+    # The last digit of a ray, which other vector instructions may round differently, moves the box's normals by 8e-5
+    # and a gradient of 140 by 2e-3.
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
     (whole, gradient), (pieces, gradient_of_pieces) = results
     for name in PICTURES:
-        torch.testing.assert_close(getattr(whole, name), getattr(pieces, name))
-    torch.testing.assert_close(gradient, gradient_of_pieces)
+        close(getattr(whole, name), getattr(pieces, name))
+    close(gradient, gradient_of_pieces)
     assert gradient.abs().sum() > 0
     assert ("sdf_grad" in whole.extras) == training
     for name, value in whole.extras.items():
-        torch.testing.assert_close(value, pieces.extras[name])
+        close(value, pieces.extras[name])
 
 
 def test_jitter_belongs_to_the_sample():
@@ -151,6 +172,7 @@ def test_sharpness_is_learned_or_scheduled():
     assert dict(learned.named_parameters()).keys() == {"variance._inv_std"}
     views = learned(ball(0.5), cameras(0.0), TEXT, size=(6, 6))
     torch.testing.assert_close(views.extras["inv_std"], torch.tensor(3.0).exp())
+    assert renderer(learned_variance_init=0.9).variance().item() == pytest.approx(math.exp(9.0))
     views.depth.sum().backward()
     assert learned.variance._inv_std.grad.abs() > 0
     frozen = renderer(trainable_variance=False)
@@ -170,12 +192,24 @@ def test_annealing_ends_at_the_true_slope():
     assert start.opacity.sum() > plain.opacity.sum()
 
 
+def test_annealing_changes_nothing_where_the_surface_is_seen_head_on():
+    """A ray through the middle of a ball meets it at slope -1 and leaves it at slope 1. The annealed slope relu(1/2 -
+    slope / 2) is that of the surface, 1 and 0, at both: only surfaces seen from the side are lit more."""
+    arguments = ball(0.5), cameras(0.0), TEXT
+    plain, annealed = renderer(), renderer(cos_anneal_end_steps=10)
+    middle = plain(*arguments, size=(1, 1))
+    for step in (0, 5):
+        found = annealed(*arguments, size=(1, 1), progress=Progress(step=step))
+        torch.testing.assert_close(found.extras["weights"], middle.extras["weights"], atol=1e-5, rtol=0)
+    assert middle.opacity.item() > 0.9
+
+
 def test_options_that_make_no_sense_are_refused():
     with pytest.raises(ConfigError, match="occupancy grid"):
         renderer(estimator="occgrid")
     with pytest.raises(ConfigError, match="near_plane"):
         renderer(near_plane=2.0, far_plane=1.0)
-    with pytest.raises(ConfigError, match="at least 2"):
+    with pytest.raises(ConfigError, match=r"num_samples_per_ray must be in \[2, 65536\]"):
         renderer(num_samples_per_ray=1)
     with pytest.raises(ConfigError, match="remove it"):
         renderer(grid_prune=False)

@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -29,6 +33,42 @@ def test_grid_equals_pointwise_queries_with_gradients(build, monkeypatch, how, s
     ours = torch.autograd.grad(values.sin().sum() + offset.cos().sum(), leaves)
     truth = torch.autograd.grad(expected.sin().sum() + expected_offset.cos().sum(), leaves)
     torch.testing.assert_close(ours, truth)
+    with torch.no_grad():
+        again = field.grid(tensors, 7, 2) if own else Field.grid(field, tensors, 7, 2)
+    assert torch.equal(again[0], values)
+    assert torch.equal(again[1], offset)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+def test_slabs_do_not_fragment_the_memory_of_a_thread():
+    """50 slabs whose temporaries take 24 MB, in a thread as that of a server."""
+    code = """
+import threading, torch
+from triplaneturbo.scenes import base
+base._SLAB_ON_CPU = 1
+
+def slab(start, stop):
+    x = torch.ones(1, 1 << 21)
+    return ((x + 1) * (x + 2))[:, : 1 << 16].clone(),
+
+def peak():
+    return next(int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+def run():
+    with torch.no_grad():
+        for _ in range(5):
+            slab(0, 1)
+        before = peak()
+        (whole,) = base.in_slabs(lambda start, stop: (slab(start, stop)[0][:, None],), 50, 1, torch.device("cpu"))
+        print(peak() - before - (whole.nbytes >> 20))
+
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+"""
+    root = Path(base.__file__).resolve().parents[2]
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 100
 
 
 def test_deformation_is_in_cells_of_the_training_grid_or_of_any_grid(build):

@@ -1,11 +1,14 @@
 """Occupancy, IoU and Chamfer distance on meshes whose inside is known."""
 
+import math
+
 import pytest
 import torch
 
 from custom.shapeworld.measure import (
     best_constant,
     chamfer,
+    chamfer_floor,
     grid_points,
     iou,
     mesh_occupancy,
@@ -85,6 +88,15 @@ def test_the_exact_cube_as_a_mesh_scores_one():
     near, far = chamfer(mesh, solid, generator()), chamfer(inflated, solid, generator())
     assert near < 0.02  # the spacing of 4096 points
     assert far > near + 0.03
+
+
+@pytest.mark.parametrize("n", [1024, 4096])
+def test_the_floor_of_the_distance_is_that_of_random_points(n):
+    """A random point is at half the root of the area a sample away from the nearest of n others."""
+    area = 4 * math.pi * BALL_RADIUS**2
+    assert chamfer_floor(parse_caption("a red sphere"), generator(), n) == pytest.approx(
+        (area / n) ** 0.5 / 2, rel=0.03
+    )
 
 
 def test_best_constant_beats_every_member_of_the_split():

@@ -26,6 +26,8 @@ from custom.shapeworld.stages import DiffusionStage, ScorerStage, VaeStage
 from custom.shapeworld.training import AveragedWeights
 from custom.shapeworld.world import PALETTE, SHAPES, parse_caption
 from triplaneturbo.errors import WeightsError
+from triplaneturbo.weights.checksums import has_digest
+from triplaneturbo.weights.files import read_safetensors
 
 TINY_DATA = {"n_objects": 8, "batch_size": 8}
 
@@ -125,6 +127,8 @@ def test_a_stage_saves_fp16_weights_and_a_record(tmp_path):
     assert (record["stage"], record["steps"], record["objects"], record["device"]) == ("vae", 2, 16, "cpu")
     vae = AutoencoderKL.from_pretrained(tmp_path / "stable_diffusion/vae", torch_dtype=torch.float16)
     assert vae.config.scaling_factor == LATENT_SCALE
+    (weights,) = (tmp_path / "stable_diffusion/vae").glob("*.safetensors")
+    assert has_digest(read_safetensors(weights)[1])
     assert not list(tmp_path.rglob("*.partial"))
 
 

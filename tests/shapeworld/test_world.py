@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from custom.shapeworld.splits import load_splits, retrieval_bank, scorer_captions, teacher_captions
+from custom.shapeworld.splits import load_splits, retrieval_bank, scorer_captions, teacher_captions, whole_bank
 from custom.shapeworld.world import (
     BALL_RADIUS,
     PALETTE,
@@ -136,7 +136,7 @@ def test_a_mixed_batch_equals_its_solids_one_by_one():
     solids = [parse_caption(caption) for caption in captions]
     points = uniform(400).reshape(4, 100, 3)
     one_by_one = torch.cat([part_sdf([solid], points[i : i + 1]) for i, solid in enumerate(solids)])
-    assert torch.equal(part_sdf(solids, points), one_by_one)
+    torch.testing.assert_close(part_sdf(solids, points), one_by_one, rtol=0, atol=1e-6)
 
 
 def test_splits_are_what_their_names_say():
@@ -168,6 +168,21 @@ def test_retrieval_banks_contain_their_split():
         bank = retrieval_bank(split)
         assert set(load_splits()[split]) <= set(bank)
         assert len(set(bank)) == len(bank) == (128 if split == "unseen_compositions" else 96)
+        everything = whole_bank(split)
+        assert set(bank) <= set(everything)
+        assert len(set(everything)) == len(everything) == (96 * 95 if split == "unseen_compositions" else 96)
+
+
+def test_unseen_stacks_are_new_in_colour_only():
+    """What README.md says of this split: the student was trained on each ordered pair of shapes in other colours."""
+
+    def shapes(caption):
+        return tuple(part.shape for part in parse_caption(caption).parts)
+
+    splits = load_splits()
+    assert {shapes(stack) for stack in splits["unseen_compositions"]} <= {
+        shapes(stack) for stack in splits["train_compositions"]
+    }
 
 
 def test_the_prompt_library_holds_the_students_prompts_only():

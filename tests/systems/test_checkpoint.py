@@ -1,5 +1,6 @@
 """Files that are complete or not there, and which of them a run continues from."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,11 @@ import pytest
 import torch
 
 from triplaneturbo.errors import ConfigError, WeightsError
+from triplaneturbo.storage import link_file
 from triplaneturbo.systems.checkpoint import (
     AtomicCheckpointIO,
     newest_checkpoint,
+    newest_valid_checkpoint,
     numbered_checkpoints,
     resolve_resume,
 )
@@ -89,8 +92,86 @@ def test_auto_looks_at_the_trials_of_its_tag_only(tmp_path):
     assert resolve_resume("auto", tmp_path, "tag") is None
     fill(tmp_path / "tagged" / "ckpts", "epoch=0-step=9.ckpt")
     assert resolve_resume("auto", tmp_path, "tag") is None
-    fill(tmp_path / "tag@2" / "ckpts", "epoch=0-step=1.ckpt")
-    assert resolve_resume("auto", tmp_path, "tag").parent.parent.name == "tag@2"
+    path = save_state(tmp_path / "tag@2" / "ckpts", 1)
+    assert resolve_resume("auto", tmp_path, "tag") == path
+
+
+def save_state(folder, step, name=None):
+    """A training's state as Lightning saves it, in small."""
+    path = folder / (name or f"epoch=0-step={step}.ckpt")
+    state = {"state_dict": {"w": torch.full((1000,), float(step))}, "global_step": step, "loops": {}}
+    AtomicCheckpointIO().save_checkpoint({**state, "pytorch-lightning_version": "2.6.0"}, path)
+    return path
+
+
+def test_the_largest_step_of_all_trials_counts_not_the_time(tmp_path):
+    newest = save_state(tmp_path / "tag@1" / "ckpts", 20)
+    older = save_state(tmp_path / "tag@2" / "ckpts", 9)
+    os.utime(newest, (1, 1))
+    assert resolve_resume("auto", tmp_path, "tag") == newest
+    assert newest_valid_checkpoint([older.parent]) == (older, {})
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((1000,), float(9)).numpy().tobytes()) + 2001] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (_flip, "Bad CRC"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "damaged or cut short"),
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (lambda path: path.write_bytes(b"<html>"), "web page"),
+        (lambda path: torch.save({"w": torch.ones(1)}, path), "not the state of a training"),
+        (lambda path: torch.save([1], path), "holds a list"),
+        (lambda path: save_state(path.parent, 5, path.name), "holds step 5"),
+        (lambda path: (path.unlink(), path.mkdir()), "is a folder"),
+    ],
+)
+def test_auto_passes_over_what_cannot_be_gone_on_from_and_says_why(tmp_path, caplog, damage, reason):
+    good = save_state(tmp_path / "tag@1/ckpts", 8)
+    save_state(tmp_path / "tag@1/ckpts", 7)
+    bad = save_state(tmp_path / "tag@2/ckpts", 9)
+    (bad.parent / ".epoch=0-step=10.ckpt.7.tmp").write_bytes(b"PK")
+    damage(bad)
+    assert resolve_resume("auto", tmp_path, "tag") == good
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2, lines
+    assert not any("\n" in line for line in lines)
+    assert "step=10.ckpt.7.tmp is what a save left" in lines[0]
+    assert str(bad) in lines[1]
+    assert reason in lines[1]
+
+
+def test_last_is_read_for_its_step_unless_it_is_the_numbered_file(tmp_path):
+    numbered = save_state(tmp_path, 9)
+    link_file(numbered, tmp_path / "last.ckpt")
+    assert newest_valid_checkpoint([tmp_path]) == (numbered, {})
+    last = save_state(tmp_path, 12, "last.ckpt")
+    assert newest_valid_checkpoint([tmp_path]).path == last
+    last.write_bytes(b"")
+    chosen, passed_over = newest_valid_checkpoint([tmp_path])
+    assert chosen == numbered
+    assert list(passed_over) == [last]
+
+
+def test_a_copy_of_the_last_one_stands_in_for_a_damaged_one(tmp_path):
+    numbered, last = save_state(tmp_path, 9), save_state(tmp_path, 9, "last.ckpt")
+    _flip(numbered)
+    assert newest_valid_checkpoint([tmp_path]).path == last
+
+
+def test_auto_does_not_start_anew_beside_checkpoints_that_are_all_damaged(tmp_path):
+    folder = tmp_path / "tag@1/ckpts"
+    folder.mkdir(parents=True)
+    (folder / ".epoch=0-step=1.ckpt.7.tmp").write_bytes(b"PK")
+    assert resolve_resume("auto", tmp_path, "tag") is None
+    (folder / "epoch=0-step=1.ckpt").write_bytes(b"PK")
+    with pytest.raises(WeightsError, match=r"none of the 1 checkpoints of tag.*move them away"):
+        resolve_resume("auto", tmp_path, "tag")
 
 
 def test_last_stands_for_the_last_name(tmp_path):

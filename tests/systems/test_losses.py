@@ -80,6 +80,14 @@ def test_mesh_terms_of_an_octahedron():
     torch.testing.assert_close(losses.normal_consistency(found), torch.tensor(1.0))
 
 
+def test_laplacian_smoothness_is_a_length():
+    """Of meshes three times as large it is three times as large; angles, and so the consistency, stay."""
+    small = octahedron()
+    large = views(meshes=[Mesh(vertices=3 * small.vertices, faces=small.faces)])
+    torch.testing.assert_close(losses.laplacian_smoothness(large), torch.tensor(3.0))
+    torch.testing.assert_close(losses.normal_consistency(large), torch.tensor(1.0))
+
+
 def test_weights_follow_their_schedule_and_zero_ones_are_not_computed():
     config = parse_config(LossConfig, {"lambda_sparsity_2nd": [0, 1.0, 0.0, 10], "lambda_sdf_abs": 0}, "loss")
     total, values = regularisation(views(0.5), config, "_2nd", Progress(step=5))

@@ -6,6 +6,7 @@ from torch import nn
 
 from triplaneturbo.base import parse_config
 from triplaneturbo.errors import ConfigError, UnknownNameError
+from triplaneturbo.interruption import Wishes
 from triplaneturbo.schedule import Progress
 from triplaneturbo.systems.ema import ParameterAverage
 from triplaneturbo.systems.optimizer import OptimizerConfig, ScheduledOptimizer, average_gradients, group_parameters
@@ -55,8 +56,27 @@ def test_errors_name_what_is_wrong(options, error, message):
 def test_gradients_that_no_loss_reached_are_zero():
     reached, unreached = nn.Parameter(torch.tensor([3.0, 4.0])), nn.Parameter(torch.ones(2))
     reached.square().sum().backward()
-    assert average_gradients([reached, unreached]) == 10
+    norm, _ = average_gradients([reached, unreached], Wishes())
+    assert norm == 10
     assert torch.equal(unreached.grad, torch.zeros(2))
+
+
+def test_the_wishes_of_any_process_travel_with_the_gradients(monkeypatch):
+    """Of the other process there is only what it adds to the one sum: gradients of 3, and the wish to stop."""
+    transfers = []
+
+    def all_reduce(flat):
+        transfers.append(flat.clone())
+        flat += torch.tensor([3.0, 3.0, 0.0, 1.0])
+
+    for name, value in (("is_initialized", lambda: True), ("get_world_size", lambda: 2), ("all_reduce", all_reduce)):
+        monkeypatch.setattr(torch.distributed, name, value)
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([3.0, 5.0])
+    norm, wishes = average_gradients([parameter], Wishes(save=False, stop=False))
+    assert (norm, wishes) == (5, Wishes(save=False, stop=True))
+    assert torch.equal(parameter.grad, torch.tensor([3.0, 4.0]))
+    assert len(transfers) == 1
 
 
 def test_average_forgets_its_start_and_then_decays():

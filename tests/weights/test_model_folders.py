@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from triplaneturbo.errors import WeightsError
+from triplaneturbo.weights.files import add_digests
 from triplaneturbo.weights.folders import load_schedule, load_vae
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -64,6 +65,22 @@ def test_a_damaged_weights_file_is_named(folder: Path) -> None:
     path = folder / "vae" / WEIGHTS
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(WeightsError, match="vae cannot be loaded"):
+        load_vae(folder)
+
+
+def test_a_changed_number_in_a_file_with_a_digest_is_refused(folder: Path) -> None:
+    path = folder / "vae" / WEIGHTS
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    load_vae(folder)  # diffusers has written no digest
+    path.write_bytes(content)
+    add_digests(folder / "vae")
+    assert all(torch.equal(tensor, load_file(path)[name]) for name, tensor in load(content).items())
+    load_vae(folder)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    add_digests(folder / "vae")  # leaves a file alone that has one
+    with pytest.raises(WeightsError, match=rf"vae cannot be loaded.*{WEIGHTS} is damaged"):
         load_vae(folder)
 
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch.nn as nn
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triplaneturbo.base import NO_OWN_WEIGHTS, Module
+from triplaneturbo.bounds import Range, Share, Width
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.ops.activations import ColorActivation, colors_of
 from triplaneturbo.ops.hashgrid import HashGrid
@@ -21,27 +22,27 @@ from triplaneturbo.registry import register
 class EncodingConfig:
     otype: Literal["HashGrid"] = "HashGrid"
     """Kind of encoding."""
-    n_levels: int = 8
+    n_levels: Annotated[int, Range(1, 32)] = 8
     """Grids of growing resolution."""
-    n_features_per_level: int = 2
+    n_features_per_level: Annotated[int, Range(1, 64)] = 2
     """Features each of them gives."""
-    log2_hashmap_size: int = 19
+    log2_hashmap_size: Annotated[int, Range(1, 28)] = 19
     """Entries of a grid that is too fine to be stored densely."""
-    base_resolution: int = 4
+    base_resolution: Annotated[int, Range(1, 4096)] = 4
     """Of the coarsest grid."""
-    per_level_scale: float = 1.8114473285278132
+    per_level_scale: Annotated[float, Range(1, 16)] = 1.8114473285278132
     """Ratio of neighbouring resolutions."""
 
 
 @dataclass(kw_only=True)
 class HypernetConfig:
-    c_dim: int = 1024
+    c_dim: Width = 1024
     """Width of the pooled text state."""
-    out_dims: dict[str, list[int]] = field(default_factory=lambda: {"bg_weights": [64, 3]})
+    out_dims: dict[str, list[Width]] = field(default_factory=lambda: {"bg_weights": [64, 3]})
     """Layer widths of the network it writes, the encoding's width excluded."""
-    n_neurons: int = 64
+    n_neurons: Width = 64
     """Width of its hidden layers."""
-    n_hidden_layers: int = 1
+    n_hidden_layers: Annotated[int, Range(1, 64)] = 1
     """Hidden layers, each linear, layer norm, SiLU."""
     spectral_norm: Literal[False] = False
     """Not supported."""
@@ -64,7 +65,7 @@ class HashGridEnvironment(Module):
             "random_aug_color": "random_aug is not supported; remove it",
         }
 
-        n_output_dims: int = 3
+        n_output_dims: Width = 3
         """Colour channels."""
         color_activation: ColorActivation = "sigmoid"
         """sigmoid-mipnerf: 1.002 sigmoid - 0.001."""
@@ -74,7 +75,7 @@ class HashGridEnvironment(Module):
         """The network from text to weights."""
         random_aug: bool = False
         """Only false."""
-        eval_color: tuple[float, float, float] | None = None
+        eval_color: tuple[Share, Share, Share] | None = None
         """The colour of every direction in evaluation mode; None: the learned map."""
 
         def __post_init__(self) -> None:

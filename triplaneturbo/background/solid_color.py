@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triplaneturbo.base import Module
+from triplaneturbo.bounds import Share
 from triplaneturbo.registry import register
 
 
@@ -15,9 +16,9 @@ class SolidColor(Module):
 
     @dataclass(kw_only=True)
     class Config:
-        color: tuple[float, float, float] = (0.5, 0.5, 0.5)
+        color: tuple[Share, Share, Share] = (0.5, 0.5, 0.5)
         """In training."""
-        eval_color: tuple[float, float, float] | None = (1.0, 1.0, 1.0)
+        eval_color: tuple[Share, Share, Share] | None = (1.0, 1.0, 1.0)
         """In evaluation mode; None: `color`."""
 
     def forward(

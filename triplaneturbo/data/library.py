@@ -9,11 +9,13 @@ from pathlib import Path
 
 import torch
 
+from triplaneturbo.bounds import PROJECT
 from triplaneturbo.draws import keyed_generator
 from triplaneturbo.errors import ConfigError, nearest
 from triplaneturbo.naming import check_prompts
+from triplaneturbo.storage import read_json
 
-DEFAULT_FOLDERS = ("load", "datasets")
+DEFAULT_FOLDERS = (PROJECT / "load", PROJECT / "datasets")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class PromptLibrary:
     def read(cls, name: str, folder: str | None = None) -> "PromptLibrary":
         """Read `<folder>/<name>.json`, a mapping with the lists `train`, `val` and `test`.
 
-        folder: None looks in `load`, then in `datasets`.
+        folder: None looks in `load`, then in `datasets` of the project.
 
         Raises:
             ConfigError: no such file, not JSON, not of this form, or without training prompts.
@@ -51,10 +53,7 @@ class PromptLibrary:
                 f"{nearest(name, known)} Set data.prompt_library and data.prompt_library_dir, or give --prompt; "
                 "scripts/prepare/download_full.py fetches the published ones"
             )
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"the prompt library {path} is not valid JSON: {error}") from error
+        content = read_json(path)
         if not isinstance(content, dict):
             raise ConfigError(
                 f'the prompt library {path} must be a mapping {{"train": [...], "val": ..., "test": ...}}'

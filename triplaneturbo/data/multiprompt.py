@@ -3,13 +3,25 @@
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from triplaneturbo.base import Component, build
+from triplaneturbo.bounds import (
+    Count,
+    Degrees,
+    Elevation,
+    FieldOfView,
+    LatentSize,
+    Length,
+    Pixels,
+    ProjectPath,
+    Range,
+    Seed,
+)
 from triplaneturbo.cameras import turntable
 from triplaneturbo.data.cameras import CameraRanges, training_cameras
 from triplaneturbo.data.library import Position, PromptLibrary, micro_batches, prompt_index
@@ -23,8 +35,6 @@ log = logging.getLogger(__name__)
 
 _NO_3D_DATA = "it belongs to training with 3D data, which this method does without; remove it"
 _NO_LIGHT = "materials are not lit, so there is no light to place; remove it"
-
-Range = tuple[float, float]
 
 
 @register("multiview-multiprompt-dualrenderer-multistep-datamodule-v2")
@@ -48,51 +58,51 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
 
         prompt_library: str | None = None
         """Name of a JSON file in prompt_library_dir."""
-        prompt_library_dir: str | None = None
-        """Its folder; None: `load`, then `datasets`."""
+        prompt_library_dir: ProjectPath | None = None
+        """Its folder; None: `load`, then `datasets`, of the project."""
         prompt_library_format: Literal["json"] = "json"
         """The one format there is."""
         prompts: list[str] | None = None
         """Prompts in place of a library."""
         eval_prompt: str | None = None
         """Look at and test this prompt only."""
-        batch_size: int = 4
+        batch_size: Count = 4
         """Views in a micro-batch of one process: prompts times n_view."""
         eval_batch_size: Literal[1] = 1
         """Prompts evaluated together."""
-        n_view: int = 4
+        n_view: Annotated[int, Range(1, 1024)] = 4
         """Views of a prompt."""
-        n_steps: int = 4
+        n_steps: Count = 4
         """Camera sets of a micro-batch: one for each part of a PRD step."""
-        height: int = 256
+        height: Pixels = 256
         """Of the rasteriser's pictures."""
-        width: int = 256
+        width: Pixels = 256
         """Of the rasteriser's pictures."""
-        ray_height: int = 64
+        ray_height: Pixels = 64
         """Of the volume renderer's pictures."""
-        ray_width: int = 64
+        ray_width: Pixels = 64
         """Of the volume renderer's pictures."""
-        unsup_elevation_range: Range = (-10.0, 90.0)
+        unsup_elevation_range: tuple[Elevation, Elevation] = (-10.0, 90.0)
         """Degrees."""
-        unsup_azimuth_range: Range = (-180.0, 180.0)
+        unsup_azimuth_range: tuple[Degrees, Degrees] = (-180.0, 180.0)
         """Degrees."""
-        unsup_camera_distance_range: Range = (1.0, 1.5)
+        unsup_camera_distance_range: tuple[Length, Length] = (1.0, 1.5)
         """World units, or with relative_radius in units of 1 / tan(fovy / 2)."""
-        unsup_fovy_range: Range = (40.0, 70.0)
+        unsup_fovy_range: tuple[FieldOfView, FieldOfView] = (40.0, 70.0)
         """Vertical field of view, degrees."""
         relative_radius: bool = True
         """Choose the distance so that objects appear equally large at every field of view."""
-        n_val_views: int = 1
+        n_val_views: Count = 1
         """Views of the turntable in validation."""
-        n_test_views: int = 32
+        n_test_views: Count = 32
         """Views of the turntable in tests."""
-        eval_elevation_deg: float = 15.0
+        eval_elevation_deg: Elevation = 15.0
         """Of the turntable."""
-        eval_camera_distance: float = 1.5
+        eval_camera_distance: Length = 1.5
         """Of the turntable, world units."""
-        eval_fovy_deg: float = 70.0
+        eval_fovy_deg: FieldOfView = 70.0
         """Of the turntable."""
-        dim_gaussian: tuple[int, int, int, int] = (6, 4, 32, 32)
+        dim_gaussian: tuple[Literal[6], LatentSize, LatentSize, LatentSize] = (6, 4, 32, 32)
         """Noise of one prompt: planes, channels, height, width."""
         pure_zeros: Literal[False] = False
         """The generator starts from noise."""
@@ -104,7 +114,7 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
         """Registered name of the text processor of the generator."""
         condition_processor: dict = field(default_factory=dict)
         """Its options."""
-        seed: int = 0
+        seed: Seed = 0
         """Key of prompts and cameras."""
         compat: Literal["right", "original"] = "right"
         """original: the last view of a turntable repeats the first."""
@@ -119,21 +129,10 @@ class MultipromptDataModule(Component, pl.LightningDataModule):
         sup_unsup_mode: Literal["vanilla"] = "vanilla"
 
         def __post_init__(self) -> None:
-            if self.batch_size < 1 or self.batch_size % self.n_view:
+            if self.batch_size % self.n_view:
                 raise ConfigError(
                     f"data.batch_size counts views, so it must be a multiple of n_view={self.n_view}, "
                     f"not {self.batch_size}"
-                )
-            if self.n_val_views < 1 or self.n_test_views < 1:
-                raise ConfigError("data.n_val_views and data.n_test_views must be 1 or more")
-            if self.dim_gaussian[0] != 6 or min(self.dim_gaussian) < 1:
-                raise ConfigError(
-                    "data.dim_gaussian must be [6, channels, height, width], the noise of six planes, "
-                    f"not {list(self.dim_gaussian)}"
-                )
-            if not (min(self.unsup_fovy_range) > 0 and max(self.unsup_fovy_range) < 180):
-                raise ConfigError(
-                    f"data.unsup_fovy_range must be between 0 and 180 degrees, not {list(self.unsup_fovy_range)}"
                 )
             for name in ("elevation", "azimuth", "camera_distance", "fovy"):
                 bounds = getattr(self, f"unsup_{name}_range")

@@ -1,12 +1,15 @@
 """The exporters that configurations name."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from triplaneturbo.base import Component
-from triplaneturbo.errors import ConfigError
+from triplaneturbo.bounds import Pixels, Range, file_name
+from triplaneturbo.errors import ConfigError, WriteError
 from triplaneturbo.exporters.files import check_mesh, write_mesh
+from triplaneturbo.exporters.origin import Origin, clear, occupant, read_origin, write_origin
 from triplaneturbo.exporters.render import render_turntable, save_picture
 from triplaneturbo.exporters.texture import add_texture
 from triplaneturbo.exporters.unwrap import check_available
@@ -16,20 +19,20 @@ from triplaneturbo.registry import register
 from triplaneturbo.storage import write_text
 from triplaneturbo.types import Mesh
 
-TEXTURE_SIZES = range(16, 8193)
 VIDEO_VIEWS, VIDEO_SPEED = 60, 20  # views, and views a second
 
 
 @register("multiprompt-mesh-exporter")
 class MeshExporter(Component):
-    """Each prompt to a folder of its own: the mesh, a turntable picture, and the prompt as it was given."""
+    """Each prompt to a folder of its own: the mesh, a turntable picture, the prompt as it was given, and the mesh's
+    origin."""
 
     @dataclass(kw_only=True)
     class Config:
         fmt: Literal["glb", "obj", "obj-mtl"] = "glb"
         """Kind of file: glb (y up, front on +z), obj (z up, front on +x, as the original, colours per vertex), or
         obj-mtl (the same with a texture)."""
-        save_name: str = "model"
+        save_name: Annotated[str, file_name] = "model"
         """Name of the mesh file, without suffix."""
         save_normal: bool = True
         """Write vertex normals, so that viewers shade smoothly."""
@@ -37,11 +40,11 @@ class MeshExporter(Component):
         """Write fewer faces and a texture in place of colours per vertex; obj-mtl always does, obj cannot."""
         save_texture: Literal[True] = True
         """Texture coordinates alone are of no use; save_uv=false leaves out both."""
-        texture_size: int = 1024
+        texture_size: Annotated[int, Range(16, 8192)] = 1024
         """Height and width of the texture, texels."""
         texture_format: PictureKind = "png"
         """Kind of picture; jpg is smaller and blurs edges."""
-        max_faces: int = 5000
+        max_faces: Annotated[int, Range(0)] = 5000
         """Faces of a mesh with a texture, 0: all. Doubling them more than doubles the time of unwrapping."""
         xatlas_chart_options: dict = field(default_factory=dict)
         """How xatlas cuts the surface into charts."""
@@ -49,27 +52,19 @@ class MeshExporter(Component):
         """How xatlas lays them out; padding and resolution follow the texture unless given here."""
         save_video: bool = False
         """Also write turntable.webp, an animation."""
-        turntable_views: int = 8
+        turntable_views: Annotated[int, Range(0, 1024, even=True)] = 8
         """Views in turntable.png, an even number; 0 writes no picture."""
-        turntable_size: int = 256
+        turntable_size: Pixels = 256
         """Height and width of each of them, pixels."""
+        overwrite: bool = False
+        """Replace meshes of another prompt, seed or training; launch.py --overwrite sets it. Without it they are an
+        error."""
         context_type: Literal["cuda", "gl"] = "cuda"
         """Accepted for old configurations: pictures are rasterised where the mesh is."""
 
         def __post_init__(self) -> None:
             if self.fmt == "obj" and self.save_uv:
                 raise ConfigError("fmt=obj has colours per vertex; for a texture use fmt=obj-mtl or fmt=glb")
-            if Path(self.save_name).name != self.save_name:
-                raise ConfigError(f"save_name must be the name of a file, not {self.save_name!r}")
-            if self.texture_size not in TEXTURE_SIZES:
-                bounds = f"{TEXTURE_SIZES[0]} to {TEXTURE_SIZES[-1]}"
-                raise ConfigError(f"texture_size must be a number of texels from {bounds}, not {self.texture_size}")
-            if self.max_faces < 0:
-                raise ConfigError(f"max_faces must be positive, or 0 for all faces, not {self.max_faces}")
-            if self.turntable_views < 0 or self.turntable_views % 2:
-                raise ConfigError(f"turntable_views must be an even number or 0, not {self.turntable_views}")
-            if self.turntable_size < 1:
-                raise ConfigError(f"turntable_size must be positive, not {self.turntable_size}")
 
         @property
         def textured(self) -> bool:
@@ -80,21 +75,53 @@ class MeshExporter(Component):
         if self.cfg.textured:
             check_available(self.cfg.xatlas_chart_options, self.cfg.xatlas_pack_options)
 
-    def __call__(self, meshes: list[Mesh], prompts: list[str], folder: str | Path) -> list[Path]:
+    def __call__(
+        self,
+        meshes: list[Mesh],
+        prompts: list[str],
+        folder: str | Path,
+        origins: Sequence[Origin] | None = None,
+    ) -> list[Path]:
         """Write every mesh into folder/<slug of its prompt>/ and return the paths of the mesh files.
 
         A prompt that is there more than once, such as with several seeds, has further folders: a_cube, a_cube.2, ...
+        origins: of the meshes, to be written beside them; a mesh in its place is replaced if it has the same.
 
         Raises:
+            WriteError: another mesh is in the place of one, see `check`. Nothing is written.
             EmptyFieldError: a mesh has no faces or holds NaN; the message names the prompt. The meshes before it are
                 written.
         """
+        self.check(prompts, folder, origins)
         return [
-            self._export(mesh, prompt, Path(folder) / name)
-            for mesh, prompt, name in zip(meshes, prompts, folder_names(prompts), strict=True)
+            self._export(mesh, prompt, Path(folder) / name, origin)
+            for mesh, prompt, name, origin in zip(
+                meshes, prompts, folder_names(prompts), origins or [None] * len(prompts), strict=True
+            )
         ]
 
-    def _export(self, mesh: Mesh, prompt: str, folder: Path) -> Path:
+    def check(self, prompts: Sequence[str], folder: str | Path, origins: Sequence[Origin] | None = None) -> None:
+        """See that an export of these prompts would replace nothing but earlier versions of the same meshes.
+
+        Raises:
+            WriteError: it would, and `overwrite` is not set.
+        """
+        if self.cfg.overwrite:
+            return
+        taken = [
+            (place, origin, there)
+            for name, origin in zip(folder_names(prompts), origins or [None] * len(prompts), strict=True)
+            if (there := occupant(place := Path(folder) / name)) and (origin is None or read_origin(place) != origin)
+        ]
+        if taken:
+            place, origin, there = taken[0]
+            new = f", not of {origin}" if origin else ""
+            raise WriteError(
+                f"{len(taken)} of {len(prompts)} meshes would replace others: {place} holds one of {there}{new}. "
+                "Choose another folder, or replace them with overwrite=True (launch.py --overwrite)"
+            )
+
+    def _export(self, mesh: Mesh, prompt: str, folder: Path, origin: Origin | None) -> Path:
         check_mesh(mesh, prompt)
         cfg = self.cfg
         if cfg.textured:
@@ -105,6 +132,10 @@ class MeshExporter(Component):
                 chart_options=cfg.xatlas_chart_options,
                 pack_options=cfg.xatlas_pack_options,
             )
+        if origin is None or read_origin(folder) != origin:
+            clear(folder)
+        if origin:
+            write_origin(folder, origin)
         path = folder / f"{cfg.save_name}.{cfg.fmt.removesuffix('-mtl')}"
         write_mesh(path, mesh, normals=cfg.save_normal, texture_format=cfg.texture_format)
         write_text(folder / "prompt.txt", prompt)
@@ -121,6 +152,11 @@ class MeshExporter(Component):
 class DummyExporter(Component):
     """Writes nothing; for runs that only want their pictures."""
 
-    def __call__(self, meshes: list[Mesh], prompts: list[str], folder: str | Path) -> list[Path]:
+    def __call__(
+        self, meshes: list[Mesh], prompts: list[str], folder: str | Path, origins: object = None
+    ) -> list[Path]:
         """No paths."""
         return []
+
+    def check(self, prompts: Sequence[str], folder: str | Path, origins: object = None) -> None:
+        """Nothing is replaced."""

@@ -1,14 +1,14 @@
 """The geometry component: text and noise to six feature planes, and the scene they make."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from triplaneturbo.base import NO_OWN_WEIGHTS, Module
-from triplaneturbo.errors import ConfigError
+from triplaneturbo.bounds import GridPoints, Length, Range, Share, Width
 from triplaneturbo.geometry.generator import TriplaneGenerator
 from triplaneturbo.geometry.graph import GraphReplay
 from triplaneturbo.nn.mlp import MlpConfig
@@ -35,19 +35,19 @@ class FewStepTriplaneDualStableDiffusion(Module):
         """The only generator there is."""
         space_generator_config: TriplaneGenerator.Config = field(default_factory=TriplaneGenerator.Config)
         """The diffusion network."""
-        radius: float = 1.0
+        radius: Length = 1.0
         """Half the edge of the box that the planes cover, world units."""
-        n_feature_dims: int = 3
+        n_feature_dims: Width = 3
         """Colour channels before their activation."""
         mlp_network_config: MlpConfig = field(default_factory=MlpConfig)
         """The networks that read sdf, colour and deformation from the planes."""
         normal_type: Literal["analytic", "finite_difference"] = "analytic"
         """How d sdf / d point is computed: exactly, or by central differences."""
-        finite_difference_normal_eps: float = 0.01
+        finite_difference_normal_eps: Length = 0.01
         """Step of the central differences, world units."""
-        sdf_bias: Literal["sphere", "ellipsoid"] | float = 0.0
+        sdf_bias: Literal["sphere", "ellipsoid"] | Annotated[float, Range(-1000, 1000)] = 0.0
         """Start shape, or a constant."""
-        sdf_bias_params: Any = None
+        sdf_bias_params: Length | tuple[Length, Length, Length] | None = None
         """Radius of the sphere; the three semi-axes of the ellipsoid; world units."""
         rotate_planes: Literal["v1", "v2"] = "v1"
         """How planes are laid on the axes (see field.PLANE_AXES)."""
@@ -59,11 +59,11 @@ class FewStepTriplaneDualStableDiffusion(Module):
         """The same for colour."""
         isosurface_method: Literal["mt", "diffmc"] = "diffmc"
         """Accepted for old configurations: marching cubes is the only method."""
-        isosurface_resolution: int = 128
+        isosurface_resolution: GridPoints = 128
         """Grid points along an edge in training; the unit of the deformation."""
-        isosurface_threshold: float = 0.0
+        isosurface_threshold: Annotated[float, Range(-1000, 1000)] = 0.0
         """Level of the surface."""
-        isosurface_chunk: int = 0
+        isosurface_chunk: Annotated[int, Range(0)] = 0
         """Accepted for old configurations: grids are evaluated in slabs of a size that suits the networks."""
         isosurface_coarse_to_fine: bool = True
         """Accepted for old configurations: the dense grid costs less than the search."""
@@ -71,19 +71,11 @@ class FewStepTriplaneDualStableDiffusion(Module):
         """Whether a network moves the grid points before the surface is extracted."""
         isosurface_remove_outliers: bool = False
         """Drop small components of exported meshes."""
-        isosurface_outlier_n_faces_threshold: float = 0.01
+        isosurface_outlier_n_faces_threshold: Share = 0.01
         """Smallest share of the largest component's faces that is kept."""
         compat: Literal["right", "original"] = "right"
         """original: the deformation is in cells of the grid in use, not of the training grid (docs/compat.md row 12).
         A checkpoint of the original sets this for itself."""
-
-        def __post_init__(self) -> None:
-            if self.radius <= 0:
-                raise ConfigError(f"radius must be positive, not {self.radius}")
-            if self.n_feature_dims < 1:
-                raise ConfigError(f"n_feature_dims must be at least 1, not {self.n_feature_dims}")
-            if self.isosurface_resolution < 2:
-                raise ConfigError(f"isosurface_resolution must be at least 2, not {self.isosurface_resolution}")
 
     makes = FieldScene
 

@@ -1,9 +1,8 @@
 """Noise and text to feature planes: an adapted Stable Diffusion U-Net and VAE decoder."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn as nn
@@ -13,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from triplaneturbo.base import NO_OWN_WEIGHTS, Module
+from triplaneturbo.bounds import ProjectPath, Range
 from triplaneturbo.diffusion import NoiseSchedule, few_step_timesteps
-from triplaneturbo.errors import ConfigError, WeightsError
+from triplaneturbo.errors import WeightsError
 from triplaneturbo.geometry import sd_configs
 from triplaneturbo.geometry.adapters import (
     N_PLANES,
@@ -24,6 +24,8 @@ from triplaneturbo.geometry.adapters import (
     parse_training_type,
 )
 from triplaneturbo.precision import DtypeName, cast_frozen, resolve_dtype
+from triplaneturbo.storage import read_json
+from triplaneturbo.weights.folders import check_weights
 
 
 class TriplaneGenerator(Module):
@@ -39,13 +41,13 @@ class TriplaneGenerator(Module):
             "prompt_bias_lr_multiplier": "give the prompt bias its own learning rate in optimizer.params",
         }
 
-        pretrained_model_name_or_path: str = "pretrained/stable-diffusion-2-1-base"
+        pretrained_model_name_or_path: ProjectPath = "pretrained/stable-diffusion-2-1-base"
         """Folder in diffusers layout with unet/, vae/ and scheduler/."""
         training_type: str = "self_lora_rank_16-cross_lora_rank_16-locon_rank_16"
         """Ranks of the adapters, or 'full': train all of U-Net and decoder, without adapters."""
         timestep: Any = 999
         """Accepted for old configurations: of one-step generation; generate() chooses its own."""
-        output_dim: int = 32
+        output_dim: Annotated[int, Range(2, 4096, even=True)] = 32
         """Channels of the decoded planes, before they are split into shape and colour."""
         gradient_checkpoint: bool = False
         """Recompute activations in the backward pass: slower, less memory."""
@@ -64,8 +66,6 @@ class TriplaneGenerator(Module):
 
     def configure(self) -> None:
         training = parse_training_type(self.cfg.training_type)
-        if self.cfg.output_dim < 2 or self.cfg.output_dim % 2:
-            raise ConfigError(f"output_dim must be a positive even number, not {self.cfg.output_dim}")
         unet, vae, scheduler = _load(Path(self.cfg.pretrained_model_name_or_path))
         self.unet, self.decoder, self.post_quant_conv = unet, vae.decoder, vae.post_quant_conv
         self.schedule = NoiseSchedule.from_config(scheduler)
@@ -230,10 +230,12 @@ def _load(folder: Path) -> tuple[UNet2DConditionModel, AutoencoderKL, dict[str, 
     else:
         options = {"use_safetensors": True, "local_files_only": True}
         try:
+            for part in ("unet", "vae"):
+                check_weights(folder / part)
             unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **options)
             vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **options)
-            scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-        except (OSError, ValueError) as error:
+            scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+        except (OSError, RuntimeError, ValueError) as error:
             raise WeightsError(
                 f"cannot load Stable Diffusion from {folder} (unet/, vae/ and scheduler/ in diffusers layout, "
                 f"safetensors): {error}. Run scripts/prepare/download_full.py, or set "
@@ -244,4 +246,4 @@ def _load(folder: Path) -> tuple[UNet2DConditionModel, AutoencoderKL, dict[str, 
 
 
 def _config(path: Path, default: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else default
+    return read_json(path) if path.is_file() else default

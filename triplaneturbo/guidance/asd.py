@@ -1,11 +1,12 @@
 """Asynchronous score distillation with Stable Diffusion, MVDream and RichDreamer."""
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from triplaneturbo.bounds import Pixels, ProjectPath, Range, ScheduledShare, ScheduledWeight
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.guidance.camera_conditions import CamMethod
 from triplaneturbo.guidance.distillation import ScoreDistillationGuidance, TeacherOptions
@@ -13,7 +14,7 @@ from triplaneturbo.guidance.rules import ScoreEstimates, Weighting, score_gradie
 from triplaneturbo.guidance.teachers import RichDreamerTeacher
 from triplaneturbo.precision import DtypeName
 from triplaneturbo.registry import find, register
-from triplaneturbo.schedule import Schedule
+from triplaneturbo.schedule import Progress, Schedule
 
 TEACHERS = {"rd": "richdreamer-teacher", "mv": "mvdream-teacher", "sd": "stable-diffusion-teacher"}
 
@@ -24,21 +25,21 @@ class AsynchronousScoreDistillation(ScoreDistillationGuidance):
 
     @dataclass(kw_only=True)
     class Config(ScoreDistillationGuidance.Config):
-        mv_model_name_or_path: str = "sd-v2.1-base-4view"
+        mv_model_name_or_path: ProjectPath = "sd-v2.1-base-4view"
         """A diffusers folder, when mv_ckpt_path is not given."""
-        mv_ckpt_path: str | None = None
+        mv_ckpt_path: ProjectPath | None = None
         """The published checkpoint, or a diffusers folder."""
-        mv_vae_path: str | None = None
+        mv_vae_path: ProjectPath | None = None
         """A diffusers folder whose autoencoder MVDream uses, when its own folder has none."""
-        mv_image_size: int = 256
+        mv_image_size: Pixels = 256
         mv_camera_condition_type: Literal["rotation"] = "rotation"
-        mv_weight: Schedule = 0.25
+        mv_weight: ScheduledWeight = 0.25
         """A teacher of weight 0 is not loaded."""
-        mv_guidance_scale: Schedule = 7.5
-        mv_min_step_percent: Schedule | None = None
+        mv_guidance_scale: Annotated[Schedule, Range(0, 1e4)] = 7.5
+        mv_min_step_percent: ScheduledShare | None = None
         """Smallest timestep, as a share of all; min_step_percent when not given."""
-        mv_max_step_percent: Schedule | None = None
-        mv_plus_ratio: float = 0.1
+        mv_max_step_percent: ScheduledShare | None = None
+        mv_plus_ratio: Annotated[float, Range(0, 1000)] = 0.1
         """Size of the timestep shift of the second estimate; 0: none, and one pass of the network less."""
         mv_plus_random: bool = True
         """Draw the shift between 0 and its full size."""
@@ -46,34 +47,34 @@ class AsynchronousScoreDistillation(ScoreDistillationGuidance):
         mv_use_sds: bool = False
         """The second estimate is the true noise: SDS."""
 
-        rd_model_name_or_path: str = "nd-4view"
-        rd_ckpt_path: str | None = None
-        rd_image_size: int = 32
+        rd_model_name_or_path: ProjectPath = "nd-4view"
+        rd_ckpt_path: ProjectPath | None = None
+        rd_image_size: Pixels = 32
         cam_method: CamMethod = "rel_x2"
         """Camera distance as RichDreamer is told it: twice the relative one, the relative one, the absolute one."""
-        rd_weight: Schedule = 1.0
-        rd_guidance_scale: Schedule = 7.5
-        rd_min_step_percent: Schedule | None = None
-        rd_max_step_percent: Schedule | None = None
-        rd_plus_ratio: float = 0.1
+        rd_weight: ScheduledWeight = 1.0
+        rd_guidance_scale: Annotated[Schedule, Range(0, 1e4)] = 7.5
+        rd_min_step_percent: ScheduledShare | None = None
+        rd_max_step_percent: ScheduledShare | None = None
+        rd_plus_ratio: Annotated[float, Range(0, 1000)] = 0.1
         rd_plus_random: bool = True
         rd_weighting_strategy: Weighting = "uniform"
         rd_use_sds: bool = False
 
-        sd_model_name_or_path: str = "stabilityai/stable-diffusion-2-1-base"
-        sd_image_size: int = 512
-        sd_weight: Schedule = 1.0
-        sd_guidance_scale: Schedule = 7.5
-        sd_min_step_percent: Schedule | None = None
-        sd_max_step_percent: Schedule | None = None
-        sd_plus_ratio: float = 0.1
+        sd_model_name_or_path: ProjectPath = "stabilityai/stable-diffusion-2-1-base"
+        sd_image_size: Pixels = 512
+        sd_weight: ScheduledWeight = 1.0
+        sd_guidance_scale: Annotated[Schedule, Range(0, 1e4)] = 7.5
+        sd_min_step_percent: ScheduledShare | None = None
+        sd_max_step_percent: ScheduledShare | None = None
+        sd_plus_ratio: Annotated[float, Range(0, 1000)] = 0.1
         sd_plus_random: bool = True
         sd_weighting_strategy: Weighting = "uniform"
         sd_use_sds: bool = False
 
-        min_step_percent: Schedule = 0.02
-        max_step_percent: Schedule = 0.98
-        eps: float = 0.01
+        min_step_percent: ScheduledShare = 0.02
+        max_step_percent: ScheduledShare = 0.98
+        eps: Annotated[float, Range(0, 1, above=True)] = 0.01
         """Keeps the dmd weightings finite."""
         gradient_checkpoint: bool = False
         """Recompute the autoencoders in the backward pass: less memory, more time."""
@@ -93,6 +94,23 @@ class AsynchronousScoreDistillation(ScoreDistillationGuidance):
                 raise ConfigError("auto_grad: false would keep all graphs at once for the same gradients; leave it out")
             if not self.half_precision_weights:
                 self.network_dtype = "float32"
+            for teacher in TEACHERS:
+                self._check_timesteps(teacher)
+
+        def _check_timesteps(self, teacher: str) -> None:
+            """Raises ConfigError if there is a time at which the teacher has no timesteps to draw from."""
+            low, high = (
+                Schedule.parse(getattr(self, name) if own is None else own)
+                for name in ("min_step_percent", "max_step_percent")
+                for own in (getattr(self, f"{teacher}_{name}"),)
+            )
+            for time, _ in (*low.points, *high.points):
+                now = Progress(time, time)
+                if low(now) >= high(now):
+                    raise ConfigError(
+                        f"{teacher}: min_step_percent must be below max_step_percent, but at time {time:g} they are "
+                        f"{low(now):g} and {high(now):g}"
+                    )
 
     @classmethod
     def differences(cls, cfg: Any) -> dict[int, str]:

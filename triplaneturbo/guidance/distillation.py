@@ -9,13 +9,14 @@ its teacher's turn. `latent_gradient` is the rule; a new method overrides it and
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from triplaneturbo.base import Module
+from triplaneturbo.bounds import Range
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.guidance.draws import GuidanceDraws, TeacherDraws, join
@@ -25,6 +26,7 @@ from triplaneturbo.guidance.rules import (
     ScoreEstimates,
     Weighting,
     clean_gap,
+    known_plus_schedule,
     plus_timestep,
 )
 from triplaneturbo.guidance.teachers import Teacher
@@ -72,7 +74,7 @@ class ScoreDistillationGuidance(Module):
 
     @dataclass(kw_only=True)
     class Config(Module.Config):
-        n_view: int = 4
+        n_view: Annotated[int, Range(1, 1024)] = 4
         """Views of a prompt."""
         parallel: bool = False
         """All renderers share one pass of each teacher: faster, with a larger batch. The gradients are the same."""
@@ -82,9 +84,9 @@ class ScoreDistillationGuidance(Module):
         """Single-view teachers look at the first renderer only, as often as they would look at all of them."""
         t_plus_type: PlusType = "v1"
         """Form of the timestep shift, see `rules.plus_timestep`."""
-        plus_schedule: str = "linear"
+        plus_schedule: Annotated[str, known_plus_schedule] = "linear"
         """Growth of the timestep shift with t: linear, sqrt or sqrt_<bias>."""
-        grad_clip: Schedule | None = None
+        grad_clip: Annotated[Schedule, Range(0, 1e6, above=True)] | None = None
         """Largest magnitude of an entry of a latent gradient."""
         compat: Compat = "right"
         """original: sums over prompts (docs/compat.md row 3), and the rows named where this is read."""

@@ -15,6 +15,7 @@ and differs in three independent choices: the second estimate, the shift of its 
 All estimates are of the noise, whatever the network predicts, so the rules hold for eps- and v-prediction alike.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -143,13 +144,17 @@ def plus_timestep(
     return (t + shift.long()).clamp(1, n_timesteps - 1)
 
 
+def known_plus_schedule(value: str, place: str) -> str:
+    """`value` if `plus_timestep` knows it.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not re.fullmatch(r"linear|sqrt(_\d+(\.\d+)?)?", value):
+        raise ConfigError(f"{place} is {value!r}; allowed: 'linear', 'sqrt', 'sqrt_<bias>' such as 'sqrt_100'")
+    return value
+
+
 def _sqrt_bias(plus_schedule: str) -> float:
-    kind, _, bias = plus_schedule.partition("_")
-    try:
-        if kind == "sqrt":
-            return float(bias or 0)
-    except ValueError:
-        pass
-    raise ConfigError(
-        f"plus_schedule is {plus_schedule!r}; allowed: 'linear', 'sqrt', 'sqrt_<bias>' such as 'sqrt_100'"
-    )
+    known_plus_schedule(plus_schedule, "plus_schedule")
+    return float(plus_schedule.partition("_")[2] or 0)

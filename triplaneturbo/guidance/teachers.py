@@ -7,7 +7,7 @@ between teachers is what they look at, which text and camera they are told, and 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from triplaneturbo.base import Module
+from triplaneturbo.bounds import Pixels, ProjectPath, Range
 from triplaneturbo.diffusion import NoiseSchedule
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.guidance.camera_conditions import CamMethod, mvdream_camera, richdreamer_camera
@@ -45,9 +46,9 @@ class Teacher(Module):
 
     @dataclass(kw_only=True)
     class Config(Module.Config):
-        path: str
+        path: ProjectPath
         """A diffusers folder."""
-        image_size: int = 512
+        image_size: Pixels = 512
         """Side of the pictures the teacher looks at."""
         gradient_checkpoint: bool = False
         """Recompute the encoder in the backward pass: less memory, more time."""
@@ -151,12 +152,12 @@ class MVDreamTeacher(Teacher):
 
     @dataclass(kw_only=True)
     class Config(Teacher.Config):
-        path: str
+        path: ProjectPath
         """A diffusers folder (unet, vae, scheduler), or the published checkpoint sd-v2.1-base-4view.pt."""
-        vae_path: str | None = None
+        vae_path: ProjectPath | None = None
         """A diffusers folder to take the autoencoder from, when it is not in `path`."""
-        n_view: int = 4
-        image_size: int = 256
+        n_view: Annotated[int, Range(1, 1024)] = 4
+        image_size: Pixels = 256
         camera_condition_type: Literal["rotation"] = "rotation"
 
     multi_view = True
@@ -187,10 +188,10 @@ class RichDreamerTeacher(Teacher):
 
     @dataclass(kw_only=True)
     class Config(Teacher.Config):
-        path: str
+        path: ProjectPath
         """A diffusers folder (unet, scheduler), or the published checkpoint nd_mv_ema.ckpt."""
-        n_view: int = 4
-        image_size: int = 32
+        n_view: Annotated[int, Range(1, 1024)] = 4
+        image_size: Pixels = 32
         cam_method: CamMethod = "rel_x2"
         """Camera distance as the teacher is told it: twice the relative one, the relative one, the absolute one."""
         compat: Literal["right", "original"] = "right"

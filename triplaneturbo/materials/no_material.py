@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triplaneturbo.base import NO_OWN_WEIGHTS, Module
+from triplaneturbo.bounds import Width
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.nn.mlp import Mlp, MlpConfig
 from triplaneturbo.ops.activations import ColorActivation, colors_of
@@ -23,13 +24,13 @@ class NoMaterial(Module):
             "weights": NO_OWN_WEIGHTS,
         }
 
-        n_output_dims: int = 3
+        n_output_dims: Width = 3
         """Colour channels."""
         color_activation: ColorActivation = "sigmoid"
         """sigmoid-mipnerf reaches from -0.001 to 1.001, so that pure black and white are within reach."""
         requires_normal: bool = False
         """Accepted for old configurations: colours do not depend on normals."""
-        input_feature_dims: int | None = None
+        input_feature_dims: Width | None = None
         """Features a further network reads; needs mlp_network_config. None: features are colours already."""
         mlp_network_config: MlpConfig | None = None
         """That network."""

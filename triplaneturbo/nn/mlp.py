@@ -2,14 +2,14 @@
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch.nn as nn
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from triplaneturbo.errors import ConfigError
+from triplaneturbo.bounds import Range, Width
 
 
 @dataclass(kw_only=True)
@@ -19,15 +19,8 @@ class MlpConfig:
     otype: Literal["VanillaMLP"] = "VanillaMLP"
     activation: Literal["ReLU"] = "ReLU"
     output_activation: Literal["none"] | None = "none"
-    n_neurons: int = 64
-    n_hidden_layers: int = 2
-
-    def __post_init__(self) -> None:
-        if self.n_neurons < 1 or self.n_hidden_layers < 1:
-            raise ConfigError(
-                f"mlp_network_config needs n_neurons >= 1 and n_hidden_layers >= 1, not {self.n_neurons} and "
-                f"{self.n_hidden_layers}"
-            )
+    n_neurons: Width = 64
+    n_hidden_layers: Annotated[int, Range(1, 64)] = 2
 
 
 class Mlp(nn.Module):

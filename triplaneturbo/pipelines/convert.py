@@ -5,7 +5,6 @@ Checkpoints are read without executing anything in them; one that holds code is 
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -18,7 +17,7 @@ from triplaneturbo.config import load_config
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
 from triplaneturbo.geometry.legacy import PREFIX, adopt, is_original, to_original
-from triplaneturbo.pipelines.text_to_mesh import CONFIG_FILE, PipelineConfig
+from triplaneturbo.pipelines.text_to_mesh import CONFIG_FILE, PipelineConfig, read_pipeline, refer_to_base
 from triplaneturbo.storage import write_text
 from triplaneturbo.weights.files import load_tensors, save_checkpoint, save_tensors
 from triplaneturbo.weights.ldm import LDM_SCHEDULE, UNET_PREFIX, VAE_PREFIX, build_unet, build_vae
@@ -82,7 +81,7 @@ def _write_student(state: Mapping[str, Tensor], folder: Path, config: str | Path
         geometry = FewStepTriplaneDualStableDiffusion(options)
     renamed = adopt(geometry, state)
     pipeline = PipelineConfig(
-        base=os.path.relpath(geometry.cfg.space_generator_config.pretrained_model_name_or_path, folder),
+        base=refer_to_base(Path(geometry.cfg.space_generator_config.pretrained_model_name_or_path), folder),
         geometry={**options, "compat": geometry.cfg.compat},
         material=experiment.system.get("material", {}),
         latent_size=tuple(experiment.data["dim_gaussian"][2:]),
@@ -101,9 +100,7 @@ def convert_back(folder: str | Path, path: str | Path) -> None:
         WeightsError: there is no such folder, or its student has parts that the original's file has no place for.
     """
     folder = Path(folder)
-    if not (folder / CONFIG_FILE).is_file():
-        raise WeightsError(f"{folder} has no {CONFIG_FILE}; save a pipeline with save_pretrained, and give its folder")
-    state = load_tensors(folder / json.loads((folder / CONFIG_FILE).read_text())["weights"])
+    state = load_tensors(folder / read_pipeline(folder).weights)
     others = sorted(name for name in state if not name.startswith(PREFIX))
     if others:
         raise WeightsError(f"the original's checkpoint has no place for {others[0]}: its material has no network")

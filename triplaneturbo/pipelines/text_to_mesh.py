@@ -1,33 +1,37 @@
 """Text to coloured meshes from a folder of weights."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from triplaneturbo.base import parse_config
+from triplaneturbo.bounds import GridPoints, LatentSize, Range, inside
 from triplaneturbo.config import load_config
-from triplaneturbo.draws import keyed_generator
-from triplaneturbo.errors import ConfigError, WeightsError
+from triplaneturbo.draws import generation_noise
+from triplaneturbo.errors import ConfigError, WeightsError, WriteError
 from triplaneturbo.exporters.files import check_mesh, write_mesh
 from triplaneturbo.exporters.mesh_exporter import MeshExporter
+from triplaneturbo.exporters.origin import Origin, weights_id
 from triplaneturbo.geometry.few_step_triplane import FewStepTriplaneDualStableDiffusion
 from triplaneturbo.geometry.legacy import adopt
 from triplaneturbo.materials.no_material import NoMaterial
 from triplaneturbo.naming import check_prompts
 from triplaneturbo.prompts.text_encoder import TextEncoder
+from triplaneturbo.registry import find
 from triplaneturbo.scenes import FieldScene
 from triplaneturbo.scenes.isosurface import extract_meshes
-from triplaneturbo.storage import copy_file, write_text
+from triplaneturbo.storage import copy_file, make_folder, read_json, write_text
 from triplaneturbo.types import Mesh
-from triplaneturbo.weights.files import load_exactly, load_tensors, save_tensors
+from triplaneturbo.weights.files import load_exactly, named_tensors, read_checkpoint, save_tensors
 
 CONFIG_FILE = "pipeline.json"
 
@@ -36,31 +40,67 @@ CONFIG_FILE = "pipeline.json"
 class PipelineConfig:
     """The content of pipeline.json."""
 
-    base: str = "base"
+    base: Annotated[str, inside] = "base"
     """Folder of the text-to-image model (unet, vae, scheduler, tokenizer, text_encoder), relative to pipeline.json."""
-    weights: str = "student.safetensors"
+    weights: Annotated[str, inside] = "student.safetensors"
     """What was trained: tensors named geometry.* and material.*, relative to pipeline.json."""
     geometry: dict = field(default_factory=dict)
     """Options of few-step-triplane-dual-stable-diffusion."""
     material: dict = field(default_factory=dict)
     """Options of no-material."""
-    latent_size: tuple[int, int] = (32, 32)
+    latent_size: tuple[LatentSize, LatentSize] = (32, 32)
     """Height and width of the noise of a plane."""
-    num_inference_steps: int = 4
+    num_inference_steps: Annotated[int, Range(1, 1000)] = 4
     """Denoising steps, unless a call says otherwise."""
-    resolution: int = 160
+    resolution: GridPoints = 160
     """Grid points along an edge in which the surface is searched, unless a call says otherwise."""
     compat: Literal["right", "original"] = "right"
     """original: prompts that are too long lose their end token (docs/compat.md row 10)."""
 
 
+def read_pipeline(folder: Path) -> PipelineConfig:
+    """The content of pipeline.json in `folder`.
+
+    Raises:
+        WeightsError: there is none, it has options that do not exist, or it refers to files outside `folder`.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise WeightsError(f"{folder} has no {CONFIG_FILE}: it is not a folder that save_pretrained has written")
+    try:
+        return parse_config(PipelineConfig, read_json(path), CONFIG_FILE)
+    except ConfigError as error:
+        raise WeightsError(f"{path} cannot be used: {error}") from error
+
+
+def refer_to_base(base: Path, folder: Path) -> str:
+    """How pipeline.json in `folder` names the model folder `base`: a file from elsewhere cannot point outside its
+    folder, so what lies there gets a symbolic link, which only this machine can make.
+
+    Raises:
+        WriteError: something else has the link's name.
+    """
+    inner = os.path.relpath(base.resolve(), folder.resolve())
+    if not inner.startswith(".."):
+        return inner
+    link = folder / PipelineConfig.base
+    if link.is_symlink():
+        link.unlink()
+    if link.exists():
+        raise WriteError(f"{link} is there and is not {base}; remove it, or choose another folder")
+    make_folder(folder)
+    link.symlink_to(inner)
+    return link.name
+
+
 @dataclass(frozen=True)
 class TextToMeshOutput:
-    """One mesh a prompt, and the scene they were read from."""
+    """One mesh a prompt, the scene they were read from, and what they were made from."""
 
     prompts: tuple[str, ...]
     meshes: list[Mesh]
     scene: FieldScene
+    origins: tuple[Origin, ...]
 
     def export(self, path: str | Path) -> Path:
         """Write the only mesh; the suffix, .glb or .obj, decides how.
@@ -78,14 +118,19 @@ class TextToMeshOutput:
         """Write every mesh with a turntable picture into a folder of its prompt; returns the mesh files.
 
         options: of `MeshExporter`, such as fmt="obj".
+
+        Raises:
+            WriteError: there are meshes of another prompt, seed or training in the place of these; give
+                overwrite=True, or another folder.
         """
-        return MeshExporter(options)(self.meshes, list(self.prompts), folder)
+        return MeshExporter(options)(self.meshes, list(self.prompts), folder, self.origins)
 
 
 class TextToMeshPipeline:
     """Turns prompts into meshes: `TextToMeshPipeline.from_pretrained(folder)("a red cube", seed=0).export("cube.glb")`.
 
-    The mesh of a prompt depends on the prompt and its seed alone, up to rounding: not on the others of a batch.
+    The mesh of a prompt depends on the prompt and its seed alone, up to rounding: not on the others of a batch, nor on
+    the device. `launch.py --export` with these weights and this seed writes the same mesh.
 
     Attributes: text_encoder, geometry, material: the networks. config: see PipelineConfig. base: folder of the
     text-to-image model.
@@ -103,8 +148,9 @@ class TextToMeshPipeline:
             WeightsError: a file is missing, damaged, or does not fit the configuration.
         """
         self.config = config
-        self.base = Path(base)
-        generator = {**config.geometry.get("space_generator_config", {}), "pretrained_model_name_or_path": str(base)}
+        self.base = Path(base).absolute()
+        generator = config.geometry.get("space_generator_config") or {}
+        generator = {**generator, "pretrained_model_name_or_path": str(self.base)}
         geometry = {**config.geometry, "space_generator_config": generator}
         self.geometry = FewStepTriplaneDualStableDiffusion(geometry).eval()
         self.text_encoder = TextEncoder(self.base, compat=config.compat)
@@ -115,10 +161,11 @@ class TextToMeshPipeline:
     def _load(self, path: Path) -> dict[str, Tensor]:
         """Load the trained tensors of `path` into the networks and return them, under our names."""
         parts = nn.ModuleDict({"geometry": self.geometry, "material": self.material})
-        tensors = adopt(self.geometry, load_tensors(path))
+        content = read_checkpoint(path)
+        trained = adopt(self.geometry, named_tensors(content, path))
         self.config.geometry = {**self.config.geometry, "compat": self.geometry.cfg.compat}
-        # A checkpoint of training also holds renderers and background, which no mesh depends on.
-        trained = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in parts}
+        if "state_dict" in content:  # a training's: it also holds renderers and background, which no mesh depends on
+            trained = {name: tensor for name, tensor in trained.items() if name.split(".")[0] in parts}
         load_exactly(parts, trained, path)
         return trained
 
@@ -140,14 +187,11 @@ class TextToMeshPipeline:
             WeightsError: the folder or a part of it is missing, damaged, or does not fit.
         """
         folder = Path(folder)
-        path = folder / CONFIG_FILE
-        if not path.is_file():
-            raise WeightsError(f"{folder} has no {CONFIG_FILE}: it is not a folder that save_pretrained has written")
+        config = read_pipeline(folder)
         try:
-            config = parse_config(PipelineConfig, json.loads(path.read_text()), CONFIG_FILE)
-        except (json.JSONDecodeError, ConfigError) as error:
-            raise WeightsError(f"{path} cannot be used: {error}") from error
-        pipeline = cls(config, folder / config.base, folder / config.weights if weights is None else weights)
+            pipeline = cls(config, folder / config.base, folder / config.weights if weights is None else weights)
+        except ConfigError as error:
+            raise WeightsError(f"{folder / CONFIG_FILE} cannot be used: {error}") from error
         return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @classmethod
@@ -164,11 +208,12 @@ class TextToMeshPipeline:
         geometry.setdefault("compat", compat)
         parsed = parse_config(FewStepTriplaneDualStableDiffusion.Config, geometry, "system.geometry")
         base = parsed.space_generator_config.pretrained_model_name_or_path
+        steps = experiment.system.get("num_steps_sampling")
         pipeline_config = PipelineConfig(
             geometry=geometry,
             material=experiment.system.get("material") or {},
             latent_size=tuple(experiment.data.get("dim_gaussian", (6, 4, 32, 32))[2:]),
-            num_inference_steps=experiment.system.get("num_steps_sampling", 4),
+            num_inference_steps=find(experiment.system_type).Config.num_steps_sampling if steps is None else steps,
             resolution=experiment.system.get("export_resolution") or parsed.isosurface_resolution,
             compat=compat,
         )
@@ -177,18 +222,21 @@ class TextToMeshPipeline:
     def save_pretrained(self, folder: str | Path, *, copy_base: bool = True, half: bool = False) -> None:
         """Write pipeline.json and the trained tensors, so that `from_pretrained(folder)` gives this pipeline again.
 
-        copy_base: also copy the text-to-image model, so that the folder is complete; otherwise pipeline.json refers to
-            where it is now.
+        copy_base: also copy the text-to-image model, so that the folder is complete; otherwise it has a link to where
+            that is now.
         half: write the tensors in half precision; they are loaded in single precision again.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        base = os.path.relpath(self.base, folder)
-        if copy_base:
-            base = PipelineConfig.base
-            if (folder / base).resolve() != self.base.resolve():
-                for file in (path for path in self.base.rglob("*") if path.is_file()):
-                    copy_file(file, folder / base / file.relative_to(self.base))
+        base = PipelineConfig.base
+        if not copy_base:
+            base = refer_to_base(self.base, folder)
+        elif (folder / base).is_symlink() or (folder / base).resolve() != self.base.resolve():
+            source = self.base.resolve()
+            if (folder / base).is_symlink():
+                (folder / base).unlink()
+            for file in (path for path in source.rglob("*") if path.is_file()):
+                copy_file(file, folder / base / file.relative_to(source))
         trained = {name: tensor.half() for name, tensor in self._trained.items()} if half else self._trained
         save_tensors(folder / PipelineConfig.weights, trained)
         config = dataclasses.replace(self.config, base=base, weights=PipelineConfig.weights)
@@ -217,7 +265,7 @@ class TextToMeshPipeline:
         """Meshes of one or several prompts.
 
         Args:
-            seed: of the noise; one for all prompts, or one each.
+            seed: of the noise (`draws.generation_noise`); one for all prompts, or one each.
             num_inference_steps: denoising steps; None: as pipeline.json says.
             resolution: grid points along an edge in which the surface is searched; None: as pipeline.json says. Time
                 and memory grow with its third power.
@@ -228,7 +276,13 @@ class TextToMeshPipeline:
         """
         prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
         scene = self.generate(prompts, seed=seed, num_inference_steps=num_inference_steps)
-        return TextToMeshOutput(prompts, self.extract(prompts, scene, resolution=resolution), scene)
+        seeds = (seed,) * len(prompts) if isinstance(seed, int) else seed
+        origins = tuple(Origin(*made, self._weights_id) for made in zip(prompts, seeds, strict=True))
+        return TextToMeshOutput(prompts, self.extract(prompts, scene, resolution=resolution), scene, origins)
+
+    @functools.cached_property
+    def _weights_id(self) -> str:
+        return weights_id(self._trained)
 
     @torch.no_grad()
     def generate(
@@ -253,7 +307,5 @@ class TextToMeshPipeline:
         )
 
     def _noise(self, seeds: Sequence[int]) -> Float[Tensor, "N c h w"]:
-        """Drawn on the CPU, so that a seed means the same on every device."""
         shape = (6, self.geometry.space_generator.latent_channels, *self.config.latent_size)
-        rows = [torch.randn(shape, generator=keyed_generator(seed, "pipeline/noise")) for seed in seeds]
-        return torch.cat(rows).to(self.device)
+        return generation_noise(seeds, shape).to(self.device)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from triplaneturbo.errors import WeightsError
-from triplaneturbo.weights.files import save_tensors
+from triplaneturbo.weights.files import read_safetensors, save_tensors
 
 
 def fingerprint(folder: str | Path, *settings: str) -> str:
@@ -42,6 +42,7 @@ class EncodingCache:
         self.folder = Path(folder) / encoder
         self.shard_size = shard_size
         self._places: dict[str, tuple[Path, int]] = {}
+        self._checked: set[Path] = set()
         for path in sorted(self.folder.glob("*.safetensors")):
             self._register(path)
 
@@ -61,9 +62,12 @@ class EncodingCache:
             return None
         path, row = self._places[prompt]
         try:
+            if path not in self._checked:
+                read_safetensors(path)
+                self._checked.add(path)
             with safe_open(path, "pt") as shard:
                 return shard.get_slice("tokens")[row], shard.get_slice("pooled")[row]
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, WeightsError) as error:
             raise _damaged(path, error) from error
 
     def add(self, prompts: Sequence[str], encodings: Sequence[tuple[Tensor, Tensor]]) -> None:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from triplaneturbo.base import Module
+from triplaneturbo.bounds import ProjectPath, Range
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.prompts.text_encoder import TextEncoder
 from triplaneturbo.registry import register
@@ -33,13 +34,13 @@ class Processor(Module):
 
     @dataclass(kw_only=True)
     class Config(Module.Config):
-        pretrained_model_name_or_path: str = "runwayml/stable-diffusion-v1-5"
+        pretrained_model_name_or_path: ProjectPath = "runwayml/stable-diffusion-v1-5"
         """A diffusers folder with text_encoder/ and tokenizer/."""
         negative_prompt: str = ""
         use_cache: bool = False
         """Keep encoded prompts in files, see `precompute`. Encoding on the fly is usually as fast."""
-        cache_dir: str = ".threestudio_cache/text_embeddings"
-        remembered: int = 512
+        cache_dir: ProjectPath = ".threestudio_cache/text_embeddings"
+        remembered: Annotated[int, Range(0, 2**20)] = 512
         """Recently used prompts whose encodings stay in memory."""
         use_local_text_embeddings: bool = True
         """Text reaches the networks as token states; the only way here."""
@@ -92,8 +93,8 @@ class DualTextProcessor(Processor):
 
     @dataclass(kw_only=True)
     class Config(Processor.Config):
-        pretrained_model_name_or_path: str = "pretrained/stable-diffusion-v1-5"
-        pretrained_model_name_or_path_2nd: str = "pretrained/stable-diffusion-2-1-base"
+        pretrained_model_name_or_path: ProjectPath = "pretrained/stable-diffusion-v1-5"
+        pretrained_model_name_or_path_2nd: ProjectPath = "pretrained/stable-diffusion-2-1-base"
         """Folder of the second encoder; one encoder serves both when it is the same folder."""
         negative_prompt_2nd: str = ""
 

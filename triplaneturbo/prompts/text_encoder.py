@@ -14,7 +14,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.prompts.cache import EncodingCache, fingerprint
 from triplaneturbo.weights.files import describe_mismatch
-from triplaneturbo.weights.folders import require_part
+from triplaneturbo.weights.folders import check_weights, require_part
 
 log = logging.getLogger(__name__)
 
@@ -136,13 +136,14 @@ def _load_tokenizer(folder: str | Path) -> CLIPTokenizer:
     part = require_part(folder, "tokenizer", "tokenizer_config.json")
     try:
         return CLIPTokenizer.from_pretrained(part, local_files_only=True)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise WeightsError(f"{part} cannot be loaded as a CLIP tokenizer: {error}") from error
 
 
 def _load_text_model(folder: str | Path) -> CLIPTextModel:
     part = require_part(folder, "text_encoder", "config.json")
     try:
+        check_weights(part)
         model, info = CLIPTextModel.from_pretrained(part, local_files_only=True, output_loading_info=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(f"{part} cannot be loaded as a CLIP text model: {error}") from error

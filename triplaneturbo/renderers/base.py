@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triplaneturbo.base import NO_OWN_WEIGHTS, Module
+from triplaneturbo.bounds import Length
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.scenes import FieldScene, Scene
@@ -33,7 +34,7 @@ class Renderer(Module):
     class Config:
         REFUSED: ClassVar[dict[str, str]] = {"weights": NO_OWN_WEIGHTS}
 
-        radius: float | None = None
+        radius: Length | None = None
         """Half the side of the cube that holds the object, world units; None: that of the scene."""
 
     draws_scenes: ClassVar[tuple[type, ...]] = (FieldScene,)

@@ -1,16 +1,16 @@
 """Rasterised pictures of surfaces: every prompt's field becomes a mesh, drawn from its views."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from triplaneturbo.bounds import Range, ScheduledShare, Share
 from triplaneturbo.cameras import ray_directions, world_to_clip
 from triplaneturbo.draws import Draws
-from triplaneturbo.errors import ConfigError
 from triplaneturbo.ops.mesh import keep_large_components, vertex_normals
 from triplaneturbo.ops.rasterize import Raster, antialias, interpolate, rasterize
 from triplaneturbo.ops.rows import gather_rows
@@ -20,7 +20,7 @@ from triplaneturbo.renderers.packing import PackedMeshes, PromptTable
 from triplaneturbo.renderers.shading import NORMAL_BACKGROUND, WHITE, disparity, normals_as_colors, over
 from triplaneturbo.renderers.surface import surface_meshes
 from triplaneturbo.scenes import FieldScene, MeshScene, Scene
-from triplaneturbo.schedule import Progress, Schedule
+from triplaneturbo.schedule import Progress
 from triplaneturbo.types import Cameras, Mesh, Views
 
 
@@ -30,9 +30,9 @@ class MeshRenderer(Renderer):
 
     The surface of a field is searched on a grid; scenes of meshes are drawn as they are. Colours are the field's at the
     visible surface points. All views of a call are held at once: in evaluation give
-    a few cameras at a time. `Views.extras`: comp_normal [M, H, W, 3], world normals as colours on black; lists with
-    one entry a prompt: meshes (differentiable vertices) and, with `surface_samples`, sdf [K, 1] and sdf_grad [K, 3]
-    at the points visible from any view.
+    a few cameras at a time. `Views.extras`: comp_normal [M, H, W, 3], the unit world normal that a pixel sees, 0 where
+    it sees nothing; lists with one entry a prompt: meshes (differentiable vertices) and, with `surface_samples`,
+    sdf [K, 1] and sdf_grad [K, 3] at the points visible from any view.
     """
 
     @dataclass(kw_only=True)
@@ -41,33 +41,30 @@ class MeshRenderer(Renderer):
             "context_type": "the rasteriser needs no graphics context; remove it",
         }
 
-        isosurface_resolution: int = 128
+        isosurface_resolution: Annotated[int, Range(6, 2048)] = 128
         """Grid points along an edge."""
         isosurface_method: Literal["mt", "mc-cpu", "diffmc"] = "mt"
         """Accepted for old configurations: each of these names means differentiable marching cubes."""
         isosurface_remove_outliers: bool = False
         """Drop small components."""
-        isosurface_outlier_n_faces_threshold: float = 0.01
+        isosurface_outlier_n_faces_threshold: Share = 0.01
         """Smallest share of the largest component's faces that is kept."""
         enable_bg_rays: bool = False
         """Whether the background is that along each pixel's ray, or of one colour, that along the view's axis."""
         normal_direction: NormalDirection = "camera"
         """Axes of the normal picture, see `shading.normals_as_colors`."""
-        sdf_grad_shrink: Schedule = 1.0
+        sdf_grad_shrink: ScheduledShare = 1.0
         """Share of the gradient that vertices pass on to the signed distance."""
-        def_grad_shrink: Schedule = 1.0
+        def_grad_shrink: ScheduledShare = 1.0
         """The same for the deformation of the grid."""
         allow_empty_flag: bool = True
         """Whether the stand-in drawn for a field without a surface passes no gradient on to the geometry."""
         surface_samples: bool = False
         """Whether to give sdf and sdf_grad at the visible points, for losses on them."""
         compat: Literal["right", "original"] = "right"
-        """original: clip-space z as depth; background rays with the focal length of `ray_size`, and its text mixed
-        across prompts; sdf_grad_shrink also in place of a non-zero def_grad_shrink."""
-
-        def __post_init__(self) -> None:
-            if self.isosurface_resolution < 6:
-                raise ConfigError(f"isosurface_resolution must be at least 6, not {self.isosurface_resolution}")
+        """original: clip-space z as depth; comp_normal as smoothed colours (n + 1) / 2 on black; background rays with
+        the focal length of `ray_size`, and its text mixed across prompts; sdf_grad_shrink also in place of a non-zero
+        def_grad_shrink."""
 
     draws_scenes = (FieldScene, MeshScene)
 
@@ -185,13 +182,14 @@ class MeshRenderer(Renderer):
             "disparity": disparity(depth, mask, cameras.distance),
             "normal": over(normal_colors, mask, NORMAL_BACKGROUND),
             "normal_white": over(normal_colors, mask, WHITE),
-            "comp_normal": (normal + 1) / 2 * mask,
             "rgb": over(color, mask, background),
         }
+        if self.cfg.compat == "original":  # docs/compat.md row 16
+            layers["comp_normal"] = (normal + 1) / 2 * mask
         smooth = antialias(torch.cat(list(layers.values()), -1), raster, clip, meshes.faces, meshes.face_mesh)
         widths = [layer.shape[-1] for layer in layers.values()]
         pictures = dict(zip(layers, smooth.split(widths, -1), strict=True))
-        extras["comp_normal"] = pictures.pop("comp_normal")
+        extras["comp_normal"] = pictures.pop("comp_normal", normal)
         return Views(**pictures, depth=depth, extras=extras)
 
     def _surface_colors(

@@ -1,7 +1,7 @@
 """Full-size pictures for the price of small ones: a coarse picture of everything, a sharp patch pasted into it."""
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triplaneturbo.base import NO_OWN_WEIGHTS, Module, build
+from triplaneturbo.bounds import Pixels, Range
 from triplaneturbo.cameras import ray_directions
 from triplaneturbo.draws import Draws, keyed_generator
 from triplaneturbo.errors import ConfigError
@@ -50,18 +51,14 @@ class PatchRenderer(Module):
         """Registered name of the renderer that is wrapped."""
         base_renderer: dict | None = None
         """Its options."""
-        patch_size: int = 128
+        patch_size: Pixels = 128
         """Side of the patch in pixels."""
-        global_downsample: int = 4
+        global_downsample: Annotated[int, Range(1, 1024)] = 4
         """Factor by which the whole picture is smaller."""
         global_detach: bool = False
         """Whether only the patch passes gradients on."""
         compat: Literal["right", "original"] = "right"
         """That of the renderer that is wrapped, if it has one and its own options do not set it."""
-
-        def __post_init__(self) -> None:
-            if self.patch_size < 1 or self.global_downsample < 1:
-                raise ConfigError("patch_size and global_downsample must be at least 1")
 
         @property
         def handed_down(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Volume rendering of a signed distance field: NeuS or VolSDF opacity, samples placed by importance."""
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn as nn
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from triplaneturbo.bounds import Range, ScheduledShare
 from triplaneturbo.cameras import ray_directions
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
@@ -81,7 +82,7 @@ class VolumeRenderer(Renderer):
     field is then evaluated once in the middle of every interval. One scene serves all its views: rays
     fold into the point axis. `Views.extras` holds, in training, K = all samples of all rays, prompt-major: sdf,
     sdf_grad, normal, weights, t_dirs, t_points, t_intervals [K, .]; always: inv_std, z_variance [M, H, W, 1] and
-    comp_normal [M, H, W, 3], the unit weighted sum of normals.
+    comp_normal [M, H, W, 3], the weighted sum of normals at unit length.
     """
 
     @dataclass(kw_only=True)
@@ -91,33 +92,33 @@ class VolumeRenderer(Renderer):
             "prune_alpha_threshold": "it prunes an occupancy grid; samples are placed by importance here, so remove it",
         }
 
-        num_samples_per_ray: int = 512
+        num_samples_per_ray: Annotated[int, Range(2, 65536)] = 512
         """Fine intervals, placed where light is absorbed."""
-        num_samples_per_ray_importance: int = 64
+        num_samples_per_ray_importance: Annotated[int, Range(2, 65536)] = 64
         """Even intervals, which find out where that is."""
-        near_plane: float = 0.1
+        near_plane: Annotated[float, Range(0, 1e12)] = 0.1
         """Start of the stretch of each ray that is looked at, with ray_range planes."""
-        far_plane: float = 4.0
+        far_plane: Annotated[float, Range(0, 1e12, above=True)] = 4.0
         """Its end."""
         ray_range: Literal["planes", "box"] = "planes"
         """box: look at each ray only where it is inside the cube of half side `radius`."""
         use_volsdf: bool = False
         """VolSDF density in place of NeuS opacity."""
-        learned_variance_init: float = 0.3
+        learned_variance_init: Annotated[float, Range(-2, 2)] = 0.3
         """Sharpness s = exp(10 x) of the surface: the first x."""
         trainable_variance: bool = True
         """Whether x is learned."""
-        inv_std: Schedule | None = None
+        inv_std: Annotated[Schedule, Range(0, 1e6, above=True)] | None = None
         """The sharpness s itself; replaces the learned one."""
-        cos_anneal_end_steps: int = 0
+        cos_anneal_end_steps: Annotated[int, Range(0)] = 0
         """Until this step NeuS opacity blends from half the slope plus 1/2, which lights all sides, to the slope."""
-        rgb_grad_shrink: Schedule = 1.0
+        rgb_grad_shrink: ScheduledShare = 1.0
         """Share of the gradient that colours pass on to the field."""
         randomized: bool = True
         """Jitter the samples in training."""
-        train_chunk_size: int = 0
+        train_chunk_size: Annotated[int, Range(0)] = 0
         """Points evaluated together in training, 0 for all; chunks are computed again in the backward pass."""
-        eval_chunk_size: int = 320000
+        eval_chunk_size: Annotated[int, Range(0)] = 320000
         """Points evaluated together in evaluation mode, 0 for all."""
         normal_direction: NormalDirection = "camera"
         """Axes of the normal picture, see `shading.normals_as_colors`."""
@@ -130,8 +131,6 @@ class VolumeRenderer(Renderer):
                     f"estimator {self.estimator!r} is not supported: an occupancy grid or proposal network belongs to "
                     f"one scene, and planes change with every prompt; use estimator 'importance'"
                 )
-            if min(self.num_samples_per_ray, self.num_samples_per_ray_importance) < 2:
-                raise ConfigError("num_samples_per_ray and num_samples_per_ray_importance must be at least 2")
             if not self.near_plane < self.far_plane:
                 raise ConfigError(f"near_plane ({self.near_plane}) must be less than far_plane ({self.far_plane})")
 

@@ -1,7 +1,7 @@
 """A field in a multi-resolution hash grid: a signed distance or a density, and colours, of one scene."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triplaneturbo.base import Module
-from triplaneturbo.errors import ConfigError
+from triplaneturbo.bounds import Length, Range, Weight, Width
 from triplaneturbo.nn.mlp import Mlp, MlpConfig
 from triplaneturbo.ops.hashgrid import HashGrid
 from triplaneturbo.registry import register
@@ -22,15 +22,15 @@ from triplaneturbo.types import FieldSample
 class EncodingConfig:
     """Size of a hash grid; the defaults are those of instant-ngp's finest 4096."""
 
-    n_levels: int = 16
+    n_levels: Annotated[int, Range(1, 32)] = 16
     """Grids of growing resolution."""
-    n_features_per_level: int = 2
+    n_features_per_level: Annotated[int, Range(1, 64)] = 2
     """Features each of them gives."""
-    log2_hashmap_size: int = 19
+    log2_hashmap_size: Annotated[int, Range(1, 30)] = 19
     """Entries of a grid that is too fine to be stored densely, as a power of two."""
-    base_resolution: int = 16
+    base_resolution: Annotated[int, Range(2, 2048)] = 16
     """Of the coarsest grid."""
-    per_level_scale: float = 1.447269237440378
+    per_level_scale: Annotated[float, Range(1, 8)] = 1.447269237440378
     """Ratio of neighbouring resolutions."""
 
 
@@ -46,31 +46,27 @@ class HashGridField(Field):
     class Config(Module.Config):
         kind: Literal["sdf", "density"] = "sdf"
         """What the values are."""
-        radius: float = 1.0
+        radius: Length = 1.0
         """Half the edge of the cube that the grid covers, world units."""
         encoding: EncodingConfig = field(default_factory=EncodingConfig)
         """The grid."""
         network: MlpConfig = field(default_factory=lambda: MlpConfig(n_hidden_layers=1))
         """The networks that read values and colours from it."""
-        n_feature_dims: int = 3
+        n_feature_dims: Width = 3
         """Colour channels before their activation."""
         bias: Literal["sphere", "ellipsoid"] | float = "sphere"
         """Start shape of a signed distance, or a constant."""
-        bias_size: Any = 0.5
+        bias_size: Length | tuple[Length, Length, Length] | None = 0.5
         """Radius of the sphere, or of the blob; the three semi-axes of the ellipsoid; world units."""
-        density_blob: float = 10.0
+        density_blob: Weight = 10.0
         """Height of the blob that a density starts as."""
         level: float | None = None
         """The value on the surface; None: 0 of a signed distance, 25 of a density."""
         normals: Literal["analytic", "finite_difference"] = "finite_difference"
         """How d value / d point is computed: by autograd, whose own derivative is then of second order, or by central
         differences."""
-        finite_difference_step: float = 0.01
+        finite_difference_step: Length = 0.01
         """Of the central differences, world units."""
-
-        def __post_init__(self) -> None:
-            if self.radius <= 0 or self.finite_difference_step <= 0:
-                raise ConfigError("radius and finite_difference_step must be positive")
 
     def configure(self) -> None:
         cfg = self.cfg

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triplaneturbo.base import Module
-from triplaneturbo.errors import ConfigError
+from triplaneturbo.bounds import GridPoints, Length, Width
 from triplaneturbo.nn.mlp import Mlp, MlpConfig
 from triplaneturbo.ops.planes import sample_planes, sample_planes_with_jacobian
 from triplaneturbo.registry import register
@@ -61,7 +61,7 @@ class PlaneField(Field):
 
     @dataclass(kw_only=True)
     class Config(Module.Config):
-        channels: int = 32
+        channels: Width = 32
         """Of a plane."""
         dual: bool = True
         """Six planes, three for shape and three for colour; else three for both."""
@@ -71,19 +71,19 @@ class PlaneField(Field):
         """What is made of the features that the three planes have for shape."""
         color_features: Combination = "concat"
         """What is made of those for colour."""
-        radius: float = 1.0
+        radius: Length = 1.0
         """Half the edge of the box that the planes cover, world units."""
-        n_feature_dims: int = 3
+        n_feature_dims: Width = 3
         """Colour channels before their activation."""
         network: MlpConfig = field(default_factory=MlpConfig)
         """The networks that read sdf, colour and deformation from the planes."""
         normals: Literal["analytic", "finite_difference"] = "analytic"
         """How d sdf / d point is computed: exactly, or by central differences."""
-        finite_difference_step: float = 0.01
+        finite_difference_step: Length = 0.01
         """Of the central differences, world units."""
         bias: Literal["sphere", "ellipsoid"] | float = 0.0
         """Start shape, or a constant."""
-        bias_size: Any = None
+        bias_size: Length | tuple[Length, Length, Length] | None = None
         """Radius of the sphere; the three semi-axes of the ellipsoid; world units."""
         level: float = 0.0
         """The signed distance on the surface."""
@@ -91,16 +91,8 @@ class PlaneField(Field):
         """Whether a network moves the grid points before a surface is extracted."""
         deformation_unit: Literal["training cell", "cell"] = "training cell"
         """What that network's numbers count: cells of the training grid, or of whatever grid is in use."""
-        training_resolution: int = 128
+        training_resolution: GridPoints = 128
         """Grid points along an edge of the training grid."""
-
-        def __post_init__(self) -> None:
-            if self.radius <= 0:
-                raise ConfigError(f"radius must be positive, not {self.radius}")
-            if self.n_feature_dims < 1:
-                raise ConfigError(f"n_feature_dims must be at least 1, not {self.n_feature_dims}")
-            if self.training_resolution < 2:
-                raise ConfigError(f"training_resolution must be at least 2, not {self.training_resolution}")
 
     def configure(self) -> None:
         cfg = self.cfg

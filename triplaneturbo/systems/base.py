@@ -1,21 +1,26 @@
 """What every system that trains a generator has: its siblings, its state, its evaluation. The method is elsewhere."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from triplaneturbo.base import Component, build
-from triplaneturbo.draws import Draws
+from triplaneturbo.bounds import Count, GridPoints, ProjectPath, Range, Seed
+from triplaneturbo.draws import Draws, generation_noise
 from triplaneturbo.errors import ConfigError, EmptyFieldError, WeightsError
+from triplaneturbo.exporters.origin import Origin, weights_id
 from triplaneturbo.geometry.legacy import adopt, renamed
+from triplaneturbo.interruption import interruption
 from triplaneturbo.naming import slug
 from triplaneturbo.pictures import save_film, save_png, sheet
+from triplaneturbo.registry import find
 from triplaneturbo.renderers.mesh import MeshRenderer
 from triplaneturbo.scenes import Scene
 from triplaneturbo.scenes.isosurface import extract_meshes
@@ -34,6 +39,25 @@ VIEWS_AT_ONCE = 4
 # Frames a second.
 FILM_SPEED = {"val": 10, "test": 30}
 _FIXED_GEOMETRY = "geometries of another kind cannot be turned into planes; remove it"
+
+
+@dataclass(kw_only=True)
+class WandbConfig:
+    """Losses on wandb.ai, beside the files."""
+
+    enable: bool = False
+    """Needs the package wandb."""
+    project: str = "triplaneturbo"
+    """Where they are shown."""
+    name: str | None = None
+    """As what; None: experiment and trial."""
+
+
+@dataclass(kw_only=True)
+class LoggersConfig:
+    """Where losses go besides the trial's folder."""
+
+    wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
 class GeneratorSystem(Component, pl.LightningModule):
@@ -81,29 +105,29 @@ class GeneratorSystem(Component, pl.LightningModule):
         """Registered name of the exporter."""
         exporter: dict = field(default_factory=dict)
         """Its options."""
-        export_resolution: int | None = None
+        export_resolution: GridPoints | None = None
         """Grid points along an edge for exported meshes; None: as many as in training."""
         loss: LossConfig = field(default_factory=LossConfig)
         """Weights of the loss terms."""
         optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
         """The optimiser."""
-        gradient_accumulation_steps: int = 1
+        gradient_accumulation_steps: Count = 1
         """Micro-batches whose gradients are averaged in one optimizer step."""
-        ema_decay: float = 0.0
+        ema_decay: Annotated[float, Range(0, 1, below=True)] = 0.0
         """Decay of the average of the trained parameters that evaluation uses; 0: no average."""
-        num_steps_sampling: int = 4
+        num_steps_sampling: Annotated[int, Range(1, 1000)] = 4
         """Denoising steps of generation."""
-        weights: str | None = None
+        weights: ProjectPath | None = None
         """A checkpoint whose weights training or evaluation starts from."""
         weights_ignore_modules: list[str] | None = None
         """Parts of the system that do not take their weights from it."""
-        loggers: dict = field(default_factory=dict)
-        """Read by the launcher: wandb.enable, wandb.project, wandb.name."""
+        loggers: LoggersConfig = field(default_factory=LoggersConfig)
+        """Read by the launcher."""
         cleanup_after_validation_step: bool = False
         """Give unused memory back to the GPU after each validated prompt."""
         cleanup_after_test_step: bool = False
         """The same for tests."""
-        seed: int = 0
+        seed: Seed = 0
         """Key of all random draws."""
         compat: Literal["right", "original"] = "right"
         """Handed to all parts."""
@@ -111,19 +135,21 @@ class GeneratorSystem(Component, pl.LightningModule):
         def __post_init__(self) -> None:
             if not (self.renderer_type or self.renderer_2nd_type):
                 raise ConfigError("a system needs renderer_type or renderer_2nd_type")
-            if not 0 <= self.ema_decay < 1:
-                raise ConfigError(f"ema_decay must be in [0, 1), not {self.ema_decay}")
-            if self.gradient_accumulation_steps < 1:
-                raise ConfigError(
-                    f"gradient_accumulation_steps must be 1 or more, not {self.gradient_accumulation_steps}"
-                )
-            if self.export_resolution is not None and self.export_resolution < 2:
-                raise ConfigError(f"export_resolution must be 2 or more, not {self.export_resolution}")
 
         @property
         def handed_down(self) -> dict[str, Any]:
             """For the parts."""
             return {"seed": self.seed, "compat": self.compat}
+
+    @classmethod
+    def differences(cls, cfg: Any) -> dict[int, str]:
+        weights = (
+            (cfg.renderer_type, cfg.loss.lambda_normal_smoothness_2d),
+            (cfg.renderer_2nd_type, cfg.loss.lambda_normal_smoothness_2d_2nd),
+        )
+        smoothed = [find(name) for name, weight in weights if name and any(value for _, value in weight.points)]
+        line = "rasteriser: normal_smoothness_2d compares unit normals, as for the volume renderer, not their colours"
+        return {16: line} if any(issubclass(renderer, MeshRenderer) for renderer in smoothed) else {}
 
     def configure(self) -> None:
         cfg = self.cfg
@@ -159,6 +185,14 @@ class GeneratorSystem(Component, pl.LightningModule):
         renderer = self._build(part, **surroundings)
         renderer.check_geometry(self.geometry)
         return renderer
+
+    def setup(self, stage: str) -> None:
+        """Raises ConfigError: the trainer is asked to choose the precision."""
+        if self.trainer.precision != "32-true":
+            raise ConfigError(
+                f"trainer.precision must be 32, not {self.trainer.precision}: the frozen networks have types of their "
+                "own, system.geometry.space_generator_config.network_dtype and system.guidance.network_dtype"
+            )
 
     def set_folders(self, *, save: Path, export: Path | None) -> None:
         """Where pictures go, and where exported meshes go if not there as well."""
@@ -250,9 +284,9 @@ class GeneratorSystem(Component, pl.LightningModule):
         return renderer(scene, cameras, batch.condition.pooled, draws=draws, progress=self.progress, **options)
 
     def generate(self, batch: Batch) -> Scene:
-        """The scene of the batch's prompts, the same whenever and wherever it is called with these weights."""
-        draws = Draws(self.cfg.seed, batch.samples, self.device)
-        noise = draws.normal("evaluation", *batch.latent_shape).flatten(0, 1)
+        """The scene of the batch's prompts from the noise of the run's seed, as `TextToMeshPipeline` makes it."""
+        seeds = [self.cfg.seed] * len(batch.prompts)
+        noise = generation_noise(seeds, batch.latent_shape).to(self.device)
         return self.geometry.generate(batch.condition.tokens, noise, self.cfg.num_steps_sampling)
 
     def swap_average(self) -> None:
@@ -260,11 +294,20 @@ class GeneratorSystem(Component, pl.LightningModule):
         if self.average:
             self.average.swap()
 
-    on_validation_start = on_validation_end = on_test_start = on_test_end = on_predict_start = swap_average
+    on_validation_start = on_validation_end = on_test_start = on_test_end = swap_average
+
+    def on_predict_start(self) -> None:
+        """Exports are made with the averaged weights and with the adapters folded in, as in a pipeline: a checkpoint,
+        a prompt and a seed are one mesh. This is for good: the system can no longer be trained."""
+        self.swap_average()
+        parts = nn.ModuleDict({"geometry": self.geometry, "material": self.material})
+        self._weights_id = weights_id(parts.state_dict())
+        self.geometry.merge()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Pictures from all sides, and a film, of one prompt by each renderer."""
-        self._save_pictures(batch, "val", self.cfg.cleanup_after_validation_step)
+        """Pictures from all sides, and a film, of one prompt by each renderer; none if the run is about to stop."""
+        if interruption.signal is None:
+            self._save_pictures(batch, "val", self.cfg.cleanup_after_validation_step)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As in validation, with the cameras of the test."""
@@ -295,7 +338,6 @@ class GeneratorSystem(Component, pl.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Path]:
         """Export the meshes of the prompts and return their paths; one without a surface is reported at the end."""
         resolution = self.cfg.export_resolution or self.geometry.cfg.isosurface_resolution
-        folder = self.export_dir or self.save_dir / f"it{self.progress.step}-export"
         try:
             meshes = extract_meshes(
                 self.generate(batch),
@@ -304,7 +346,7 @@ class GeneratorSystem(Component, pl.LightningModule):
                 batch.prompts,
                 smallest_component=self.geometry.smallest_component,
             )
-            paths = self._exporter(meshes, list(batch.prompts), folder)
+            paths = self._exporter(meshes, *self._places(batch.prompts))
         except EmptyFieldError as error:
             self._empty.append(str(error))
             return []
@@ -312,11 +354,19 @@ class GeneratorSystem(Component, pl.LightningModule):
         return paths
 
     def on_predict_epoch_start(self) -> None:
+        """Look for meshes that must not be replaced before the first one is made."""
         self._exporter = self._build("exporter")
         self._empty: list[str] = []
+        (n_batches,) = self.trainer.num_predict_batches
+        batches = islice(self.trainer.predict_dataloaders, n_batches)
+        self._exporter.check(*self._places([prompt for batch in batches for prompt in batch.prompts]))
+
+    def _places(self, prompts: Sequence[str]) -> tuple[list[str], Path, list[Origin]]:
+        """Prompts, folder and origins of meshes, as exporters want them."""
+        folder = self.export_dir or self.save_dir / f"it{self.progress.step}-export"
+        return list(prompts), folder, [Origin(prompt, self.cfg.seed, self._weights_id) for prompt in prompts]
 
     def on_predict_end(self) -> None:
-        self.swap_average()
         if self._empty:
             raise EmptyFieldError(f"{len(self._empty)} prompts gave no mesh:\n" + "\n".join(self._empty))
 

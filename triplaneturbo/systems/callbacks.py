@@ -73,6 +73,10 @@ class ProgressReport(pl.Callback):
         if trainer.is_global_zero and now - self._line_time >= self.interval_s and trainer.global_step:
             self._report(trainer, now)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._bar is not None:
             self._bar.close()

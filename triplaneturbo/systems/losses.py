@@ -2,17 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from triplaneturbo.bounds import ScheduledWeight
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.ops.mesh import vertex_normals
 from triplaneturbo.ops.rows import add_rows, gather_rows
-from triplaneturbo.schedule import Progress, Schedule
+from triplaneturbo.schedule import Progress
 from triplaneturbo.types import Mesh, Views
 
 Scalar = Float[Tensor, ""]
@@ -53,8 +54,8 @@ def sdf_abs(views: Views) -> Scalar:
 
 
 def normal_smoothness_2d(views: Views) -> Scalar:
-    """mean squared difference of neighbouring pixels of the normal picture, in rows plus in columns."""
-    normal = views.extras.get("comp_normal", views.normal)
+    """mean squared difference of the unit world normals of neighbouring pixels, in rows plus in columns."""
+    normal = _extra(views, "comp_normal")
     return (normal[:, 1:] - normal[:, :-1]).square().mean() + (normal[:, :, 1:] - normal[:, :, :-1]).square().mean()
 
 
@@ -88,33 +89,29 @@ REGULARISERS: dict[str, Callable[[Views], Scalar]] = {
 class LossConfig:
     """Weights of the loss terms; each may be a schedule. The suffix _2nd is for the second renderer."""
 
-    weighting_strategy: str = "v1"
+    weighting_strategy: Literal["v1"] = "v1"
     """v1: each of the K parts of a step weighs 1 / K. There is no other."""
-    lambda_asd: Schedule = 1.0
+    lambda_asd: ScheduledWeight = 1.0
     """Weight of the teachers' score gradient."""
-    lambda_asd_2nd: Schedule = 1.0
-    lambda_sparsity: Schedule = 0.0
-    lambda_sparsity_2nd: Schedule = 0.0
-    lambda_opaque: Schedule = 0.0
-    lambda_opaque_2nd: Schedule = 0.0
-    lambda_z_variance: Schedule = 0.0
-    lambda_z_variance_2nd: Schedule = 0.0
-    lambda_orient: Schedule = 0.0
-    lambda_orient_2nd: Schedule = 0.0
-    lambda_eikonal: Schedule = 0.0
-    lambda_eikonal_2nd: Schedule = 0.0
-    lambda_sdf_abs: Schedule = 0.0
-    lambda_sdf_abs_2nd: Schedule = 0.0
-    lambda_normal_smoothness_2d: Schedule = 0.0
-    lambda_normal_smoothness_2d_2nd: Schedule = 0.0
-    lambda_normal_consistency: Schedule = 0.0
-    lambda_normal_consistency_2nd: Schedule = 0.0
-    lambda_laplacian_smoothness: Schedule = 0.0
-    lambda_laplacian_smoothness_2nd: Schedule = 0.0
-
-    def __post_init__(self) -> None:
-        if self.weighting_strategy != "v1":
-            raise ConfigError(f"loss.weighting_strategy is {self.weighting_strategy!r}; allowed: 'v1'")
+    lambda_asd_2nd: ScheduledWeight = 1.0
+    lambda_sparsity: ScheduledWeight = 0.0
+    lambda_sparsity_2nd: ScheduledWeight = 0.0
+    lambda_opaque: ScheduledWeight = 0.0
+    lambda_opaque_2nd: ScheduledWeight = 0.0
+    lambda_z_variance: ScheduledWeight = 0.0
+    lambda_z_variance_2nd: ScheduledWeight = 0.0
+    lambda_orient: ScheduledWeight = 0.0
+    lambda_orient_2nd: ScheduledWeight = 0.0
+    lambda_eikonal: ScheduledWeight = 0.0
+    lambda_eikonal_2nd: ScheduledWeight = 0.0
+    lambda_sdf_abs: ScheduledWeight = 0.0
+    lambda_sdf_abs_2nd: ScheduledWeight = 0.0
+    lambda_normal_smoothness_2d: ScheduledWeight = 0.0
+    lambda_normal_smoothness_2d_2nd: ScheduledWeight = 0.0
+    lambda_normal_consistency: ScheduledWeight = 0.0
+    lambda_normal_consistency_2nd: ScheduledWeight = 0.0
+    lambda_laplacian_smoothness: ScheduledWeight = 0.0
+    lambda_laplacian_smoothness_2nd: ScheduledWeight = 0.0
 
     def weight(self, term: str, slot: str, progress: Progress) -> float:
         """Weight of `term` for the renderer of `slot`: "" or "_2nd"."""

@@ -4,6 +4,7 @@ TensorBoard's log is beside it, for people.
 """
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from triplaneturbo.storage import explaining, write_text
+
+log = logging.getLogger(__name__)
 
 
 class LossLog(Logger):
@@ -47,9 +50,29 @@ class LossLog(Logger):
         """Forget what was logged after `step`: the resumed run will log it again."""
         if not self.path.exists():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_text(self.path, "".join(kept))
+        rows, damaged = read_losses(self.path)
+        if damaged:
+            log.warning("%s: %d damaged lines are left out", self.path, damaged)
+        write_text(self.path, "".join(line + "\n" for row, line in rows if row["step"] <= step))
+
+
+def read_losses(path: Path) -> tuple[list[tuple[dict[str, float | int], str]], int]:
+    """The lines of a loss log, each as numbers by name and as it is written, and how many could not be read.
+
+    A line that was cut off, or took other bytes, costs no other line.
+    """
+    rows, damaged = [], 0
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            text = line.decode()
+            row = json.loads(text) if text else None
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append((row, text))
+        else:
+            damaged += bool(line)
+    return rows, damaged
 
 
 class EventLog(TensorBoardLogger):

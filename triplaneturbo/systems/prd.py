@@ -3,16 +3,18 @@
 import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 
+from triplaneturbo.bounds import Count, ProjectPath, Range
 from triplaneturbo.diffusion import few_step_timesteps
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.interruption import interruption
 from triplaneturbo.registry import register
 from triplaneturbo.schedule import Progress
 from triplaneturbo.systems.base import GeneratorSystem
@@ -35,11 +37,11 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
 
     @dataclass(kw_only=True)
     class Config(GeneratorSystem.Config):
-        num_parts_training: int = 4
+        num_parts_training: Count = 4
         """K: parts into which the training timesteps are divided; one timestep is drawn from each."""
-        num_steps_training: int = 50
+        num_steps_training: Annotated[int, Range(1, 1000)] = 50
         """Number of training timesteps."""
-        num_steps_sampling: int = 50
+        num_steps_sampling: Annotated[int, Range(1, 1000)] = 50
         """Denoising steps of generation."""
         step_every_part: bool = False
         """Make an optimizer step after each part instead of after all of them."""
@@ -51,7 +53,7 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
         """v1: the teachers of part i look at timesteps between that of part i + 1 and that of part i."""
         predition_type: Literal["epsilon", "v_prediction"] | None = None
         """Must be what the generator's base model predicts; None: do not check."""
-        scheduler_dir: str | None = None
+        scheduler_dir: ProjectPath | None = None
         """Must be the generator's folder, whose noise schedule is used; None: do not check."""
         noise_scheduler: Literal["ddpm", "ddim"] = "ddpm"
         """Accepted for old configurations: both name the same way of adding noise."""
@@ -67,7 +69,7 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.num_parts_training < 1 or self.num_steps_training % self.num_parts_training:
+            if self.num_steps_training % self.num_parts_training:
                 raise ConfigError(
                     f"num_steps_training ({self.num_steps_training}) must be a multiple of num_parts_training "
                     f"({self.num_parts_training})"
@@ -81,8 +83,10 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
 
     @classmethod
     def differences(cls, cfg: Any) -> dict[int, str]:
-        line = "specifiy_guidance_timestep is followed, not only computed"
-        return {13: line} if cfg.specifiy_guidance_timestep else {}
+        found = super().differences(cfg)
+        if cfg.specifiy_guidance_timestep:
+            found[13] = "specifiy_guidance_timestep is followed, not only computed"
+        return found
 
     def configure(self) -> None:
         super().configure()
@@ -93,7 +97,7 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
                 f"predition_type is {self.cfg.predition_type!r}, but the base model predicts "
                 f"{schedule.prediction_type!r}"
             )
-        folder = self.cfg.geometry.get("space_generator_config", {}).get("pretrained_model_name_or_path")
+        folder = self.geometry.space_generator.cfg.pretrained_model_name_or_path
         if self.cfg.scheduler_dir not in (None, folder):
             raise ConfigError(f"scheduler_dir is {self.cfg.scheduler_dir!r}, but the generator is in {folder!r}")
         self.n_timesteps = len(schedule.alphas_cumprod)
@@ -108,7 +112,11 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
         n_steps = self.trainer.datamodule.cfg.n_steps
         if n_steps != self.cfg.num_parts_training:
             raise ConfigError(f"data.n_steps ({n_steps}) must be num_parts_training ({self.cfg.num_parts_training})")
-        self._teachers = (self._build("guidance").to(self.device),)
+        guidance = self._build("guidance").to(self.device)
+        n_view = self.trainer.datamodule.cfg.n_view
+        if guidance.cfg.n_view != n_view:
+            raise ConfigError(f"system.guidance.n_view ({guidance.cfg.n_view}) must be data.n_view ({n_view})")
+        self._teachers = (guidance,)
 
     @property
     def guidance(self) -> Any:
@@ -201,12 +209,13 @@ class ProgressiveRenderingDistillation(GeneratorSystem):
         Raises:
             RuntimeError: no update was possible 20 times in a row.
         """
-        norm = average_gradients(self.scheduled_optimizer.parameters)
+        norm, wishes = average_gradients(self.scheduled_optimizer.parameters, interruption.take_wishes())
+        interruption.agree(wishes)
         rate = self.scheduled_optimizer.set_learning_rates(self.progress)
         measured, self.measured = self.measured, {}
         data = self.trainer.datamodule
         data.advance(batch)
-        if norm.isfinite():  # the one synchronisation of a step
+        if norm.isfinite():  # the host waits for the device
             self.optimizers().step()
             self.progress = Progress(self.trainer.global_step, data.epoch)
             if self.average:

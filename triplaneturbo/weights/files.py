@@ -8,23 +8,23 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.storage import replacing
+from triplaneturbo.weights.checksums import AGAIN, check_archive, check_digest, has_digest, say_unverified, with_digest
 
 # A PyTorch file is a zip archive; before version 1.6 it was a pickle of protocol 2.
-_PYTORCH = (b"PK\x03\x04", b"\x80\x02")
-_AGAIN = "fetch it again, or take another"
+_ARCHIVE, _PICKLE = b"PK\x03\x04", b"\x80\x02"
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a .safetensors file atomically."""
+    """Write a .safetensors file atomically, with the digest of its content among the metadata."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path, size=sum(tensor.nbytes for tensor in contiguous.values())) as temporary:
-        save_file(contiguous, temporary, metadata=dict(metadata or {}))
+        save_file(contiguous, temporary, metadata=with_digest(contiguous, metadata or {}))
 
 
 def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
@@ -34,10 +34,14 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
         torch.save(content, file)
 
 
-def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+def read_checkpoint(path: str | Path, map_location: Any = "cpu", *, mapped: bool = False) -> dict[str, Any]:
     """The content of a PyTorch checkpoint, or the tensors of a safetensors file, which are told apart by their bytes.
 
-    Nothing in the file is executed: it may hold tensors and plain values only.
+    Nothing in the file is executed: it may hold tensors and plain values only. All of it is compared with the checksums
+    that it carries; of a file without any a line in the log says so.
+
+    Args:
+        mapped: leave the tensors of an archive on the disk until they are used; they are not compared with anything.
 
     Raises:
         WeightsError: the file is missing, damaged, something else, or holds more than tensors and plain values.
@@ -45,12 +49,26 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     path = Path(path)
     start = _first_bytes(path)
     if start[8:9] == b"{":  # after eight bytes with the length of the header
-        return _read_safetensors(path)
-    if not start.startswith(_PYTORCH):
+        return read_safetensors(path)[0]
+    if start.startswith(_ARCHIVE):
+        if not mapped:
+            check_archive(path)
+    elif start.startswith(_PICKLE):
+        say_unverified(path)
+    else:
         raise WeightsError(f"{path} {_what_else(start)}")
+    content = _unpickle(path, map_location, mapped and start.startswith(_ARCHIVE))
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not named tensors: it is not a weights file")
+    return content
+
+
+def _unpickle(path: Path, map_location: Any, mapped: bool) -> object:
     try:
+        if mapped:
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
         with path.open("rb") as file:  # of a path, torch would heed the suffix
-            content = torch.load(file, map_location=map_location, weights_only=True)
+            return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         blamed = re.search(r"GLOBAL (\S+)", str(error))
         found = f" ({blamed[1]})" if blamed else ", or is damaged"
@@ -58,12 +76,9 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             f"{path} holds more than tensors and plain values{found}; reading it could run code, so it is refused. If "
             "you trust it, keep its tensors only: torch.save({'state_dict': ...}, path)"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged pickle asks for anything: lengths, keys, types that are not there
         reason = str(error).partition(". ")[0] or type(error).__name__
-        raise WeightsError(f"{path} cannot be read: it is damaged or cut short; {_AGAIN} ({reason})") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not named tensors: it is not a weights file")
-    return content
+        raise WeightsError(f"{path} cannot be read: it is damaged or cut short; {AGAIN} ({reason})") from error
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -77,22 +92,39 @@ def _first_bytes(path: Path) -> bytes:
         raise WeightsError(f"{path} cannot be read: {error}") from error
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, compared with its digest; see `read_checkpoint`."""
+    tensors, metadata = _open_safetensors(Path(path))
+    check_digest(Path(path), tensors, metadata)
+    return tensors, metadata
+
+
+def add_digests(folder: str | Path) -> None:
+    """Write the safetensors files of a folder that another library has just made anew, with digests."""
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        tensors, metadata = _open_safetensors(path)
+        if not has_digest(metadata):
+            save_tensors(path, tensors, metadata)
+
+
+def _open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise WeightsError(f"{path} cannot be read: it is damaged or cut short; {_AGAIN} ({error})") from error
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} cannot be read: it is damaged or cut short; {AGAIN} ({error})") from error
 
 
 def _what_else(start: bytes) -> str:
     """What a file is that begins like this and is no weights file, and what to do."""
     if not start:
-        return f"is empty; {_AGAIN}"
+        return f"is empty; {AGAIN}"
     if start.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not the weights themselves: run git lfs pull where it came from"
     if start.lstrip().startswith(b"<"):
-        return f"is a web page, not weights: its download has failed; {_AGAIN}"
-    return f"is neither a safetensors file nor a PyTorch checkpoint, or its beginning is damaged; {_AGAIN}"
+        return f"is a web page, not weights: its download has failed; {AGAIN}"
+    return f"is neither a safetensors file nor a PyTorch checkpoint, or its beginning is damaged; {AGAIN}"
 
 
 def named_tensors(content: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """Models in diffusers folders: `unet/`, `vae/`, `scheduler/`, each with a JSON configuration and safetensors."""
 
-import json
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,7 +8,8 @@ from diffusers.utils import is_accelerate_available
 
 from triplaneturbo.diffusion import NoiseSchedule
 from triplaneturbo.errors import ConfigError, WeightsError
-from triplaneturbo.weights.files import describe_mismatch
+from triplaneturbo.storage import read_json
+from triplaneturbo.weights.files import describe_mismatch, read_checkpoint
 
 Model = TypeVar("Model", bound=ModelMixin)
 
@@ -32,6 +32,7 @@ def load_model(cls: type[Model], folder: str | Path, part: str) -> Model:
     """
     part_folder = require_part(folder, part, "config.json")
     try:
+        check_weights(part_folder)
         model, info = cls.from_pretrained(
             part_folder,
             local_files_only=True,
@@ -47,12 +48,22 @@ def load_model(cls: type[Model], folder: str | Path, part: str) -> Model:
     return model.float().eval()
 
 
+def check_weights(folder: str | Path) -> None:
+    """Compare the weights of a folder with their checksums, which `from_pretrained` does not.
+
+    Raises:
+        WeightsError: a file is damaged.
+    """
+    for path in sorted(Path(folder).glob("*.safetensors")) or sorted(Path(folder).glob("*.bin")):
+        read_checkpoint(path)
+
+
 def load_schedule(folder: str | Path) -> NoiseSchedule:
     """The noise schedule of `scheduler/scheduler_config.json`."""
     path = require_part(folder, "scheduler", "scheduler_config.json") / "scheduler_config.json"
     try:
-        return NoiseSchedule.from_config(json.loads(path.read_text()))
-    except (json.JSONDecodeError, KeyError, ConfigError) as error:
+        return NoiseSchedule.from_config(read_json(path))
+    except (KeyError, ConfigError) as error:
         raise WeightsError(f"{path} is not a usable noise schedule: {error}") from error
 
 

@@ -16,8 +16,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-from triplaneturbo.errors import WeightsError
-from triplaneturbo.storage import copy_file
+from triplaneturbo.errors import ConfigError, WeightsError
+from triplaneturbo.storage import copy_file, read_json
 from triplaneturbo.weights.stand_ins import StandInNote
 
 PATIENCE = 3.0
@@ -303,8 +303,8 @@ def check_file(path: Path) -> str | None:
         return _check_safetensors(path, size)
     if path.suffix == ".json":
         try:
-            json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+            read_json(path)
+        except ConfigError:
             return f"{path} is not valid JSON"
     return None if size else f"{path} is empty"
 
@@ -317,7 +317,7 @@ def _check_safetensors(path: Path, size: int) -> str | None:
             return f"{path} is cut short"
         try:
             header = json.loads(file.read(length))
-        except ValueError:
+        except (ValueError, RecursionError):
             return f"{path} is not a safetensors file"
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     expected = 8 + length + max(ends, default=0)

@@ -1,0 +1,175 @@
+"""Interpolations in configurations: what they may compute, how large they may grow, what is not written down.
+
+Besides `${key}` and `${oc.env:NAME}` of OmegaConf there are the resolvers of the original. They take numbers where
+numbers are meant: `${mul:...}` of a text and a large number would take all memory.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.resolvers import oc
+
+from triplaneturbo.errors import ConfigError
+
+# Larger than any configuration that a person writes: values in a file, characters that interpolations make.
+MAX_VALUES, MAX_CHARACTERS = 100_000, 1_000_000
+_REFERENCE = re.compile(r"\$\{\s*(\.*)([\w.\[\]-]+)\s*\}")
+
+Place = tuple[str | int, ...]
+
+
+def _of_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, for real numbers that a float can hold, with such a result."""
+
+    def checked(*arguments: Any) -> Any:
+        return _number(function(*map(_number, arguments)))
+
+    return checked
+
+
+def _number(value: Any) -> Any:
+    if not isinstance(value, (int, float)) or not abs(value) < 1e300:
+        raise ValueError(f"a number is needed here, not {value!r:.40}")
+    return value
+
+
+def _without_spaces(text: Any, substitute: Any) -> str:
+    if len(str(text)) * len(str(substitute)) > MAX_CHARACTERS:
+        raise ValueError("this text is too long")
+    return str(text).replace(" ", str(substitute))
+
+
+def _largest(schedule: Any) -> float:
+    """The largest of a scheduled value's two ends, as the original defines it."""
+    if not isinstance(schedule, Sequence):
+        return float(schedule)
+    first = 0 if len(schedule) == 3 else 1
+    return max(schedule[first : first + 2])
+
+
+RESOLVERS = {
+    "calc_exp_lr_decay_rate": _of_numbers(lambda factor, n: factor ** (1.0 / n)),
+    "add": _of_numbers(lambda a, b: a + b),
+    "sub": _of_numbers(lambda a, b: a - b),
+    "mul": _of_numbers(lambda a, b: a * b),
+    "div": _of_numbers(lambda a, b: a / b),
+    "idiv": _of_numbers(lambda a, b: a // b),
+    "basename": lambda path: os.path.basename(str(path)),
+    "rmspace": _without_spaces,
+    "tuple2": lambda x: [float(_number(x)), float(_number(x))],
+    "gt0": lambda x: _number(x) > 0,
+    "not": lambda x: not x,
+    # "scheduled maximum above 0": of one schedule, of either of two.
+    "cmaxgt0": lambda schedule: _largest(schedule) > 0,
+    "cmaxgt0orcmaxgt0": lambda a, b: max(_largest(a), _largest(b)) > 0,
+}
+
+
+def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[Place, str]]:
+    """The values of `config`, and by their places the texts of those that come from the environment.
+
+    Raises:
+        ConfigError: interpolations would make an enormous text.
+        OmegaConfBaseException: one cannot be resolved, or a value is missing.
+    """
+    for name, resolver in RESOLVERS.items():
+        OmegaConf.register_resolver(name, resolver, replace=True, annotation_validation="off")
+    written = OmegaConf.to_container(config, resolve=False)
+    _Weigher(written).check()
+    asked: list[str] = []
+    _watch_environment(asked)
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return values, dict(_from_environment(written, config, (), asked))
+
+
+def _watch_environment(asked: list[str]) -> None:
+    """Note in `asked` which variables `${oc.env:NAME}` and `${oc.env:NAME,default}` read."""
+
+    def environment(name: str, *default: Any) -> Any:
+        asked.append(name)
+        return oc.env(name, *default)
+
+    OmegaConf.register_resolver("oc.env", environment, replace=True, annotation_validation="off")
+
+
+def _from_environment(written: Any, node: Any, place: Place, asked: list[str]) -> Iterator[tuple[Place, str]]:
+    for key, value in written.items() if isinstance(written, dict) else enumerate(written):
+        if isinstance(value, (dict, list)):
+            yield from _from_environment(value, node[key], (*place, key), asked)
+        elif isinstance(value, str) and "${" in value:
+            asked.clear()
+            found = node[key]
+            if OmegaConf.is_config(found):
+                OmegaConf.to_container(found, resolve=True)
+            if asked:
+                yield (*place, key), value
+
+
+class _Weigher:
+    """How many characters the texts of a configuration have once every `${key}` in them is replaced."""
+
+    def __init__(self, written: dict[str, Any]) -> None:
+        self.written = written
+        self.known: dict[Place, int] = {}
+
+    def check(self) -> None:
+        """Raises ConfigError: more than MAX_CHARACTERS."""
+        if self._weight(self.written, ()) > MAX_CHARACTERS:
+            raise ConfigError(f"the interpolations of the configuration make more than {MAX_CHARACTERS:,} characters")
+
+    def _weight(self, value: Any, place: Place) -> int:
+        if place in self.known:
+            return self.known[place]
+        self.known[place] = 0  # for one that refers to itself, of which OmegaConf complains
+        if isinstance(value, (dict, list)):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            weight = sum(self._weight(item, (*place, key)) for key, item in items)
+        else:
+            weight = len(str(value)) + sum(self._referred(match, place) for match in _REFERENCE.finditer(str(value)))
+        self.known[place] = weight
+        return weight
+
+    def _referred(self, match: re.Match, place: Place) -> int:
+        """Weight of what a reference names; dots count containers upwards from that of the value at `place`."""
+        above: Place = place[: -len(match[1])] if match[1] else ()
+        target = (*above, *re.findall(r"[^.\[\]]+", match[2]))
+        value = self.written
+        for i, key in enumerate(target):
+            if isinstance(value, list) and str(key).isdigit() and int(key) < len(value):
+                value = value[int(key)]
+            elif isinstance(value, dict) and key in value:
+                value = value[key]
+            else:  # a path through another interpolation, or to nothing
+                return self._weight(value, target[:i])
+        return self._weight(value, target)
+
+
+def check_size(text: str) -> None:
+    """See that the aliases of a YAML text do not make it grow beyond MAX_VALUES.
+
+    Raises:
+        ConfigError: they do, or values are nested too deeply.
+        yaml.YAMLError: it is not YAML.
+    """
+    try:
+        if _values(yaml.compose(text, Loader=yaml.SafeLoader), {}) > MAX_VALUES:
+            raise ConfigError(f"its aliases make more than {MAX_VALUES:,} values")
+    except RecursionError as error:
+        raise ConfigError("it is nested too deeply") from error
+
+
+def _values(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """Values below `node` with its aliases written out; infinite if it contains itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        else:
+            inner = node.value if isinstance(node, yaml.SequenceNode) else []
+        known[id(node)] = 1.0 + sum(_values(part, known) for part in inner)
+    return known[id(node)]

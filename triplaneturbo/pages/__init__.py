@@ -1,0 +1,1 @@
+"""Web pages: what a server of ours answers, and to whom."""
