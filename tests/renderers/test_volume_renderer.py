@@ -12,6 +12,7 @@ from triplaneturbo.renderers.shading import disparity, normals_as_colors
 from triplaneturbo.renderers.volume import VolumeRenderer
 from triplaneturbo.scenes import FieldScene
 from triplaneturbo.schedule import Progress
+from triplaneturbo.types import FieldSample
 
 TEXT = torch.zeros(1, 4)
 SMALL = {"num_samples_per_ray": 16, "num_samples_per_ray_importance": 24, "randomized": False}
@@ -202,6 +203,43 @@ def test_annealing_changes_nothing_where_the_surface_is_seen_head_on():
         found = annealed(*arguments, size=(1, 1), progress=Progress(step=step))
         torch.testing.assert_close(found.extras["weights"], middle.extras["weights"], atol=1e-5, rtol=0)
     assert middle.opacity.item() > 0.9
+
+
+class Fog(Solid):
+    """A density of 3 within a ball of the size that the prompt says."""
+
+    kind = "density"
+
+    def value(self, tensors, points):
+        return 3.0 * (points.norm(dim=-1, keepdim=True) < tensors["size"][:, None])
+
+    def query(self, tensors, points, *, features=True, normals=False):
+        flat = torch.zeros_like(points)
+        return FieldSample(self.value(tensors, points), self.features(tensors, points), flat, flat)
+
+
+def test_a_density_absorbs_along_the_chord():
+    """Through the middle of the ball 1 - exp(-3 * 2 * 0.5); the samples are all in the middle of fine intervals."""
+    fog = FieldScene(Fog(None, sphere_sdf), {"size": torch.tensor([[0.5]])})
+    view = cameras(0.0, elevation=0.0)
+    views = renderer(num_samples_per_ray=256, num_samples_per_ray_importance=256, ray_range="box")(
+        fog, view, TEXT, size=(9, 9)
+    )
+    assert views.opacity[0, 4, 4, 0].item() == pytest.approx(1 - math.exp(-3), abs=0.01)
+    assert views.opacity[0, 0, 0, 0].item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("law", "kind", "allowed"), [("density", "sdf", "neus or volsdf"), ("neus", "density", "density")]
+)
+def test_a_law_for_another_kind_of_field_is_refused(law, kind, allowed):
+    class Geometry:
+        makes = FieldScene
+        field = Fog(None, sphere_sdf) if kind == "density" else Solid(None, sphere_sdf)
+
+    renderer().check_geometry(Geometry)
+    with pytest.raises(ConfigError, match=f"law is '{law}'.*of the kind '{kind}'; allowed: {allowed}"):
+        renderer(law=law).check_geometry(Geometry)
 
 
 def test_options_that_make_no_sense_are_refused():

@@ -1,4 +1,4 @@
-"""Opacity of SDF samples along rays, and front-to-back compositing."""
+"""Opacity of samples of a signed distance or a density along rays, and front-to-back compositing."""
 
 import torch
 from jaxtyping import Float
@@ -44,6 +44,11 @@ def volsdf_alpha(
 ) -> Float[Tensor, "*S"]:
     """First-order opacity density * dt of a VolSDF sample, no gradient to `intervals`; may exceed 1."""
     return intervals.detach().abs() * volsdf_density(sdf, inv_std)
+
+
+def density_alpha(density: Float[Tensor, "*S"], intervals: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """Opacity 1 - exp(-density * dt) of a sample that absorbs evenly, no gradient to `intervals`."""
+    return -torch.expm1(-density * intervals.detach().abs())
 
 
 def compositing_weights(alpha: Float[Tensor, "*R S"]) -> tuple[Float[Tensor, "*R S"], Float[Tensor, "*R"]]:

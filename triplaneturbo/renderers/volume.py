@@ -1,4 +1,4 @@
-"""Volume rendering of a signed distance field: NeuS or VolSDF opacity, samples placed by importance."""
+"""Volume rendering of a signed distance (NeuS or VolSDF) or of a density, samples placed by importance."""
 
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,7 +14,7 @@ from triplaneturbo.bounds import Range, ScheduledShare
 from triplaneturbo.cameras import ray_directions
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
-from triplaneturbo.ops.volume import compositing_weights, neus_alpha, volsdf_alpha, volsdf_density
+from triplaneturbo.ops.volume import compositing_weights, density_alpha, neus_alpha, volsdf_alpha, volsdf_density
 from triplaneturbo.registry import register
 from triplaneturbo.renderers.base import START, NormalDirection, Renderer, check_views
 from triplaneturbo.renderers.sampling import Jitter, box_range, place_samples
@@ -27,6 +27,7 @@ from triplaneturbo.renderers.shading import (
     shrink_gradient,
 )
 from triplaneturbo.scenes import FieldScene
+from triplaneturbo.scenes.base import FieldKind
 from triplaneturbo.schedule import Progress, Schedule
 from triplaneturbo.types import Cameras, Views
 
@@ -102,8 +103,11 @@ class VolumeRenderer(Renderer):
         """Its end."""
         ray_range: Literal["planes", "box"] = "planes"
         """box: look at each ray only where it is inside the cube of half side `radius`."""
+        law: Literal["neus", "volsdf", "density"] | None = None
+        """How the field absorbs light: as NeuS or VolSDF say of a signed distance, or as the density that it is. None:
+        a density as one, a signed distance by NeuS, or by VolSDF with use_volsdf."""
         use_volsdf: bool = False
-        """VolSDF density in place of NeuS opacity."""
+        """VolSDF in place of NeuS, where `law` does not say."""
         learned_variance_init: Annotated[float, Range(-2, 2)] = 0.3
         """Sharpness s = exp(10 x) of the surface: the first x."""
         trainable_variance: bool = True
@@ -137,6 +141,24 @@ class VolumeRenderer(Renderer):
     def configure(self, **siblings: Any) -> None:
         super().configure(**siblings)
         self.variance = LearnedVariance(self.cfg.learned_variance_init, self.cfg.trainable_variance)
+
+    def check_geometry(self, geometry: Any) -> None:
+        """See `Renderer.check_geometry`; the law must be one for the geometry's kind of field."""
+        super().check_geometry(geometry)
+        kind = geometry.field.kind
+        if (self._law(kind) == "density") != (kind == "density"):
+            allowed = "density" if kind == "density" else "neus or volsdf"
+            raise ConfigError(
+                f"law is {self.cfg.law!r}, but the field of {type(geometry).__name__} is of the kind {kind!r}; "
+                f"allowed: {allowed}"
+            )
+
+    def _law(self, kind: FieldKind) -> str:
+        if self.cfg.law is not None:
+            return self.cfg.law
+        if kind == "density":
+            return "density"
+        return "volsdf" if self.cfg.use_volsdf else "neus"
 
     def forward(
         self,
@@ -229,10 +251,11 @@ class VolumeRenderer(Renderer):
         edges = self._edges(scene, rays, inv_std)
         t_points, t_intervals = (edges[..., 1:] + edges[..., :-1]) / 2, edges[..., 1:] - edges[..., :-1]
         found = scene.query(rays.points(t_points), features=True, normals=True)
-        sdf, normal, features = (
+        value, normal, features = (
             x.unflatten(1, t_points.shape[1:]) for x in (found.value, found.normal, found.features)
         )
-        alpha = self._alpha(sdf.squeeze(-1), normal, rays.directions, t_intervals, inv_std, progress)
+        law = self._law(scene.field.kind)
+        alpha = self._alpha(law, value.squeeze(-1), normal, rays.directions, t_intervals, inv_std, progress)
         weights, opacity = compositing_weights(alpha)
         color = shrink_gradient(self.material(features), self.cfg.rgb_grad_shrink(progress))
         depth = (weights * t_points).sum(-1, keepdim=True)
@@ -246,7 +269,7 @@ class VolumeRenderer(Renderer):
         if not self.training:
             return pixels, {}
         return pixels, {
-            "sdf": sdf,
+            "sdf": value,
             "sdf_grad": found.gradient.unflatten(1, t_points.shape[1:]),
             "normal": normal,
             "weights": weights.unsqueeze(-1),
@@ -263,12 +286,13 @@ class VolumeRenderer(Renderer):
             near = torch.full_like(rays.origins[..., 0], self.cfg.near_plane)
             far = torch.full_like(near, self.cfg.far_plane)
         step = _BOX_DIAGONAL * self.radius_of(scene) / self.cfg.num_samples_per_ray
+        law = self._law(scene.field.kind)
 
         def density(t: Tensor) -> Tensor:
-            sdf = scene.value(rays.points(t)).view_as(t)
-            if self.cfg.use_volsdf:
-                return volsdf_density(sdf, inv_std)
-            return neus_alpha(sdf, -1.0, step, inv_std) / step
+            value = scene.value(rays.points(t)).view_as(t)
+            if law == "density":
+                return value
+            return volsdf_density(value, inv_std) if law == "volsdf" else neus_alpha(value, -1.0, step, inv_std) / step
 
         return place_samples(
             near,
@@ -281,19 +305,22 @@ class VolumeRenderer(Renderer):
 
     def _alpha(
         self,
-        sdf: Float[Tensor, "B R S"],
+        law: str,
+        value: Float[Tensor, "B R S"],
         normal: Float[Tensor, "B R S 3"],
         directions: Float[Tensor, "B R 3"],
         t_intervals: Float[Tensor, "B R S"],
         inv_std: Tensor,
         progress: Progress,
     ) -> Float[Tensor, "B R S"]:
-        """Opacity of the samples: of NeuS or, if so configured, of VolSDF."""
-        if self.cfg.use_volsdf:
-            return volsdf_alpha(sdf, t_intervals, inv_std)
+        """Opacity of the samples."""
+        if law == "density":
+            return density_alpha(value, t_intervals)
+        if law == "volsdf":
+            return volsdf_alpha(value, t_intervals, inv_std)
         cosine = (directions.unsqueeze(2) * normal).sum(-1)
         end = self.cfg.cos_anneal_end_steps
         share = min(progress.step / end, 1.0) if end else 1.0
         if share < 1.0:
             cosine = -torch.lerp(F.relu(0.5 - 0.5 * cosine), F.relu(-cosine), share)
-        return neus_alpha(sdf, cosine, t_intervals, inv_std)
+        return neus_alpha(value, cosine, t_intervals, inv_std)
