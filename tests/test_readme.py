@@ -57,7 +57,7 @@ def test_training_and_exporting_own_prompts(tmp_path, tiny_world, monkeypatch):
     (tmp_path / "load" / "my_prompts.json").write_text(json.dumps(library | {"test": library["train"]}))
     monkeypatch.chdir(tmp_path)
     config = write_configuration(tiny_world, tmp_path / "outputs")
-    small = ("data.prompt_library_dir=null", "tag=${data.prompt_library}", "use_timestamp=true", "trainer.max_steps=1")
+    small = ("data.prompt_library_dir=load", "tag=${data.prompt_library}", "use_timestamp=true", "trainer.max_steps=1")
     own = [shlex.split(c)[2:] for c in commands() if c.startswith("python launch.py") and "my_prompts" in c]
     for arguments in own:
         arguments[arguments.index("--config") + 1] = str(config)

@@ -29,7 +29,7 @@ except ModuleNotFoundError:  # Windows
 log = logging.getLogger(__name__)
 
 FILE = "writer.lock"
-BEAT_S, SILENCE_S = 30.0, 300.0
+BEAT_S, SILENCE_S, _MOMENT_S = 30.0, 300.0, 1.0
 # What a disk answers that has no locks, as some network disks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -205,12 +205,20 @@ if fcntl is not None:
 
 
 def _open_locked(path: Path) -> tuple[int, bool] | None:
-    """The file of that name, opened, and whether it could be locked; None on a disk without locks."""
+    """The file of that name, opened, and whether it could be locked; None on a disk without locks.
+
+    A process that was killed while it forked leaves the lock to its child for the moment that this takes to let go.
+    """
+    deadline = time.monotonic() + _MOMENT_S
     while True:
         descriptor, free = _open(path), True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if time.monotonic() < deadline:
+                _close(descriptor)
+                time.sleep(0.05)
+                continue
             free = False
         except OSError as error:
             _close(descriptor)
