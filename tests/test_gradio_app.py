@@ -203,7 +203,7 @@ def test_what_cannot_be_used_is_said(client, prompt, seed, resolution, message):
 
 
 def test_a_field_without_surface_is_said(client, monkeypatch):
-    monkeypatch.setattr("triplaneturbo.geometry.isosurface.field_grid", lambda *_, **__: (torch.ones(1, 2, 2, 2), None))
+    monkeypatch.setattr("triplaneturbo.scenes.FieldScene.grid", lambda *_, **__: (torch.ones(1, 2, 2, 2), None))
     with pytest.raises(AppError, match="the field of 'a red cube' has no surface"):
         generate(client, "a red cube")
 
@@ -419,7 +419,7 @@ def test_a_generation_can_be_stopped_at_every_step(generator, folder, last):
     assert seen[-1] == last
     assert sorted(folder.rglob("*")) == before
     geometry = generator.pipe.geometry
-    assert not any(m._forward_hooks for m in (geometry.space_generator.unet, *geometry.sdf_network.modules()))
+    assert not any(m._forward_hooks for m in (geometry.space_generator.unet, *geometry.field.sdf_network.modules()))
 
 
 def test_memory_is_given_back_after_a_failure_too(generator, monkeypatch):

@@ -21,6 +21,7 @@ from custom.shapeworld.splits import EVALUATION_SPLITS, SPLITS_FILE, load_splits
 from custom.shapeworld.world import parse_caption
 from evaluation import benchmark
 from evaluation.benchmark import Judge, Measured, controls, generated_meshes, summarise
+from triplaneturbo.scenes import FieldScene, HashGridField
 from triplaneturbo.types import Mesh
 
 BALL = 0.65  # radius that every solid fills
@@ -224,13 +225,15 @@ def test_by_default_all_prompts_of_all_splits_are_made_from_three_seeds(monkeypa
 
 
 def test_every_prompt_is_generated_from_every_seed():
+    field = HashGridField({"encoding": {"n_levels": 1, "log2_hashmap_size": 4}})
+
     class Pipeline:
         def generate(self, prompts, *, seed):
-            return torch.full((len(prompts), 1), float(seed))
+            return FieldScene(field, {"seed": torch.full((len(prompts), 1), float(seed))})
 
-        def extract(self, prompts, planes):
+        def extract(self, prompts, scene):
             (prompt,) = prompts
-            return [f"{prompt} from {planes.item():.0f}"]
+            return [f"{prompt} from {scene.tensors['seed'].item():.0f}"]
 
     prompts = [f"prompt {i}" for i in range(11)]
     found = list(generated_meshes(Pipeline(), prompts, (0, 7)))

@@ -97,8 +97,8 @@ def timestep_off_by_one(system: ProgressiveRenderingDistillation, patch: pytest.
 
 
 def planes_swapped(system: ProgressiveRenderingDistillation, patch: pytest.MonkeyPatch) -> None:
-    decode = system.geometry.decode
-    patch.setattr(system.geometry, "decode", lambda latents: decode(latents)[:, [1, 0, 2, 3, 4, 5]])
+    planes = system.geometry._planes
+    patch.setattr(system.geometry, "_planes", lambda latents: planes(latents)[:, [1, 0, 2, 3, 4, 5]])
 
 
 def teacher_missing(system: ProgressiveRenderingDistillation, patch: pytest.MonkeyPatch) -> None:
