@@ -15,7 +15,7 @@ import pytest
 from golden.formula_weights import filled
 from miniature import write_world
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[1]
 FIRST = ROOT / "tests/trials/first"
@@ -30,9 +30,8 @@ def trial(tmp_path):
     world = write_world(tmp_path / "world")
     for path in world.rglob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             metadata = file.metadata()
-        save_file(filled(tensors, f"{path.parents[1].name}.{path.parent.name}."), path, metadata)
+        save_file(filled(load_file(path), f"{path.parents[1].name}.{path.parent.name}."), path, metadata)
     folder = shutil.copytree(FIRST, tmp_path / "tiny" / "trial")
     config = folder / "configs/parsed.yaml"
     config.write_text(config.read_text().replace("@WORLD@", str(world)).replace("@OUT@", str(tmp_path)))

@@ -174,16 +174,16 @@ class PlaneField(Field):
     # On a grid
 
     def grid(
-        self, tensors: Tensors, resolution: int, prompts: int, *, deformation: bool = True
+        self, tensors: Tensors, resolution: int, prompts: int
     ) -> tuple[Float[Tensor, "B R R R"], Float[Tensor, "B R R R 3"] | None]:
-        """See `Field.grid`. deformation: whether the second is wanted.
+        """See `Field.grid`.
 
         A plane's feature at a grid point depends on two coordinates only and the first layer of the networks is linear:
         planes are read, and that layer is applied, at 3 R^2 points; their sums at R^3 points are what a point-wise
         query computes.
         """
         line = self.grid_line(resolution, tensors)
-        networks = [self.sdf_network, *([self.deformation_network] if deformation and self.cfg.deformable else [])]
+        networks = [self.sdf_network, *([self.deformation_network] if self.cfg.deformable else [])]
         features = self._plane_grids(self._planes(tensors, "shape"), line)
         parts = [self._first_layer(network, features) for network in networks]
 
