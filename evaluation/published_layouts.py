@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 
 from triplaneturbo.config import load_config
 from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion, sd_configs
-from triplaneturbo.geometry.legacy import to_original
+from triplaneturbo.legacy.state_dicts import to_original
 from triplaneturbo.weights import hub
 from triplaneturbo.weights.ldm_names import SCHEDULE, unet_shapes, vae_shapes
 

@@ -1,9 +1,8 @@
-"""What every registered component shares: a typed configuration, checked when the component is built."""
+"""What every registered component shares: a typed configuration, checked before anything is built."""
 
 import math
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, get_type_hints
 
@@ -11,7 +10,7 @@ import torch.nn as nn
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
-from triplaneturbo.registry import find
+from triplaneturbo.registry import find, import_rooms, names
 from triplaneturbo.schedule import Schedule
 
 
@@ -26,7 +25,7 @@ def parse_config(cls: type, given: Any, owner: str) -> Any:
     Args:
         cls: a dataclass.
         given: an instance of `cls`, a mapping, or None (all defaults).
-        owner: the dotted place in the YAML file, for messages.
+        owner: the dotted place in the YAML file, for messages; empty: the whole.
 
     Raises:
         UnknownNameError: a key that `cls` does not have, with the nearest ones it has.
@@ -39,31 +38,24 @@ def parse_config(cls: type, given: Any, owner: str) -> Any:
         given = OmegaConf.to_container(given, resolve=True)
     given = {} if given is None else given
     if not isinstance(given, dict):
-        raise ConfigError(f"{owner} must be a mapping of options, not {given!r}")
+        raise ConfigError(f"{owner or 'the configuration'} must be a mapping of options, not {given!r}")
     hints = get_type_hints(cls, include_extras=True)
     allowed = {f.name for f in fields(cls) if f.init}
-    refused = refused_options(cls)
     values = {}
     for key, value in given.items():
-        if key in refused:
-            raise ConfigError(f"{owner}.{key} is not supported: {refused[key]}")
         if key not in allowed:
-            raise UnknownNameError(f"{owner} has no option {key!r}; {nearest(str(key), allowed)}")
-        values[key] = convert(hints[key], value, f"{owner}.{key}")
+            where = owner or "the configuration"
+            raise UnknownNameError(f"{where} has no option {key!r}; {nearest(str(key), allowed)}")
+        values[key] = convert(hints[key], value, f"{owner}.{key}" if owner else key)
     try:
         config = cls(**values)
     except TypeError as error:  # a required option is missing: dataclasses name it
-        raise ConfigError(f"{owner}: {error}") from error
+        raise ConfigError(f"{owner or 'the configuration'}: {error}") from error
     for f in fields(cls):  # defaults are written as in YAML too
         as_in_yaml = hints[f.name] is Schedule or typing.get_origin(hints[f.name]) is typing.Annotated
         if as_in_yaml and f.name not in values:
             object.__setattr__(config, f.name, convert(hints[f.name], getattr(config, f.name), f"{owner}.{f.name}"))
     return config
-
-
-def refused_options(cls: type) -> dict[str, str]:
-    """Options that the configuration `cls` or a class it extends refuses, with reason and alternative."""
-    return {key: why for base in reversed(cls.__mro__) for key, why in vars(base).get("REFUSED", {}).items()}
 
 
 def convert(hint: Any, value: Any, place: str) -> Any:
@@ -73,7 +65,7 @@ def convert(hint: Any, value: Any, place: str) -> Any:
         ConfigError: it is of another type or not allowed; `place` says where it was given.
     """
     origin = typing.get_origin(hint)
-    if hint is Any:
+    if hint is Any or hint is Chosen:
         return value
     if origin is typing.Annotated:
         value = convert(hint.__origin__, value, place)
@@ -100,7 +92,9 @@ def convert(hint: Any, value: Any, place: str) -> Any:
         raise ConfigError(f"{place} must be of type {kind.__name__}, not {value!r}")
     if origin is dict:
         of_key, of_value = typing.get_args(hint)
-        return {convert(of_key, k, place): convert(of_value, v, f"{place}.{k}") for k, v in value.items()}
+        return {
+            convert(of_key, k, place): convert(of_value, v, f"{place}.{k}") for k, v in value.items() if v is not None
+        }
     return value
 
 
@@ -147,30 +141,17 @@ def _to_float(value: Any, place: str) -> float:
     return number
 
 
-# The refusal of the option `weights`, which every part of the original's systems has.
-NO_OWN_WEIGHTS = "load a checkpoint into the whole system with system.weights"
-
-
 class Component:
-    """A registered class with a nested `Config` dataclass. Subclasses put their set-up into `configure`.
+    """A registered class with a nested `Config` dataclass. Subclasses put their set-up into `configure`."""
 
-    Options that the original has and that make no sense here are named in `Config.REFUSED` with the reason and
-    the alternative; giving one is an error that says so.
-    """
+    role: ClassVar[str] = ""
+    """What it can be named as, one of `registry.ROLES`; the base class of each role says it."""
 
     @dataclass(kw_only=True)
     class Config:
         """Options; one line of meaning under each field."""
 
-        REFUSED: ClassVar[dict[str, str]] = {}
-
     cfg: Any
-
-    @classmethod
-    def differences(cls, cfg: Any) -> dict[int, str]:
-        """Where the results of `cfg`, which is not compat=original, are not those of the original: a line each, by the
-        row of docs/compat.md. Each is said where the code for it is."""
-        return {}
 
     def __init__(self, cfg: Any = None, *args: Any, **kwargs: Any) -> None:
         super().__init__()
@@ -185,45 +166,76 @@ class Module(Component, nn.Module):
     """A component with parameters or buffers."""
 
 
-def build(name: str, options: Mapping[str, Any] | None, *, handed_down: Mapping[str, Any], **siblings: Any) -> Any:
-    """Construct the class registered as `name`.
+@dataclass(frozen=True)
+class Chosen:
+    """A component that a configuration names: its registered name, its class, its options, checked but not built."""
 
-    Args:
-        options: its configuration.
-        handed_down: options given once for all components (`compat`, `seed`); a component receives those that it has
-            and that its own options do not set.
-        siblings: further arguments of the constructor, such as the geometry a renderer draws.
+    type: str
+    cls: type
+    cfg: Any
+
+    def build(self, **siblings: Any) -> Any:
+        """Construct it. siblings: further arguments of the constructor, such as the material of a renderer."""
+        return self.cls(self.cfg, **siblings)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Declares an option that names a component: `geometry: Annotated[Chosen, Part("geometry")]`.
+
+    It is written as `{type: its registered name, option: value, ...}`, or as the name alone. usual: the name where none
+    is given.
     """
-    cls = find(name)
-    return cls(_inherit(cls, options, handed_down), **siblings)
+
+    role: str
+    usual: str = ""
+
+    def __call__(self, value: Any, place: str) -> Chosen:
+        """The component that `value` names.
+
+        Raises:
+            UnknownNameError: its name or one of its options does not exist, or is that of another role.
+            ConfigError: an option cannot have its value.
+        """
+        if isinstance(value, Chosen):
+            return value
+        if isinstance(value, str):
+            value = {"type": value}
+        if isinstance(value, dict) and self.usual:
+            value = {"type": self.usual, **value}
+        if not isinstance(value, dict) or not isinstance(value.get("type"), str):
+            raise ConfigError(
+                f"{place} must name a {self.role}: {{type: NAME, option: value, ...}}, not {value!r:.80}; "
+                f"there are {', '.join(_known(self.role))}"
+            )
+        cls = find(self.role, value["type"], f"{place}.type")
+        options = {key: option for key, option in value.items() if key != "type"}
+        config = parse_config(cls.Config, options, place) if hasattr(cls, "Config") else options
+        return Chosen(value["type"], cls, config)
 
 
-def _inherit(cls: type, options: Mapping[str, Any] | None, handed_down: Mapping[str, Any]) -> dict[str, Any]:
-    has = {f.name for f in fields(cls.Config)} if issubclass(cls, Component) else set()
-    return {**{key: value for key, value in handed_down.items() if key in has}, **(options or {})}
+def _known(role: str) -> list[str]:
+    import_rooms()
+    return names(role)
 
 
-def parts(config: Any, without: Collection[str] = (), place: str = "") -> Iterator[tuple[type[Component], Any]]:
-    """The class and the configuration of every component that `config` names, and of those that they name in turn.
+def build(role: str, options: Any, place: str = "", **siblings: Any) -> Any:
+    """Construct the component that `options` name, see `Part`."""
+    return Part(role)(options, place or role).build(**siblings)
 
-    A component `x` is named by two options: `x_type` is its registered name, `x` holds its options. Nothing is built.
 
-    Args:
-        without: names of parts that are left out.
-        place: where `config` is in the YAML file, for messages.
-
-    Raises:
-        UnknownNameError: a name or an option does not exist.
-        ConfigError: an option cannot have its value.
-    """
-    names = {f.name for f in fields(config)}
-    for part in sorted(names):
-        name = getattr(config, f"{part}_type", None)
-        if part in without or not name:
-            continue
-        cls = find(name)
-        if issubclass(cls, Component):
-            handed_down = getattr(config, "handed_down", {})
-            options = parse_config(cls.Config, _inherit(cls, getattr(config, part), handed_down), place + part)
-            yield cls, options
-            yield from parts(options, without, f"{place}{part}.")
+def as_tree(value: Any) -> Any:
+    """A configuration as it is written in YAML, with all defaults; the inverse of `parse_config`."""
+    if isinstance(value, Chosen):
+        return {"type": value.type, **as_tree(value.cfg)}
+    if isinstance(value, Schedule):
+        return value.as_written()
+    if hasattr(value, "as_tree"):
+        return value.as_tree()
+    if is_dataclass(value):
+        return {f.name: as_tree(getattr(value, f.name)) for f in fields(value) if f.init}
+    if isinstance(value, dict):
+        return {key: as_tree(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_tree(item) for item in value]
+    return value

@@ -80,7 +80,7 @@ def ray_directions(
     """Unit world directions through the pixel centres; the origin of every ray is the camera position.
 
     Pixel (row i, column j) looks along ((j + .5 - W/2) / f, -(i + .5 - H/2) / f, -1), f = H / (2 tan(fovy / 2)).
-    focal_height: the H of the focal length when it is not `height` (compat=original, docs/compat.md row 5).
+    focal_height: the H of the focal length when it is not `height` (docs/compat.md).
     """
     device, dtype = cameras.c2w.device, cameras.c2w.dtype
     x = torch.arange(width, device=device, dtype=dtype) + (0.5 - width / 2)

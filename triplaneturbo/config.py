@@ -1,29 +1,33 @@
 """The experiment configuration: YAML files and command-line overrides.
 
+A file may name others that it builds on, `base: NAME.yaml` (or a list), beside itself: it then says what differs. A
+mapping changes the one below it key by key; one with another `type` takes its place; null takes away what a mapping of
+named things has.
+
 A relative path in a file or a default starts from the project's folder, wherever the program is started and wherever
 the file lies: `load/shapeworld` is the shipped one. A relative path on the command line starts, as everywhere, from
 the working directory.
 """
 
 import copy
-import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from triplaneturbo.base import parse_config
+from triplaneturbo.base import Chosen, Part, as_tree, parse_config
 from triplaneturbo.bounds import Count, ProjectPath, Range, Seed, inside
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.interpolation import Place, check_size, resolve
+from triplaneturbo.legacy import dialects
 
-_DERIVED = "it follows from exp_root_dir, name, tag and timestamp; set those"
+Tree = dict[str, Any]
 
 # Options that hold a path, for the command line, by their names: there the classes are not known yet.
 _PATH = re.compile(r"((.+_)?(path|dir)(_2nd)?|weights|resume)")
@@ -45,12 +49,6 @@ class CheckpointConfig:
 class ExperimentConfig:
     """Everything a launch needs. Holds values only: it touches no disk and no clock."""
 
-    REFUSED: ClassVar[dict[str, str]] = {
-        **dict.fromkeys(("exp_dir", "trial_name", "trial_dir"), _DERIVED),
-        "from_environment": "it is read off the values; write ${oc.env:NAME} in place of one",
-        "guidance": "teachers belong to the system; write system.guidance, such as system.guidance.rd_weight=0",
-    }
-
     name: Annotated[str, inside] = "default"
     """Name of the experiment, a folder in exp_root_dir."""
     description: str = ""
@@ -59,9 +57,6 @@ class ExperimentConfig:
     """Name of the trial, a folder in the experiment's."""
     seed: Seed = 0
     """Key of every random draw."""
-    compat: Literal["right", "original"] | None = None
-    """`original` reproduces the original's mistakes, see docs/compat.md; handed to every component that has this
-    option. None: `right`, and a launch lists where that makes a difference."""
     use_timestamp: bool = True
     """Append the time of the launch to the trial's name (one process only)."""
     timestamp: Annotated[str, inside] | None = None
@@ -72,20 +67,14 @@ class ExperimentConfig:
     """Number of processes, for interpolations; the launcher sets it."""
     resume: Literal["auto"] | ProjectPath | None = None
     """A checkpoint to continue; `auto`: the newest of this experiment and tag, if there is one."""
-    data_type: str
-    """Registered name of the data module."""
-    data: dict = field(default_factory=dict)
-    """Its options."""
-    system_type: str
-    """Registered name of the system."""
-    system: dict = field(default_factory=dict)
-    """Its options."""
+    data: Annotated[Chosen, Part("data")]
+    """What is trained on."""
+    system: Annotated[Chosen, Part("system")]
+    """What is trained."""
     trainer: dict = field(default_factory=dict)
     """Arguments of the Lightning trainer."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When training is saved."""
-    from_environment: dict[Place, str] = field(default_factory=dict, compare=False, repr=False)
-    """Texts of the values that come from environment variables, which are not written to files."""
 
     @property
     def exp_dir(self) -> Path:
@@ -102,14 +91,49 @@ class ExperimentConfig:
         """exp_root_dir/name/trial_name."""
         return self.exp_dir / self.trial_name
 
-    @property
-    def handed_down(self) -> dict[str, Any]:
-        """Options given once, for every component that has them."""
-        return {"seed": self.seed, "compat": self.compat or "right"}
+
+@dataclass(frozen=True)
+class Reading:
+    """A configuration as it was read.
+
+    tree: in our names, resolved. origins: by dotted place, where a value was given. from_environment: by place, the
+    texts of the values that come from environment variables, which are not written to files. differences: by name, in
+    what results differ from those of an original configuration (docs/compat.md), if it does not say `compat`.
+    """
+
+    tree: Tree
+    origins: dict[str, str]
+    from_environment: dict[Place, str]
+    differences: dict[str, str]
+
+    def experiment(self) -> ExperimentConfig:
+        """With every component's options checked.
+
+        Raises:
+            UnknownNameError: a name or an option that does not exist.
+            ConfigError: a value that an option cannot have.
+        """
+        return parse_config(ExperimentConfig, copy.deepcopy(self.tree), "")
+
+    def to_yaml(self, **known: Any) -> str:
+        """The tree as YAML, to be kept beside results; `${oc.env:NAME}` stays as it is. known: further top-level values."""
+        values = copy.deepcopy(self.tree) | {key: value for key, value in known.items() if value is not None}
+        for (*above, key), text in self.from_environment.items():
+            reduce(lambda level, part: level[part], above, values)[key] = text
+        return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+
+    def show(self) -> str:
+        """The whole configuration as YAML, defaults too, each value with where it came from."""
+        return _annotated(as_tree(self.experiment()), self.origins)
 
 
 def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = (), **values: Any) -> ExperimentConfig:
-    """Read an experiment.
+    """Read an experiment; see `read_config`."""
+    return read_config(paths, overrides, **values).experiment()
+
+
+def read_config(paths: Sequence[str | Path], overrides: Sequence[str] = (), **values: Any) -> Reading:
+    """Read the tree of an experiment, in whatever dialect it is written (`legacy.dialects`).
 
     Args:
         paths: YAML files; later ones win.
@@ -117,25 +141,43 @@ def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = (), **va
         values: top-level values known to the launcher (`n_gpus`).
 
     Raises:
-        UnknownNameError: a top-level key that does not exist. Keys inside a component's options are checked when the
-            component is built.
         ConfigError: a file cannot be read, a required value is missing, an interpolation fails.
+        UnknownNameError: an option of the original's dialect that it does not have.
     """
     files = ", ".join(map(str, paths))
-    layers = [_read(path) for path in paths]
+    layers = [layer for path in paths for layer in _with_bases(Path(path), ())]
+    given = [dialects.Layer(_parse_override(text), f"command line: {text}") for text in overrides]
+    known = [dialects.Layer(values, "the launcher")] if values else []
     try:
-        merged = OmegaConf.merge(*layers, *map(_parse_override, overrides), values)
-        given, from_environment = resolve(merged)
+        merged = dialects.join(layers, [*given, *known], _resolved)
     except MissingMandatoryValue as error:
         key = error.full_key
         raise ConfigError(f"{files}: {key} has no value yet; add {key}=... to the command line") from error
     except InterpolationResolutionError as error:
         raise ConfigError(f"{files}: {error.full_key} refers to something that cannot be resolved: {error}") from error
-    except (OmegaConfBaseException, TypeError, RecursionError) as error:  # such as a list in place of a mapping
+    except ConfigError:
+        raise
+    except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:  # such as a list for a mapping
         raise ConfigError(f"{files}, {' '.join(overrides)}: {error}") from error
-    return dataclasses.replace(
-        parse_config(ExperimentConfig, given, "the configuration"), from_environment=from_environment
-    )
+    return Reading(merged.tree, merged.origins, merged.from_environment, merged.differences)
+
+
+def _resolved(tree: Tree) -> tuple[Tree, dict[Place, str]]:
+    return resolve(OmegaConf.create(tree))
+
+
+def _with_bases(path: Path, chain: tuple[Path, ...]) -> list[dialects.Layer]:
+    """The file, after those it builds on."""
+    where = path.resolve()
+    if where in chain:
+        raise ConfigError(f"{path} builds on itself: {' -> '.join(map(str, (*chain, where)))}")
+    tree = OmegaConf.to_container(_read(path), resolve=False)
+    bases = tree.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise ConfigError(f"{path}: base must be the name of a file, or a list of names, not {bases!r}")
+    layers = [layer for base in bases for layer in _with_bases(path.parent / base, (*chain, where))]
+    return [*layers, dialects.Layer(tree, str(path))]
 
 
 def _read(path: str | Path) -> Any:
@@ -156,7 +198,7 @@ def _read(path: str | Path) -> Any:
     return layer
 
 
-def _parse_override(override: str) -> Any:
+def _parse_override(override: str) -> Tree:
     if "=" not in override or override.startswith(("-", "=")):
         raise ConfigError(f"{override!r} is neither a flag nor an override of the form key.key=value")
     key, _, value = override.partition("=")
@@ -164,7 +206,7 @@ def _parse_override(override: str) -> Any:
         raise ConfigError(f"{override[:80]!r} does not name an option in the form key.key=value")
     try:
         check_size(value)
-        return OmegaConf.create(_from_here(OmegaConf.to_container(OmegaConf.from_dotlist([override]))))
+        return _from_here(OmegaConf.to_container(OmegaConf.from_dotlist([override])))
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of {override!r} is not valid YAML; quote it: key='\"value\"'") from error
     except (ValueError, OmegaConfBaseException) as error:
@@ -180,10 +222,30 @@ def _from_here(options: Any, key: str = "") -> Any:
     return options
 
 
-def to_yaml(experiment: ExperimentConfig) -> str:
-    """The resolved configuration as YAML, to be kept beside the results; `${oc.env:NAME}` stays as it is."""
-    values = {name: value for name, value in vars(experiment).items() if name != "from_environment"}
-    values = copy.deepcopy(values | {"checkpoint": vars(experiment.checkpoint)})
-    for (*above, key), text in experiment.from_environment.items():
-        reduce(lambda level, part: level[part], above, values)[key] = text
-    return OmegaConf.to_yaml(OmegaConf.create(values))
+def _annotated(tree: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """YAML with the origin of each value behind it."""
+    lines: list[tuple[str, str]] = []
+
+    def write(value: Any, place: str, indent: str) -> None:
+        for key, inner in value.items():
+            here = f"{place}.{key}" if place else str(key)
+            if isinstance(inner, Mapping) and inner:
+                lines.append((f"{indent}{key}:", ""))
+                write(inner, here, indent + "  ")
+            else:
+                text = yaml.safe_dump(inner, default_flow_style=True, width=10**6, allow_unicode=True)
+                text = text.removesuffix("\n").removesuffix("\n...")
+                lines.append((f"{indent}{key}: {text}", _origin(here, origins)))
+
+    write(tree, "", "")
+    width = min(80, max(len(text) for text, origin in lines if origin))
+    return "\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines)
+
+
+def _origin(place: str, origins: Mapping[str, str]) -> str:
+    """Where the value at `place`, or the mapping or list that it is part of, was given."""
+    while place:
+        if place in origins:
+            return origins[place]
+        place = place.rpartition(".")[0]
+    return "default"

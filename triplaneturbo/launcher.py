@@ -5,7 +5,7 @@ import inspect
 import logging
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -18,18 +18,18 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from transformers.utils import logging as transformers_logging
 
-from triplaneturbo.base import Component, build, convert, parse_config, parts
+from triplaneturbo.base import convert
 from triplaneturbo.bounds import Range
-from triplaneturbo.config import ExperimentConfig, load_config
+from triplaneturbo.config import ExperimentConfig, Reading, read_config
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.extensions import import_extensions
 from triplaneturbo.interruption import FILES, NOTHING, interruption
 from triplaneturbo.storage import require_writable
-from triplaneturbo.systems.base import LoggersConfig
 from triplaneturbo.systems.callbacks import ProgressReport, RunCard
 from triplaneturbo.systems.checkpoint import AtomicCheckpointIO, Checkpointer
 from triplaneturbo.systems.losslog import EventLog, LossLog
 from triplaneturbo.trial import Trial, TrialGuard, choose, enter_trial
+from triplaneturbo.types import Run
 
 log = logging.getLogger(__name__)
 
@@ -83,14 +83,13 @@ def launch(request: Launch) -> None:
     """
     _set_up_logging(request.verbose)
     import_extensions(CUSTOM_FOLDER)
-    experiment = _read_configuration(request)
+    reading = read_configuration(request)
+    experiment = reading.experiment()
     training = request.mode == "train"
     interruption.remains = NOTHING if training else FILES
-    components = list(parts(experiment, without=() if training else ("guidance", "guidance_processor")))
-    if experiment.compat is None:
-        log_differences(components)
+    log_differences(reading)
     trainer = build_trainer(experiment)
-    with enter_trial(experiment, trainer, training=training) as trial:
+    with enter_trial(reading, experiment, trainer, training=training) as trial:
         _launch(request, trial, trainer)
 
 
@@ -98,47 +97,45 @@ def _launch(request: Launch, trial: Trial, trainer: pl.Trainer) -> None:
     experiment, training = trial.experiment, request.mode == "train"
     pl.seed_everything(experiment.seed, workers=True, verbose=False)
     loggers = _loggers(experiment) if training else []  # first: it takes no time to see that one cannot be had
-    handed_down = experiment.handed_down
-    datamodule = build(experiment.data_type, experiment.data, handed_down=handed_down)
-    system = build(experiment.system_type, experiment.system, handed_down=handed_down)
-    if hasattr(system, "set_folders"):
-        system.set_folders(save=experiment.trial_dir / "save", export=Path(request.out) if request.out else None)
+    run = Run(experiment.seed, experiment.trial_dir / "save", Path(request.out) if request.out else None)
+    datamodule, system = experiment.data.build(), experiment.system.build()
+    for part in (datamodule, system):
+        if hasattr(part, "enter"):  # a plain module of Lightning has nothing of it
+            part.enter(run)
     require_writable(Path(request.out) if request.out else experiment.trial_dir)
     if training:
         if trainer.is_global_zero:
             trial.record(request.configs)
         trainer.loggers = loggers
         trainer.callbacks = [TrialGuard(trial), *_callbacks(experiment), *trainer.callbacks]
-    if not (training or trial.checkpoint or experiment.system.get("weights")):
+    if not (training or trial.checkpoint or getattr(experiment.system.cfg, "weights", None)):
         log.warning("neither resume= nor system.weights= is given: what is trained is still at its start values")
     _run(request.mode, trainer, system, datamodule, trial.checkpoint)
 
 
 def read_experiment(request: Launch) -> tuple[ExperimentConfig, Path | None]:
     """The configuration of `request` with its trial named, and the checkpoint to start from, see `trial.choose`."""
-    return choose(_read_configuration(request))
+    return choose(read_configuration(request).experiment())
 
 
-def _read_configuration(request: Launch) -> ExperimentConfig:
+def read_configuration(request: Launch) -> Reading:
+    """The tree of `request`, with the number of processes in it."""
     overrides = list(request.overrides)
     values: dict[str, Any] = {}
     _require_gpus(request.gpus)
     if request.prompts:
         values["data"] = {"prompts": list(request.prompts)}
         overrides = ["data.prompt_library=prompts", *overrides]
-    experiment = load_config(request.configs, overrides, n_gpus=1, **values)
-    processes = count_processes(trainer_options(experiment))
-    return load_config(request.configs, overrides, n_gpus=processes, **values)
+    reading = read_config(request.configs, overrides, n_gpus=1, **values)
+    processes = count_processes(trainer_options(reading.experiment()))
+    return reading if processes == 1 else read_config(request.configs, overrides, n_gpus=processes, **values)
 
 
-def log_differences(components: Iterable[tuple[type[Component], Any]]) -> None:
-    """Say in what the results of these components are not the original's, if there is anything to say."""
-    lines: dict[int, str] = {}
-    for cls, config in components:
-        if getattr(config, "compat", "right") == "right":
-            lines |= cls.differences(config)
-    if lines:
-        rows = [f"  {row:2} {line}" for row, line in sorted(lines.items())]
+def log_differences(reading: Reading) -> None:
+    """Say in what the results of an original configuration are not the original's, if there is anything to say."""
+    if reading.differences:
+        width = max(map(len, reading.differences))
+        rows = [f"  {name:{width}}  {line}" for name, line in reading.differences.items()]
         log.info(
             "results differ from the original's as follows (docs/compat.md); compat=original repeats the original's, "
             "compat=right leaves out this list\n%s",
@@ -285,8 +282,8 @@ def _callbacks(experiment: ExperimentConfig) -> list[pl.Callback]:
 def _loggers(experiment: ExperimentConfig) -> list[Logger]:
     folder = experiment.trial_dir
     loggers: list[Logger] = [EventLog(folder, name="tb_logs", version=""), LossLog(folder / "losses.jsonl")]
-    wandb = parse_config(LoggersConfig, experiment.system.get("loggers"), "system.loggers").wandb
-    if wandb.enable:
+    wandb = getattr(getattr(experiment.system.cfg, "loggers", None), "wandb", None)
+    if wandb is not None and wandb.enable:
         from pytorch_lightning.loggers import WandbLogger
 
         name = wandb.name or f"{experiment.name}-{experiment.trial_name}"

@@ -55,6 +55,18 @@ class Schedule:
         clock = "step" if isinstance(values[-1], int) else "epoch"
         return cls(tuple(zip(map(float, times), map(float, levels), strict=True)), clock)
 
+    def as_written(self) -> float | list[float | int]:
+        """The form in which `parse` reads it."""
+        (first_time, first), *others = self.points
+        if not others:
+            return first
+        number = int if self.clock == "step" else float
+        (second_time, second), *others = others
+        written: list[float | int] = [number(first_time), first, second, number(second_time)]
+        for time, value in others:
+            written += [value, number(time)]
+        return written
+
     def __call__(self, progress: Progress) -> float:
         """The value at `progress`."""
         now = progress.step if self.clock == "step" else progress.epoch

@@ -19,9 +19,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch.distributed as dist
-import yaml
 
-from triplaneturbo.config import ExperimentConfig, to_yaml
+from triplaneturbo.config import ExperimentConfig, Reading, read_config
 from triplaneturbo.errors import USER_ERRORS, ConfigError
 from triplaneturbo.lock import FolderLock
 from triplaneturbo.storage import copy_file, write_text
@@ -38,9 +37,10 @@ _NOT_GIVEN = "not given"
 
 @dataclass(frozen=True)
 class Trial:
-    """A run's configuration with its folder named, the checkpoint it starts from, and in training the folder's lock,
-    which process 0 holds."""
+    """A run's configuration, as it was read and with its folder named, the checkpoint it starts from, and in training the
+    folder's lock, which process 0 holds."""
 
+    reading: Reading
     experiment: ExperimentConfig
     checkpoint: Path | None
     lock: FolderLock | None
@@ -52,7 +52,7 @@ class Trial:
         raw = "\n".join(Path(path).read_text(encoding="utf-8") for path in configs)
         texts = {
             "configs/raw.yaml": raw,
-            "configs/parsed.yaml": to_yaml(self.experiment),
+            "configs/parsed.yaml": self.reading.to_yaml(timestamp=self.experiment.timestamp),
             "cmd.txt": shlex.join(sys.argv) + "\n",
         }
         lives = (folder / "configs" / f"life-{number:03}" for number in itertools.count(1))
@@ -85,7 +85,9 @@ def choose(experiment: ExperimentConfig) -> tuple[ExperimentConfig, Path | None]
 
 
 @contextmanager
-def enter_trial(experiment: ExperimentConfig, trainer: pl.Trainer, *, training: bool) -> Iterator[Trial]:
+def enter_trial(
+    reading: Reading, experiment: ExperimentConfig, trainer: pl.Trainer, *, training: bool
+) -> Iterator[Trial]:
     """Choose the folder and the checkpoint of a run, the same in all of its processes; in training also lock the
     folder. Evaluation writes only files that are complete or not there, and none that training writes.
 
@@ -102,13 +104,13 @@ def enter_trial(experiment: ExperimentConfig, trainer: pl.Trainer, *, training: 
             if training and trainer.is_global_zero:
                 lock = stack.enter_context(FolderLock(chosen.trial_dir))
                 if checkpoint:
-                    compare_with_past(chosen, checkpoint)
+                    compare_with_past(reading, checkpoint)
             return [chosen.timestamp, checkpoint and str(checkpoint)]
 
         timestamp, checkpoint = _decide_once(decide, trainer)
         stack.callback(os.environ.pop, HANDED_DOWN, None)
         chosen = dataclasses.replace(experiment, timestamp=timestamp)
-        yield Trial(chosen, checkpoint and Path(checkpoint), lock)
+        yield Trial(reading, chosen, checkpoint and Path(checkpoint), lock)
 
 
 def _decide_once(decide: Callable[[], Any], trainer: pl.Trainer) -> Any:
@@ -163,7 +165,7 @@ class TrialGuard(pl.Callback):
     on_train_batch_end = on_validation_batch_end = on_test_batch_end = _check
 
 
-def compare_with_past(experiment: ExperimentConfig, checkpoint: Path) -> None:
+def compare_with_past(reading: Reading, checkpoint: Path) -> None:
     """Log as a table what differs from the configuration that the run of `checkpoint` had last.
 
     A run may go on with another batch size, learning rate or number of steps: what it has learned is still what the
@@ -176,17 +178,17 @@ def compare_with_past(experiment: ExperimentConfig, checkpoint: Path) -> None:
     """
     path = checkpoint.parent.parent / "configs" / "parsed.yaml"
     try:
-        then = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        then = read_config([path]).tree
+    except ConfigError as error:
         log.warning("resume: %s cannot be compared with what the run was before: %s", checkpoint, error)
         return
-    rows = differences(then, yaml.safe_load(to_yaml(experiment)))
+    rows = differences(then, reading.tree)
     if not rows:
         return
     width, middle = (max(len(row[column]) for row in [("key", "then"), *rows]) for column in (0, 1))
     table = "\n".join(f"  {key:{width}}  {old:{middle}}  {new}" for key, old, new in [("key", "then", "now"), *rows])
     for key, old, new in rows:
-        if key == "system_type" or key.rpartition(".")[2] == "seed":
+        if key in ("system.type", "seed"):
             raise ConfigError(
                 f"resume: {key} was {old} in the run of {checkpoint} and is {new} now: this would not be the same run. "
                 f"Give {key}={old} to continue it, or start a new one from its weights with "
@@ -200,8 +202,7 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[s
     old, new = dict(_flat(then)), dict(_flat(now))
     rows = []
     for key in sorted(old.keys() | new.keys()):
-        # A part that is not given a seed has that of the run.
-        values = [side.get(key, side.get("seed") if key.endswith(".seed") else _NOT_GIVEN) for side in (old, new)]
+        values = [side.get(key, _NOT_GIVEN) for side in (old, new)]
         if values[0] != values[1] and key not in _PLACE:
             rows.append((key, str(values[0]), str(values[1])))
     return rows

@@ -4,7 +4,9 @@ Letters in shapes: B prompts, V views a prompt, C channels, H W image size, N po
 L text tokens. View tensors are prompt-major: view v of prompt b is row b * V + v.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -23,7 +25,19 @@ class _Movable:
                 changes[f.name] = value.to(device)
             elif isinstance(value, tuple) and value and isinstance(value[0], _Movable):
                 changes[f.name] = tuple(v.to(device) for v in value)
+            elif isinstance(value, dict) and f.name == "conditions":
+                changes[f.name] = {name: v.to(device) for name, v in value.items()}
         return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the launcher tells a system and its data. seed: key of all random draws. save: the folder of pictures.
+    export: that of exported meshes; None: below `save`."""
+
+    seed: int = 0
+    save: Path = Path("outputs")
+    export: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,18 +77,62 @@ class Cameras(_Movable):
         return Cameras(**picked, n_view=n_view)
 
 
+# Where a camera stands: what a text by view says of it. Front: around +x. In the order of `TextStates.by_view`.
+SIDES = ("front", "side", "back", "overhead")
+
+
 @dataclass(frozen=True)
 class TextStates(_Movable):
-    """What a CLIP text model says about B prompts.
+    """What an encoder says about B prompts.
 
     tokens: last hidden states. pooled: the end-of-text state.
     negative: last hidden states of the negative prompt, empty: of the empty prompt (one row each, broadcast over B).
+    by_view: last hidden states of the prompts with each of `SIDES` named, and view_limits, degrees: the azimuth up to
+    which the front is seen and from 180 down the back, the elevation from which it is overhead. None without them.
     """
 
     tokens: Float[Tensor, "B L C"]
     pooled: Float[Tensor, "B C"]
     negative: Float[Tensor, "1 L C"]
     empty: Float[Tensor, "1 L C"]
+    by_view: Float[Tensor, "D B L C"] | None = None
+    view_limits: tuple[float, float, float] = (45.0, 45.0, 60.0)
+
+    def seen_from(self, cameras: Cameras, prompts: Int[Tensor, " N"]) -> Float[Tensor, "N L C"]:
+        """The states of the prompt of each camera, with the side that the camera sees.
+
+        Raises:
+            ValueError: the encoder was not asked for them.
+        """
+        if self.by_view is None:
+            raise ValueError("there are no texts by view: set by_view=true for this encoder in data.conditions")
+        return self.by_view[self.sides(cameras), prompts]
+
+    def sides(self, cameras: Cameras) -> Int[Tensor, " N"]:
+        """Which of `SIDES` each camera sees."""
+        front, back, overhead = self.view_limits
+        away = ((cameras.azimuth_deg + 180) % 360 - 180).abs()
+        side = torch.where(away < front, 0, torch.where(away > 180 - back, 2, 1))
+        return torch.where(cameras.elevation_deg > overhead, 3, side)
+
+
+@dataclass(frozen=True)
+class Condition(_Movable):
+    """What a teacher is told about N pictures. A teacher that is told more extends it by further tensors."""
+
+    text: Float[Tensor, "N L C"]
+    camera: Float[Tensor, "N K"] | None = None
+
+    @classmethod
+    def join(cls, conditions: Sequence["Condition"]) -> "Condition":
+        """Several as one, their pictures one after the other."""
+
+        def joined(name: str) -> Tensor | None:
+            values = [getattr(condition, name) for condition in conditions]
+            return None if values[0] is None else torch.cat(values)
+
+        kind = type(conditions[0])
+        return kind(**{f.name: joined(f.name) for f in fields(kind)})
 
 
 @dataclass(frozen=True)
@@ -82,10 +140,10 @@ class Batch(_Movable):
     """One micro-batch.
 
     prompts: captions. samples: their global sample indices (keys of all random draws). step: micro-batch counter.
-    cameras: one fresh set a PRD part. image_size, ray_size: (height, width) of the rasteriser and volume renderer.
-    condition: text of the generator. guidance: text of RichDreamer (first encoder) and of MVDream and Stable
-    Diffusion (second encoder). Text fields are None until the data module has encoded the prompts.
-    latent_shape: of the noise of one prompt, (planes, channels, height, width).
+    cameras: one fresh set for each round of a PRD step. image_size, ray_size: (height, width) of the rasteriser and
+    volume renderer. latent_shape: of the noise of one prompt, (planes, channels, height, width).
+    conditions: by encoder, what it says about the prompts; the generator's comes first. Empty until the data module has
+    encoded the prompts.
     """
 
     prompts: tuple[str, ...]
@@ -95,8 +153,12 @@ class Batch(_Movable):
     image_size: tuple[int, int]
     ray_size: tuple[int, int]
     latent_shape: tuple[int, int, int, int]
-    condition: TextStates | None = None
-    guidance: tuple[TextStates, TextStates] | None = None
+    conditions: dict[str, TextStates] = field(default_factory=dict)
+
+    @property
+    def condition(self) -> TextStates:
+        """What the generator is told."""
+        return next(iter(self.conditions.values()))
 
 
 @dataclass(frozen=True)
@@ -196,11 +258,14 @@ class ScoreGradient:
 
 
 __all__ = [
+    "SIDES",
     "Batch",
     "Cameras",
     "ColoredSurface",
+    "Condition",
     "FieldSample",
     "Mesh",
+    "Run",
     "ScoreGradient",
     "TextStates",
     "Texture",

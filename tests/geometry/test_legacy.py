@@ -3,7 +3,7 @@ import torch
 
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
-from triplaneturbo.geometry.legacy import from_original, to_original
+from triplaneturbo.legacy.state_dicts import from_original, to_original
 
 KINDS = [
     {},

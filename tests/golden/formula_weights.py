@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from triplaneturbo.geometry.legacy import from_original, to_original
+from triplaneturbo.legacy.state_dicts import from_original, to_original
 
 _PRIME = 99991
 

@@ -10,7 +10,7 @@ from golden_case import Case
 from workbench import LINEAR, Workbench
 
 from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
-from triplaneturbo.geometry.legacy import to_original
+from triplaneturbo.legacy.state_dicts import to_original
 from triplaneturbo.weights.ldm import UNET_PREFIX, VAE_PREFIX
 from triplaneturbo.weights.ldm_names import unet_shapes, vae_shapes
 

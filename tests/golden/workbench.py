@@ -16,7 +16,7 @@ from torch import Tensor
 from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
 from triplaneturbo.guidance import AsynchronousScoreDistillation
 from triplaneturbo.guidance.rules import ScoreEstimates
-from triplaneturbo.guidance.teachers import LDM_SCHEDULE
+from triplaneturbo.weights.ldm import LDM_SCHEDULE
 from triplaneturbo.types import Cameras
 from triplaneturbo.weights.ldm import build_unet, build_vae
 from triplaneturbo.weights.ldm_names import unet_shapes, vae_shapes

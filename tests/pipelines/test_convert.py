@@ -14,7 +14,7 @@ from evaluation.convert import main
 from triplaneturbo import TextToMeshPipeline
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
-from triplaneturbo.geometry.legacy import from_original, to_original
+from triplaneturbo.legacy.state_dicts import from_original, to_original
 from triplaneturbo.guidance import MVDreamTeacher, RichDreamerTeacher
 from triplaneturbo.pipelines.convert import convert, convert_back, kind_of
 from triplaneturbo.weights import ldm

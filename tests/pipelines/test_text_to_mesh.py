@@ -10,7 +10,7 @@ from triplaneturbo import TextToMeshPipeline
 from triplaneturbo.errors import EmptyFieldError, WeightsError, WriteError
 from triplaneturbo.exporters.files import read_mesh
 from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
-from triplaneturbo.geometry.legacy import to_original
+from triplaneturbo.legacy.state_dicts import to_original
 from triplaneturbo.weights.files import load_tensors, save_tensors
 
 

@@ -10,7 +10,7 @@ from miniature import assemble
 
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError, WeightsError
-from triplaneturbo.geometry.legacy import to_original
+from triplaneturbo.legacy.state_dicts import to_original
 from triplaneturbo.schedule import Progress
 from triplaneturbo.systems.base import read_weights
 from triplaneturbo.systems.losses import regularisation

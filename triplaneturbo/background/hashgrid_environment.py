@@ -3,16 +3,15 @@
 import itertools
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 import torch.nn as nn
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from triplaneturbo.base import NO_OWN_WEIGHTS, Module
+from triplaneturbo.background.base import Background
 from triplaneturbo.bounds import Range, Share, Width
-from triplaneturbo.errors import ConfigError
 from triplaneturbo.ops.activations import ColorActivation, colors_of
 from triplaneturbo.ops.hashgrid import HashGrid
 from triplaneturbo.registry import register
@@ -20,8 +19,6 @@ from triplaneturbo.registry import register
 
 @dataclass(kw_only=True)
 class EncodingConfig:
-    otype: Literal["HashGrid"] = "HashGrid"
-    """Kind of encoding."""
     n_levels: Annotated[int, Range(1, 32)] = 8
     """Grids of growing resolution."""
     n_features_per_level: Annotated[int, Range(1, 64)] = 2
@@ -36,63 +33,36 @@ class EncodingConfig:
 
 @dataclass(kw_only=True)
 class HypernetConfig:
-    c_dim: Width = 1024
+    text_width: Width = 1024
     """Width of the pooled text state."""
-    out_dims: dict[str, list[Width]] = field(default_factory=lambda: {"bg_weights": [64, 3]})
-    """Layer widths of the network it writes, the encoding's width excluded."""
+    widths: list[Width] = field(default_factory=lambda: [64, 3])
+    """Of the layers of the network it writes; the last are the colour channels."""
     n_neurons: Width = 64
     """Width of its hidden layers."""
     n_hidden_layers: Annotated[int, Range(1, 64)] = 1
     """Hidden layers, each linear, layer norm, SiLU."""
-    spectral_norm: Literal[False] = False
-    """Not supported."""
-    output_activation: Literal["none"] | None = None
-    """None is the only one."""
 
 
-@register("multi-prompt-neural-hashgrid-environment-map-background")
-class HashGridEnvironment(Module):
+@register("text-environment")
+class HashGridEnvironment(Background):
     """Colour of a direction d for a prompt with pooled text z: act(relu(h((d + 1) / 2) W1(z)) W2(z)).
 
     h is a hash grid shared by all prompts; a hyper-network gives W1 and W2. State: `encoding.*`, `hypernet.layers.*`.
     """
 
     @dataclass(kw_only=True)
-    class Config:
-        REFUSED: ClassVar[dict[str, str]] = {
-            "weights": NO_OWN_WEIGHTS,
-            "random_aug_prob": "random_aug is not supported; remove it",
-            "random_aug_color": "random_aug is not supported; remove it",
-        }
-
-        n_output_dims: Width = 3
-        """Colour channels."""
+    class Config(Background.Config):
         color_activation: ColorActivation = "sigmoid"
         """sigmoid-mipnerf: 1.002 sigmoid - 0.001."""
-        pos_encoding_config: EncodingConfig = field(default_factory=EncodingConfig)
+        encoding: EncodingConfig = field(default_factory=EncodingConfig)
         """The encoding of directions."""
-        hypernet_config: HypernetConfig = field(default_factory=HypernetConfig)
+        hypernet: HypernetConfig = field(default_factory=HypernetConfig)
         """The network from text to weights."""
-        random_aug: bool = False
-        """Only false."""
         eval_color: tuple[Share, Share, Share] | None = None
         """The colour of every direction in evaluation mode; None: the learned map."""
 
-        def __post_init__(self) -> None:
-            if self.random_aug:
-                raise ConfigError(
-                    "background.random_aug=true is not supported: a background of random colour would hide the "
-                    "learned one from the teachers; use solid-color-background for a fixed colour"
-                )
-            widths = self.hypernet_config.out_dims.get("bg_weights")
-            if set(self.hypernet_config.out_dims) != {"bg_weights"} or not widths or widths[-1] != self.n_output_dims:
-                raise ConfigError(
-                    f"background.hypernet_config.out_dims is {self.hypernet_config.out_dims}; it must be "
-                    f"{{bg_weights: [widths]}} with n_output_dims ({self.n_output_dims}) as the last width"
-                )
-
     def configure(self) -> None:
-        encoding, hypernet = self.cfg.pos_encoding_config, self.cfg.hypernet_config
+        encoding, hypernet = self.cfg.encoding, self.cfg.hypernet
         self.encoding = HashGrid(
             n_levels=encoding.n_levels,
             n_features_per_level=encoding.n_features_per_level,
@@ -100,7 +70,7 @@ class HashGridEnvironment(Module):
             base_resolution=encoding.base_resolution,
             per_level_scale=encoding.per_level_scale,
         )
-        widths = [encoding.n_levels * encoding.n_features_per_level, *hypernet.out_dims["bg_weights"]]
+        widths = [encoding.n_levels * encoding.n_features_per_level, *hypernet.widths]
         self.weight_shapes = list(itertools.pairwise(widths))
         self.hypernet = Hypernet(hypernet, sum(a * b for a, b in self.weight_shapes))
 
@@ -134,7 +104,7 @@ class Hypernet(nn.Module):
 
     def __init__(self, cfg: HypernetConfig, n_out: int) -> None:
         super().__init__()
-        layers, width = [], cfg.c_dim
+        layers, width = [], cfg.text_width
         for _ in range(cfg.n_hidden_layers):
             layers += [nn.Linear(width, cfg.n_neurons, bias=False), nn.LayerNorm(cfg.n_neurons), nn.SiLU()]
             width = cfg.n_neurons

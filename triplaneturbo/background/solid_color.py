@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from triplaneturbo.base import Module
+from triplaneturbo.background.base import Background
 from triplaneturbo.bounds import Share
 from triplaneturbo.registry import register
 
 
-@register("solid-color-background")
-class SolidColor(Module):
+@register("solid-color")
+class SolidColor(Background):
     """The same colour in every direction for every prompt. Has no parameters."""
 
     @dataclass(kw_only=True)
-    class Config:
+    class Config(Background.Config):
         color: tuple[Share, Share, Share] = (0.5, 0.5, 0.5)
         """In training."""
         eval_color: tuple[Share, Share, Share] | None = (1.0, 1.0, 1.0)

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from triplaneturbo.base import Component
 from triplaneturbo.bounds import Pixels, Range, file_name
 from triplaneturbo.errors import ConfigError, WriteError
+from triplaneturbo.exporters.base import Exporter
 from triplaneturbo.exporters.files import check_mesh, write_mesh
 from triplaneturbo.exporters.origin import Origin, clear, occupant, read_origin, write_origin
 from triplaneturbo.exporters.render import render_turntable, save_picture
@@ -22,13 +22,13 @@ from triplaneturbo.types import Mesh
 VIDEO_VIEWS, VIDEO_SPEED = 60, 20  # views, and views a second
 
 
-@register("multiprompt-mesh-exporter")
-class MeshExporter(Component):
+@register("mesh-files")
+class MeshExporter(Exporter):
     """Each prompt to a folder of its own: the mesh, a turntable picture, the prompt as it was given, and the mesh's
     origin."""
 
     @dataclass(kw_only=True)
-    class Config:
+    class Config(Exporter.Config):
         fmt: Literal["glb", "obj", "obj-mtl"] = "glb"
         """Kind of file: glb (y up, front on +z), obj (z up, front on +x, as the original, colours per vertex), or
         obj-mtl (the same with a texture)."""
@@ -38,8 +38,6 @@ class MeshExporter(Component):
         """Write vertex normals, so that viewers shade smoothly."""
         save_uv: bool = False
         """Write fewer faces and a texture in place of colours per vertex; obj-mtl always does, obj cannot."""
-        save_texture: Literal[True] = True
-        """Texture coordinates alone are of no use; save_uv=false leaves out both."""
         texture_size: Annotated[int, Range(16, 8192)] = 1024
         """Height and width of the texture, texels."""
         texture_format: PictureKind = "png"
@@ -59,8 +57,6 @@ class MeshExporter(Component):
         overwrite: bool = False
         """Replace meshes of another prompt, seed or training; launch.py --overwrite sets it. Without it they are an
         error."""
-        context_type: Literal["cuda", "gl"] = "cuda"
-        """Accepted for old configurations: pictures are rasterised where the mesh is."""
 
         def __post_init__(self) -> None:
             if self.fmt == "obj" and self.save_uv:
@@ -148,8 +144,8 @@ class MeshExporter(Component):
         return path
 
 
-@register("dummy-exporter")
-class DummyExporter(Component):
+@register("no-files")
+class NoFiles(Exporter):
     """Writes nothing; for runs that only want their pictures."""
 
     def __call__(

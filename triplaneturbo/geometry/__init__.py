@@ -1,5 +1,7 @@
-"""Text and noise to feature planes, feature planes to a field and a surface."""
+"""From text to scenes."""
 
-from triplaneturbo.geometry.few_step_triplane import FewStepTriplaneDualStableDiffusion
+from triplaneturbo.geometry.base import Geometry
+from triplaneturbo.geometry.few_step_triplane import FewStepTriplanes
+from triplaneturbo.geometry.free import FreeParameters
 
-__all__ = ["FewStepTriplaneDualStableDiffusion"]
+__all__ = ["FewStepTriplanes", "FreeParameters", "Geometry"]

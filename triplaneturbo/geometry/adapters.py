@@ -5,8 +5,8 @@ one has six (down, up) pairs, stored stacked, and row n uses pair n mod 6. Adapt
 adapt, which becomes their `base`, so that no library patching and no processor class per kind is needed.
 """
 
-import re
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn as nn
@@ -15,49 +15,22 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from jaxtyping import Float
 from torch import Tensor
 
-from triplaneturbo.errors import ConfigError
-
 N_PLANES = 6
 _CONVS = ("conv1", "conv2", "conv_shortcut")
 _SAMPLERS = ("downsamplers", "upsamplers")
 
 
+SelfAdapters = Literal["plane_lora", "shared_lora", "separate_planes", "none"]
+
+
 @dataclass(frozen=True)
-class TrainingType:
-    """What of the diffusion network is trained: everything (`full`), or adapters of these ranks."""
+class Ranks:
+    """Of adapters, 0: none, and whether they have biases."""
 
-    full: bool = False
-    self_rank: int = 0
-    cross_rank: int = 0
-    locon_rank: int = 0
+    self_attention: int = 0
+    cross_attention: int = 0
+    convolution: int = 0
     with_bias: bool = False
-
-
-def parse_training_type(text: str) -> TrainingType:
-    """Read `self_lora_rank_16-cross_lora_rank_16-locon_rank_16[-with_bias]` or `full`; a part left out has rank 0.
-
-    Raises:
-        ConfigError: the text has another form.
-    """
-    if text == "full":
-        return TrainingType(full=True)
-    ranks: dict[str, int] = {}
-    parts = text.split("-")
-    with_bias = parts[-1] == "with_bias"
-    for part in parts[:-1] if with_bias else parts:
-        match = re.fullmatch(r"(self_lora|cross_lora|locon)_rank_([1-9]\d*)", part)
-        if match is None or match[1] in ranks:
-            raise ConfigError(
-                f"training_type is {text!r}; write 'full' or the adapters' ranks, for example "
-                "'self_lora_rank_16-cross_lora_rank_16-locon_rank_16', with '-with_bias' at the end for biases"
-            )
-        ranks[match[1]] = int(match[2])
-    return TrainingType(
-        self_rank=ranks.get("self_lora", 0),
-        cross_rank=ranks.get("cross_lora", 0),
-        locon_rank=ranks.get("locon", 0),
-        with_bias=with_bias,
-    )
 
 
 class Adapter(nn.Module):
@@ -227,7 +200,7 @@ class CrossPlaneAttention(AttnProcessor2_0):
 def adapt_attention(attention: Attention, kind: str, rank: int, with_bias: bool, cross_plane: bool) -> None:
     """Put adapters on the four projections of `attention`, and let planes see each other if `cross_plane`.
 
-    kind: hexa_v1 (one adapter a plane), vanilla or basic (one for all planes), none.
+    kind: plane_lora (one adapter a plane), none, or another (one for all planes).
     """
     if cross_plane:
         attention.set_processor(CrossPlaneAttention())
@@ -235,44 +208,46 @@ def adapt_attention(attention: Attention, kind: str, rank: int, with_bias: bool,
         return
     for name in ("to_q", "to_k", "to_v"):
         base = getattr(attention, name)
-        adapter = PlaneLoraLinear if kind == "hexa_v1" else LoraLinear
+        adapter = PlaneLoraLinear if kind == "plane_lora" else LoraLinear
         setattr(attention, name, adapter(base, rank, with_bias))
     base = attention.to_out[0]
-    if kind == "hexa_v1":
+    if kind == "plane_lora":
         attention.to_out[0] = PlaneLoraLinear(base, rank, with_bias, on_output=True)
     else:
         attention.to_out[0] = LoraLinear(base, rank, with_bias)
 
 
-def adapt_unet(unet: nn.Module, ranks: TrainingType, self_kind: str, cross_kind: str, locon_kind: str) -> None:
-    """Adapters on all attention layers, ResNet and resampling convolutions of a `UNet2DConditionModel`, in place.
+def _planes_see_each_other(kind: str) -> bool:
+    return kind in ("plane_lora", "shared_lora")
 
-    Planes see each other in self-attention for the kinds hexa_v1 and vanilla.
-    """
+
+def adapt_unet(unet: nn.Module, ranks: Ranks, self_kind: str, cross_kind: str, convolution_kind: str) -> None:
+    """Adapters on all attention layers, ResNet and resampling convolutions of a `UNet2DConditionModel`, in place."""
     for name, module in list(unet.named_modules()):
         if name.endswith(".attn1"):
-            adapt_attention(module, self_kind, ranks.self_rank, ranks.with_bias, self_kind in ("hexa_v1", "vanilla"))
+            see = _planes_see_each_other(self_kind)
+            adapt_attention(module, self_kind, ranks.self_attention, ranks.with_bias, see)
         elif name.endswith(".attn2"):
-            adapt_attention(module, cross_kind, ranks.cross_rank, ranks.with_bias, False)
-    _adapt_convolutions(unet, locon_kind, ranks)
+            adapt_attention(module, cross_kind, ranks.cross_attention, ranks.with_bias, False)
+    _adapt_convolutions(unet, convolution_kind, ranks)
 
 
-def adapt_decoder(decoder: nn.Module, ranks: TrainingType, attention_kind: str) -> None:
+def adapt_decoder(decoder: nn.Module, ranks: Ranks, attention_kind: str) -> None:
     """The same for a VAE decoder, in place: its convolution adapters are always shared by the planes."""
     for attention in decoder.mid_block.attentions:
-        cross_plane = attention_kind in ("hexa_v1", "vanilla")
-        adapt_attention(attention, attention_kind, ranks.self_rank, ranks.with_bias, cross_plane)
-    _adapt_convolutions(decoder, "vanilla_v1", ranks)
+        see = _planes_see_each_other(attention_kind)
+        adapt_attention(attention, attention_kind, ranks.self_attention, ranks.with_bias, see)
+    _adapt_convolutions(decoder, "shared_lora", ranks)
 
 
-def _adapt_convolutions(network: nn.Module, kind: str, ranks: TrainingType) -> None:
-    if ranks.locon_rank == 0:
+def _adapt_convolutions(network: nn.Module, kind: str, ranks: Ranks) -> None:
+    if ranks.convolution == 0:
         return
-    adapter = PlaneLoraConv if kind == "hexa_v1" else LoraConv
+    adapter = PlaneLoraConv if kind == "plane_lora" else LoraConv
     for name, module in list(network.named_modules()):
         sampler = any(part in name.split(".") for part in _SAMPLERS) and name.endswith(".conv")
         if isinstance(module, nn.Conv2d) and (sampler or name.rsplit(".", 1)[-1] in _CONVS):
-            network.set_submodule(name, adapter(module, ranks.locon_rank, ranks.with_bias))
+            network.set_submodule(name, adapter(module, ranks.convolution, ranks.with_bias))
 
 
 def merge_adapters(network: nn.Module) -> None:

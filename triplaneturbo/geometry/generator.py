@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn as nn
@@ -11,21 +11,24 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from triplaneturbo.base import NO_OWN_WEIGHTS, Module
+from triplaneturbo.base import Module
 from triplaneturbo.bounds import ProjectPath, Range
 from triplaneturbo.diffusion import NoiseSchedule, few_step_timesteps
-from triplaneturbo.errors import WeightsError
+from triplaneturbo.errors import ConfigError, WeightsError
 from triplaneturbo.geometry import sd_configs
 from triplaneturbo.geometry.adapters import (
     N_PLANES,
+    Ranks,
+    SelfAdapters,
     adapt_decoder,
     adapt_unet,
     merge_adapters,
-    parse_training_type,
 )
 from triplaneturbo.precision import DtypeName, cast_frozen, resolve_dtype
 from triplaneturbo.storage import read_json
 from triplaneturbo.weights.folders import check_weights
+
+Rank = Annotated[int, Range(0, 4096)]
 
 
 class TriplaneGenerator(Module):
@@ -35,46 +38,54 @@ class TriplaneGenerator(Module):
     """
 
     @dataclass(kw_only=True)
-    class Config:
-        REFUSED: ClassVar[dict[str, str]] = {
-            "weights": NO_OWN_WEIGHTS,
-            "prompt_bias_lr_multiplier": "give the prompt bias its own learning rate in optimizer.params",
-        }
-
+    class Config(Module.Config):
         pretrained_model_name_or_path: ProjectPath = "pretrained/stable-diffusion-2-1-base"
         """Folder in diffusers layout with unet/, vae/ and scheduler/."""
-        training_type: str = "self_lora_rank_16-cross_lora_rank_16-locon_rank_16"
-        """Ranks of the adapters, or 'full': train all of U-Net and decoder, without adapters."""
-        timestep: Any = 999
-        """Accepted for old configurations: of one-step generation; generate() chooses its own."""
+        prediction_type: Literal["epsilon", "v_prediction"] | None = None
+        """What the model in the folder must predict; None: whatever it does."""
+        full: bool = False
+        """Train all of U-Net and decoder, without adapters."""
+        self_rank: Rank = 16
+        """Of the adapters on self-attention, of U-Net and decoder; 0: none."""
+        cross_rank: Rank = 16
+        """Of those on cross-attention to the text."""
+        convolution_rank: Rank = 16
+        """Of those on convolutions."""
+        adapter_bias: bool = False
+        """Adapters have biases."""
         output_dim: Annotated[int, Range(2, 4096, even=True)] = 32
         """Channels of the decoded planes, before they are split into shape and colour."""
         gradient_checkpoint: bool = False
         """Recompute activations in the backward pass: slower, less memory."""
-        self_lora_type: Literal["hexa_v1", "vanilla", "basic", "none"] = "hexa_v1"
-        """Self-attention: one adapter a plane; one shared; one shared and planes do not see each other; neither."""
-        cross_lora_type: Literal["hexa_v1", "vanilla", "none"] = "hexa_v1"
-        """Cross-attention to the text: one adapter a plane, one shared, none."""
-        locon_type: Literal["hexa_v1", "vanilla_v1"] = "hexa_v1"
-        """Convolutions of the U-Net: one adapter a plane, one shared."""
-        vae_attn_type: Literal["hexa_v1", "vanilla", "basic", "none"] = "vanilla"
-        """Attention of the decoder, as self_lora_type."""
+        self_attention: SelfAdapters = "plane_lora"
+        """plane_lora: one adapter a plane; shared_lora: one for all; in both, planes see each other. separate_planes: one
+        for all, planes do not; none: neither."""
+        cross_attention: Literal["plane_lora", "shared_lora", "none"] = "plane_lora"
+        """Adapters of the attention to the text."""
+        convolutions: Literal["plane_lora", "shared_lora"] = "plane_lora"
+        """Adapters of the U-Net's convolutions; the decoder's are shared."""
+        decoder_attention: SelfAdapters = "shared_lora"
+        """That of the decoder, as self_attention."""
         prompt_bias: bool = False
         """Learn an offset of the text states for each plane."""
         network_dtype: DtypeName = "auto"
         """Type of frozen weights and activations; auto: bfloat16 on CUDA. Trained parameters stay float32."""
 
     def configure(self) -> None:
-        training = parse_training_type(self.cfg.training_type)
-        unet, vae, scheduler = _load(Path(self.cfg.pretrained_model_name_or_path))
+        cfg = self.cfg
+        unet, vae, scheduler = _load(Path(cfg.pretrained_model_name_or_path))
         self.unet, self.decoder, self.post_quant_conv = unet, vae.decoder, vae.post_quant_conv
         self.schedule = NoiseSchedule.from_config(scheduler)
-        self.full = training.full
-        if not training.full:
+        if cfg.prediction_type not in (None, self.schedule.prediction_type):
+            raise ConfigError(
+                f"prediction_type is {cfg.prediction_type!r}, but the model in {cfg.pretrained_model_name_or_path} "
+                f"predicts {self.schedule.prediction_type!r}"
+            )
+        if not cfg.full:
             self.requires_grad_(False)
-            kinds = self.cfg.self_lora_type, self.cfg.cross_lora_type, self.cfg.locon_type
-            adapt_unet(self.unet, training, *kinds)
-            adapt_decoder(self.decoder, training, self.cfg.vae_attn_type)
+            ranks = Ranks(cfg.self_rank, cfg.cross_rank, cfg.convolution_rank, cfg.adapter_bias)
+            adapt_unet(self.unet, ranks, cfg.self_attention, cfg.cross_attention, cfg.convolutions)
+            adapt_decoder(self.decoder, ranks, cfg.decoder_attention)
         self.decoder.conv_out = PlaneHead(self.decoder.conv_out.in_channels, self.cfg.output_dim)
         if self.cfg.prompt_bias:
             self.prompt_bias = nn.Parameter(torch.zeros(N_PLANES, 77, unet.config.cross_attention_dim))
@@ -169,7 +180,7 @@ class TriplaneGenerator(Module):
         """Bring frozen weights to the type asked for, and the schedule to the device, when either changed."""
         if self.schedule.alphas_cumprod.device != device:
             self.schedule = replace(self.schedule, alphas_cumprod=self.schedule.alphas_cumprod.to(device))
-        if self.full:
+        if self.cfg.full:
             return self.unet.dtype
         dtype = resolve_dtype(self.cfg.network_dtype, device)
         if self.post_quant_conv.weight.dtype != dtype:

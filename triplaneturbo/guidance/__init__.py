@@ -1,14 +1,21 @@
 """Frozen teachers and the rules that turn their opinion into gradients of pictures."""
 
-from triplaneturbo.guidance.asd import AsynchronousScoreDistillation
-from triplaneturbo.guidance.distillation import ScoreDistillationGuidance
-from triplaneturbo.guidance.teachers import MVDreamTeacher, RichDreamerTeacher, StableDiffusionTeacher, Teacher
+from triplaneturbo.guidance.diffusion import DiffusionTeacher
+from triplaneturbo.guidance.distillation import Guidance, ScoreDistillation
+from triplaneturbo.guidance.rules import Rule
+from triplaneturbo.guidance.shaping import Shaping
+from triplaneturbo.guidance.teacher import Question, Teacher
+from triplaneturbo.guidance.teachers import MVDreamTeacher, RichDreamerTeacher, StableDiffusionTeacher
 
 __all__ = [
-    "AsynchronousScoreDistillation",
+    "DiffusionTeacher",
+    "Guidance",
     "MVDreamTeacher",
+    "Question",
     "RichDreamerTeacher",
-    "ScoreDistillationGuidance",
+    "Rule",
+    "ScoreDistillation",
+    "Shaping",
     "StableDiffusionTeacher",
     "Teacher",
 ]

@@ -1,34 +1,48 @@
-"""Score distillation as pure functions of noise estimates.
+"""Rules of score distillation: from what a teacher says about noisy latents to a gradient of the clean ones.
 
 With x_t = alpha x + sigma noise, every rule here has the form
 
     gradient = w(t) * (first - second),      first = e_u + s (e_c - e_u) at t
 
-and differs in three independent choices: the second estimate, the shift of its timestep, and the weight.
+and differs in the second estimate; the weight is an option of each.
 
-    | method | second                                | shift         | usual weight |
-    |--------|---------------------------------------|---------------|--------------|
-    | SDS    | the true noise (`use_sds`)            | -             | sds          |
-    | CSD    | e_c at t (`plus_ratio: 0`)            | 0             | any          |
-    | ASD    | e_c at t+ > t, the same noise         | plus_timestep | sds, dmd     |
+    | rule | second                                       | usual weight |
+    |------|----------------------------------------------|--------------|
+    | sds  | the true noise                               | sds          |
+    | csd  | e_c at t                                     | any          |
+    | asd  | e_c at t+ > t, the same noise                | sds, dmd     |
+    | vsd  | at t, of a copy that is trained beside it    | sds          |
 
 All estimates are of the noise, whatever the network predicts, so the rules hold for eps- and v-prediction alike.
 """
 
 import re
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from triplaneturbo.base import Component, option
+from triplaneturbo.bounds import Range
 from triplaneturbo.diffusion import NoiseSchedule
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.registry import register
 
-Weighting = Literal["dmd", "sds", "uniform", "fantasia3d", "sds_sqrt", "dmd_mv", "dmd+1", "dmd_mv+1"]
-PlusType = Literal["v1", "v2", "v3", "v4"]
-Compat = Literal["right", "original"]
+Weighting = Literal["dmd", "sds", "uniform", "fantasia3d", "sds_sqrt"]
+
+
+def known_growth(value: str, place: str) -> str:
+    """`value` if it is a growth of the shift of `AsynchronousScoreDistillation`.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not re.fullmatch(r"linear|sqrt(_\d+(\.\d+)?)?", value):
+        raise ConfigError(f"{place} is {value!r}; allowed: 'linear', 'sqrt', 'sqrt_<bias>' such as 'sqrt_100'")
+    return value
 
 
 @dataclass(frozen=True)
@@ -36,8 +50,8 @@ class ScoreEstimates:
     """What one teacher says about N latents, `frames` consecutive ones of each prompt.
 
     latents: x, clean. noise: eps, shared by both timesteps. t, t_plus: of x_t and of the shifted x_t+.
-    uncond, cond: e_u and e_c at t. plus: e_c at t_plus (`cond` itself where no shift is asked for).
-    scale: s, of classifier-free guidance.
+    uncond, cond: e_u and e_c at t. plus: the second network output a rule asks for (`cond` itself where it asks for
+    none). scale: s, of classifier-free guidance.
     """
 
     latents: Float[Tensor, "N C H W"]
@@ -57,104 +71,128 @@ class ScoreEstimates:
         return self.uncond + self.scale * (self.cond - self.uncond)
 
 
-def clean_gap(
-    estimates: ScoreEstimates, *, at_plus: bool = False, compat: Compat = "right"
-) -> Float[Tensor, "N 1 1 1"]:
-    """How far the guided estimate of the clean latent is from the latent: mean_CHW |x - (x_t - sigma e) / alpha|.
+class Rule(Component):
+    """A distillation rule. A subclass gives `second`, and `shift` if that is an estimate at another timestep."""
 
-    at_plus: the estimate is made at t_plus, from e_u + s (plus - e_u).
-    compat: original puts x in the place of x_t (docs/compat.md row 1).
+    role = "rule"
+
+    @dataclass(kw_only=True)
+    class Config(Component.Config):
+        weighting: Weighting = "sds"
+        """w(t): sds, sds_sqrt, uniform, fantasia3d: sigma^2, sigma, 1, alpha sigma^2. dmd: (sigma / alpha) /
+        (gap + eps), which makes the gradient the difference of two estimates of the clean latent, normalised as in
+        distribution matching distillation (Yin et al. 2024)."""
+        eps: Annotated[float, Range(0, 1, above=True)] = 0.01
+        """Keeps the dmd weight finite where the teacher agrees with the picture."""
+        gap_over_views: bool = False
+        """dmd: the gap is averaged over the views of a prompt."""
+        gap_at_shift: bool = False
+        """dmd: the gap is that at the shifted timestep, of e_u + s (second - e_u)."""
+        quirks: list[Literal["gap-from-clean"]] = option([])
+        """gap-from-clean: the clean latent is estimated from the clean latent itself in place of the noisy one."""
+
+    asks_trained: ClassVar[bool] = False
+    """Whether the second estimate is that of the teacher's trained copy."""
+
+    def shift(
+        self, t: Int[Tensor, " G"], t_min: int, rand: Float[Tensor, " G"], n_timesteps: int
+    ) -> Int[Tensor, " G"] | None:
+        """The timestep of a further estimate with text; None: none is needed.
+
+        t_min: the smallest timestep that is drawn at present. rand: uniform numbers in [0, 1).
+        """
+        return None
+
+    @abstractmethod
+    def second(self, estimates: ScoreEstimates) -> Float[Tensor, "N C H W"]:
+        """What is subtracted from the guided estimate."""
+
+    def gradient(self, estimates: ScoreEstimates) -> Float[Tensor, "N C H W"]:
+        """d loss / d latents, before any division by views or prompts."""
+        e = estimates
+        difference = e.guided - self.second(e)
+        alpha, sigma = e.schedule.alpha_sigma(e.t, e.latents)
+        if self.cfg.weighting == "dmd":
+            gap = self.gap(e, at_plus=self.cfg.gap_at_shift)
+            if self.cfg.gap_over_views:
+                by_prompt = gap.unflatten(0, (-1, e.frames))
+                gap = by_prompt.mean(dim=1, keepdim=True).expand_as(by_prompt).flatten(0, 1)
+            return (sigma / alpha) * difference / (gap + self.cfg.eps)
+        weights = {"sds": sigma**2, "sds_sqrt": sigma, "uniform": 1.0, "fantasia3d": alpha * sigma**2}
+        return weights[self.cfg.weighting] * difference
+
+    def gap(self, estimates: ScoreEstimates, *, at_plus: bool = False) -> Float[Tensor, "N 1 1 1"]:
+        """How far the guided estimate of the clean latent is from the latent: mean_CHW |x - (x_t - sigma e) / alpha|.
+
+        at_plus: the estimate is made at t_plus, from e_u + s (plus - e_u).
+        """
+        e = estimates
+        t = e.t_plus if at_plus else e.t
+        guess = e.uncond + e.scale * (e.plus - e.uncond) if at_plus else e.guided
+        alpha, sigma = e.schedule.alpha_sigma(t, e.latents)
+        source = e.latents if "gap-from-clean" in self.cfg.quirks else alpha * e.latents + sigma * e.noise
+        return (e.latents - (source - sigma * guess) / alpha).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+
+@register("sds")
+class ScoreDistillationSampling(Rule):
+    """Against the true noise (Poole et al. 2022)."""
+
+    def second(self, estimates: ScoreEstimates) -> Float[Tensor, "N C H W"]:
+        return estimates.noise
+
+
+@register("csd")
+class ClassifierScoreDistillation(Rule):
+    """Against the conditional estimate itself (Yu et al. 2023): (s - 1) (e_c - e_u) is left."""
+
+    def second(self, estimates: ScoreEstimates) -> Float[Tensor, "N C H W"]:
+        return estimates.cond
+
+
+@register("asd")
+class AsynchronousScoreDistillation(Rule):
+    """Against the conditional estimate at a later timestep t+ (Ma et al. 2024, arXiv 2407.02040).
+
+    t+ = clip(t + floor(D), 1, T - 1) with D = ratio (t - t_min), at least 0 and at most T - 1 - t.
     """
-    e = estimates
-    t = e.t_plus if at_plus else e.t
-    guess = e.uncond + e.scale * (e.plus - e.uncond) if at_plus else e.guided
-    alpha, sigma = e.schedule.alpha_sigma(t, e.latents)
-    source = e.latents if compat == "original" else alpha * e.latents + sigma * e.noise
-    return (e.latents - (source - sigma * guess) / alpha).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+    @dataclass(kw_only=True)
+    class Config(Rule.Config):
+        ratio: Annotated[float, Range(0, 1000, above=True)] = 0.1
+        """Size of the shift."""
+        random: bool = True
+        """Draw the shift between 0 and its full size."""
+        growth: Annotated[str, known_growth] = "linear"
+        """Of the shift with t: linear, or ratio sqrt(t + bias): sqrt (bias 0) or sqrt_<bias>."""
+        from_zero: bool = False
+        """Linear growth starts at t = 0, not at the smallest timestep that is drawn."""
+        limit_last: bool = False
+        """The shift is limited after it has been multiplied by the random number, not before."""
+
+    def shift(self, t: Int[Tensor, " G"], t_min: int, rand: Float[Tensor, " G"], n_timesteps: int) -> Int[Tensor, " G"]:
+        cfg = self.cfg
+        if cfg.growth == "linear":
+            shift = cfg.ratio * (t - (0 if cfg.from_zero else t_min))
+        else:
+            shift = cfg.ratio * torch.sqrt(t + float(cfg.growth.partition("_")[2] or 0))
+        share = rand if cfg.random else 1.0
+        room = (n_timesteps - 1 - t).to(shift.dtype)
+        if cfg.limit_last:
+            shift = torch.minimum((shift * share).clamp(min=0), room)
+        else:
+            shift = torch.minimum(shift.clamp(min=0), room) * share
+        return (t + shift.long()).clamp(1, n_timesteps - 1)
+
+    def second(self, estimates: ScoreEstimates) -> Float[Tensor, "N C H W"]:
+        return estimates.plus
 
 
-def score_gradient(
-    estimates: ScoreEstimates,
-    *,
-    weighting: Weighting = "dmd",
-    eps: float = 0.1,
-    use_sds: bool = False,
-    compat: Compat = "right",
-) -> Float[Tensor, "N C H W"]:
-    """The distillation gradient with respect to the latents, before any division by views or prompts.
+@register("vsd")
+class VariationalScoreDistillation(Rule):
+    """Against a copy of the teacher that learns what the pictures look like (Wang et al. 2023)."""
 
-    sds, sds_sqrt, uniform, fantasia3d: w = sigma^2, sigma, 1, alpha sigma^2.
-    dmd: w = (sigma / alpha) / (gap + eps), which makes the gradient the difference of the two estimates of the clean
-    latent, normalised as in distribution matching distillation; gap is `clean_gap`, "_mv" averages it over the
-    frames of a prompt, "+1" takes it at t_plus.
+    asks_trained = True
 
-    Args:
-        eps: keeps the dmd weight finite where the teacher agrees with the picture.
-        use_sds: the second estimate is the true noise.
-    """
-    e = estimates
-    difference = e.guided - (e.noise if use_sds else e.plus)
-    alpha, sigma = e.schedule.alpha_sigma(e.t, e.latents)
-    if weighting.startswith("dmd"):
-        gap = clean_gap(e, at_plus=weighting.endswith("+1"), compat=compat)
-        if "_mv" in weighting:
-            gap = (
-                gap.unflatten(0, (-1, e.frames))
-                .mean(dim=1, keepdim=True)
-                .expand(-1, e.frames, -1, -1, -1)
-                .flatten(0, 1)
-            )
-        return (sigma / alpha) * difference / (gap + eps)
-    weights = {"sds": sigma**2, "sds_sqrt": sigma, "uniform": 1.0, "fantasia3d": alpha * sigma**2}
-    return weights[weighting] * difference
-
-
-def plus_timestep(
-    t: Int[Tensor, " G"],
-    t_min: int,
-    ratio: float,
-    rand: Float[Tensor, " G"] | None,
-    *,
-    t_plus_type: PlusType = "v1",
-    plus_schedule: str = "linear",
-    n_timesteps: int = 1000,
-) -> Int[Tensor, " G"]:
-    """The shifted timestep t+ = clip(t + floor(D), 1, T - 1) of asynchronous score distillation.
-
-    D = ratio (t - t_min) ("linear"; v3, v4: ratio t) or ratio sqrt(t + bias) ("sqrt_<bias>", "sqrt" for bias 0), at
-    least 0 and at most T - 1 - t. v1 and v3 limit D before it is multiplied by `rand`, v2 and v4 after.
-
-    Args:
-        t_min: the smallest timestep that is drawn at present.
-        rand: uniform numbers in [0, 1), or None for the full shift.
-
-    Raises:
-        ConfigError: plus_schedule has another form.
-    """
-    if plus_schedule == "linear":
-        shift = ratio * (t - (t_min if t_plus_type in ("v1", "v2") else 0))
-    else:
-        shift = ratio * torch.sqrt(t + _sqrt_bias(plus_schedule))
-    share = 1.0 if rand is None else rand
-    room = (n_timesteps - 1 - t).to(shift.dtype)
-    if t_plus_type in ("v1", "v3"):
-        shift = torch.minimum(shift.clamp(min=0), room) * share
-    else:
-        shift = torch.minimum((shift * share).clamp(min=0), room)
-    return (t + shift.long()).clamp(1, n_timesteps - 1)
-
-
-def known_plus_schedule(value: str, place: str) -> str:
-    """`value` if `plus_timestep` knows it.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    if not re.fullmatch(r"linear|sqrt(_\d+(\.\d+)?)?", value):
-        raise ConfigError(f"{place} is {value!r}; allowed: 'linear', 'sqrt', 'sqrt_<bias>' such as 'sqrt_100'")
-    return value
-
-
-def _sqrt_bias(plus_schedule: str) -> float:
-    known_plus_schedule(plus_schedule, "plus_schedule")
-    return float(plus_schedule.partition("_")[2] or 0)
+    def second(self, estimates: ScoreEstimates) -> Float[Tensor, "N C H W"]:
+        return estimates.plus

@@ -1,5 +1,5 @@
 """Field features to colours."""
 
-from triplaneturbo.materials.no_material import NoMaterial
+from triplaneturbo.materials.unlit import Unlit
 
-__all__ = ["NoMaterial"]
+__all__ = ["Unlit"]

@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch.nn as nn
 import torch.nn.functional as F
@@ -16,11 +16,10 @@ from triplaneturbo.bounds import Range, Width
 class MlpConfig:
     """Shape of the small networks that read the planes."""
 
-    otype: Literal["VanillaMLP"] = "VanillaMLP"
-    activation: Literal["ReLU"] = "ReLU"
-    output_activation: Literal["none"] | None = "none"
     n_neurons: Width = 64
+    """Width of a hidden layer."""
     n_hidden_layers: Annotated[int, Range(1, 64)] = 2
+    """Hidden layers."""
 
 
 class Mlp(nn.Module):

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from triplaneturbo.config import load_config
 from triplaneturbo.errors import WeightsError
-from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
-from triplaneturbo.geometry.legacy import PREFIX, adopt, is_original, to_original
-from triplaneturbo.pipelines.text_to_mesh import CONFIG_FILE, PipelineConfig, read_pipeline, refer_to_base
+from triplaneturbo.geometry import FewStepTriplanes
+from triplaneturbo.legacy.pipelines import suited
+from triplaneturbo.legacy.state_dicts import PREFIX, is_original, to_original, translate_state
+from triplaneturbo.pipelines.text_to_mesh import CONFIG_FILE, of_training, read_pipeline, refer_to_base
 from triplaneturbo.storage import write_text
 from triplaneturbo.weights.files import load_tensors, save_checkpoint, save_tensors
 from triplaneturbo.weights.ldm import LDM_SCHEDULE, UNET_PREFIX, VAE_PREFIX, build_unet, build_vae
@@ -76,16 +77,16 @@ def convert(source: str | Path, folder: str | Path, config: str | Path) -> Kind:
 
 def _write_student(state: Mapping[str, Tensor], folder: Path, config: str | Path) -> None:
     experiment = load_config([config], ["data.prompt_library=none"])
-    options = experiment.system["geometry"]
+    pipeline = of_training(experiment)
     with torch.device("meta"):
-        geometry = FewStepTriplaneDualStableDiffusion(options)
-    renamed = adopt(geometry, state)
-    pipeline = PipelineConfig(
-        base=refer_to_base(Path(geometry.cfg.space_generator_config.pretrained_model_name_or_path), folder),
-        geometry={**options, "compat": geometry.cfg.compat},
-        material=experiment.system.get("material", {}),
-        latent_size=tuple(experiment.data["dim_gaussian"][2:]),
-        num_inference_steps=experiment.system["num_steps_sampling"],
+        geometry = FewStepTriplanes(pipeline.geometry)
+    own = {PREFIX + name: tensor for name, tensor in geometry.state_dict().items()}
+    renamed = translate_state(state, own, folder)
+    base = Path(geometry.cfg.space_generator.pretrained_model_name_or_path)
+    pipeline = dataclasses.replace(
+        pipeline,
+        base=refer_to_base(base, folder),
+        geometry=suited(pipeline.geometry, state),
         resolution=PUBLISHED_RESOLUTION,
     )
     trained = {name: tensor for name, tensor in renamed.items() if name.startswith(PREFIX)}

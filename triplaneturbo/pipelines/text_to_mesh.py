@@ -7,30 +7,30 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triplaneturbo.base import parse_config
+from triplaneturbo.base import as_tree, parse_config
 from triplaneturbo.bounds import GridPoints, LatentSize, Range, inside
-from triplaneturbo.config import load_config
+from triplaneturbo.config import ExperimentConfig, load_config
 from triplaneturbo.draws import generation_noise
 from triplaneturbo.errors import ConfigError, WeightsError, WriteError
 from triplaneturbo.exporters.files import check_mesh, write_mesh
 from triplaneturbo.exporters.mesh_exporter import MeshExporter
 from triplaneturbo.exporters.origin import Origin, weights_id
-from triplaneturbo.geometry.few_step_triplane import FewStepTriplaneDualStableDiffusion
-from triplaneturbo.geometry.legacy import adopt
-from triplaneturbo.materials.no_material import NoMaterial
+from triplaneturbo.geometry import FewStepTriplanes
+from triplaneturbo.legacy.pipelines import suited, translate_pipeline
+from triplaneturbo.legacy.state_dicts import translate_state
+from triplaneturbo.materials import Unlit
 from triplaneturbo.naming import check_prompts
 from triplaneturbo.prompts.text_encoder import TextEncoder
-from triplaneturbo.registry import find
 from triplaneturbo.scenes import FieldScene
 from triplaneturbo.scenes.isosurface import extract_meshes
 from triplaneturbo.storage import copy_file, make_folder, read_json, write_text
-from triplaneturbo.types import Mesh
+from triplaneturbo.types import Mesh, TextStates
 from triplaneturbo.weights.files import load_exactly, named_tensors, read_checkpoint, save_tensors
 
 CONFIG_FILE = "pipeline.json"
@@ -45,17 +45,17 @@ class PipelineConfig:
     weights: Annotated[str, inside] = "student.safetensors"
     """What was trained: tensors named geometry.* and material.*, relative to pipeline.json."""
     geometry: dict = field(default_factory=dict)
-    """Options of few-step-triplane-dual-stable-diffusion."""
+    """Options of few-step-triplanes."""
     material: dict = field(default_factory=dict)
-    """Options of no-material."""
+    """Options of unlit."""
     latent_size: tuple[LatentSize, LatentSize] = (32, 32)
     """Height and width of the noise of a plane."""
     num_inference_steps: Annotated[int, Range(1, 1000)] = 4
     """Denoising steps, unless a call says otherwise."""
     resolution: GridPoints = 160
     """Grid points along an edge in which the surface is searched, unless a call says otherwise."""
-    compat: Literal["right", "original"] = "right"
-    """original: prompts that are too long lose their end token (docs/compat.md row 10)."""
+    keep_end_token: bool = True
+    """Whether prompts that are too long keep their end token."""
 
 
 def read_pipeline(folder: Path) -> PipelineConfig:
@@ -68,9 +68,33 @@ def read_pipeline(folder: Path) -> PipelineConfig:
     if not path.is_file():
         raise WeightsError(f"{folder} has no {CONFIG_FILE}: it is not a folder that save_pretrained has written")
     try:
-        return parse_config(PipelineConfig, read_json(path), CONFIG_FILE)
+        return parse_config(PipelineConfig, translate_pipeline(read_json(path)), CONFIG_FILE)
     except ConfigError as error:
         raise WeightsError(f"{path} cannot be used: {error}") from error
+
+
+def of_training(experiment: ExperimentConfig) -> PipelineConfig:
+    """What a pipeline needs of the configuration of a training.
+
+    Raises:
+        ConfigError: its geometry is not few-step-triplanes, or its material is another than unlit.
+    """
+    data, system = experiment.data.cfg, experiment.system.cfg
+    geometry, material = getattr(system, "geometry", None), getattr(system, "material", None)
+    if (geometry and geometry.type) != "few-step-triplanes" or material.type != "unlit":
+        raise ConfigError(
+            "a pipeline makes meshes with few-step-triplanes and unlit material; other trainings export with "
+            "launch.py --export"
+        )
+    encoder = data.conditions[data.generator_condition or next(iter(data.conditions))]
+    return PipelineConfig(
+        geometry=as_tree(geometry.cfg),
+        material=as_tree(material.cfg),
+        latent_size=data.latent_shape[2:],
+        num_inference_steps=system.inference_steps,
+        resolution=system.export_resolution or geometry.cfg.field.training_resolution,
+        keep_end_token="lost-end-token" not in encoder.cfg.quirks,
+    )
 
 
 def refer_to_base(base: Path, folder: Path) -> str:
@@ -147,23 +171,21 @@ class TextToMeshPipeline:
             ConfigError: an option does not exist or has no such value.
             WeightsError: a file is missing, damaged, or does not fit the configuration.
         """
-        self.config = config
         self.base = Path(base).absolute()
-        generator = config.geometry.get("space_generator_config") or {}
+        tensors = read_checkpoint(weights)
+        self.config = dataclasses.replace(config, geometry=suited(config.geometry, named_tensors(tensors, weights)))
+        generator = self.config.geometry.get("space_generator") or {}
         generator = {**generator, "pretrained_model_name_or_path": str(self.base)}
-        geometry = {**config.geometry, "space_generator_config": generator}
-        self.geometry = FewStepTriplaneDualStableDiffusion(geometry).eval()
-        self.text_encoder = TextEncoder(self.base, compat=config.compat)
-        self.material = NoMaterial(config.material).eval()
-        self._trained = self._load(Path(weights))
+        self.geometry = FewStepTriplanes({**self.config.geometry, "space_generator": generator}).eval()
+        self.text_encoder = TextEncoder(self.base, keep_end_token=config.keep_end_token)
+        self.material = Unlit(config.material).eval()
+        self._trained = self._load(tensors, Path(weights))
         self.geometry.merge()
 
-    def _load(self, path: Path) -> dict[str, Tensor]:
-        """Load the trained tensors of `path` into the networks and return them, under our names."""
+    def _load(self, content: dict[str, Any], path: Path) -> dict[str, Tensor]:
+        """Load the trained tensors of a file's `content` into the networks and return them, under our names."""
         parts = nn.ModuleDict({"geometry": self.geometry, "material": self.material})
-        content = read_checkpoint(path)
-        trained = adopt(self.geometry, named_tensors(content, path))
-        self.config.geometry = {**self.config.geometry, "compat": self.geometry.cfg.compat}
+        trained = translate_state(named_tensors(content, path), parts.state_dict(), path)
         if "state_dict" in content:  # a training's: it also holds renderers and background, which no mesh depends on
             trained = {name: tensor for name, tensor in trained.items() if name.split(".")[0] in parts}
         load_exactly(parts, trained, path)
@@ -202,21 +224,8 @@ class TextToMeshPipeline:
 
         If the run kept averages of its weights, the meshes are made with these.
         """
-        experiment = load_config([config])
-        geometry = dict(experiment.system.get("geometry", {}))
-        compat = experiment.handed_down["compat"]
-        geometry.setdefault("compat", compat)
-        parsed = parse_config(FewStepTriplaneDualStableDiffusion.Config, geometry, "system.geometry")
-        base = parsed.space_generator_config.pretrained_model_name_or_path
-        steps = experiment.system.get("num_steps_sampling")
-        pipeline_config = PipelineConfig(
-            geometry=geometry,
-            material=experiment.system.get("material") or {},
-            latent_size=tuple(experiment.data.get("dim_gaussian", (6, 4, 32, 32))[2:]),
-            num_inference_steps=find(experiment.system_type).Config.num_steps_sampling if steps is None else steps,
-            resolution=experiment.system.get("export_resolution") or parsed.isosurface_resolution,
-            compat=compat,
-        )
+        pipeline_config = of_training(load_config([config]))
+        base = pipeline_config.geometry["space_generator"]["pretrained_model_name_or_path"]
         return cls(pipeline_config, base, weights).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def save_pretrained(self, folder: str | Path, *, copy_base: bool = True, half: bool = False) -> None:
@@ -296,8 +305,9 @@ class TextToMeshPipeline:
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds do not fit {len(prompts)} prompts; give one seed, or one a prompt")
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        tokens, _ = self.text_encoder.encode(prompts)
-        return self.geometry.generate(tokens, self._noise(seeds), steps)
+        tokens, pooled = self.text_encoder.encode(prompts)
+        condition = TextStates(tokens, pooled, tokens[:1], tokens[:1])
+        return self.geometry.generate(condition, self._noise(seeds), steps)
 
     def extract(self, prompts: Sequence[str], scene: FieldScene, *, resolution: int | None = None) -> list[Mesh]:
         """The meshes of a scene; arguments as of a call. The prompts are for messages."""

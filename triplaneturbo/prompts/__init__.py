@@ -1,6 +1,6 @@
-"""Text states of prompts, for the generator and for the teachers."""
+"""What networks are told about prompts."""
 
-from triplaneturbo.prompts.processors import DualTextProcessor, TextProcessor
+from triplaneturbo.prompts.processors import ClipText, ConditionEncoder
 from triplaneturbo.prompts.text_encoder import TextEncoder
 
-__all__ = ["DualTextProcessor", "TextEncoder", "TextProcessor"]
+__all__ = ["ClipText", "ConditionEncoder", "TextEncoder"]

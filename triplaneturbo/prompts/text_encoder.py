@@ -4,7 +4,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -31,8 +31,8 @@ class TextEncoder(nn.Module):
 
     Args:
         folder: a diffusers folder with text_encoder/ and tokenizer/.
-        compat: what becomes of a prompt that is too long. right: it is cut before its end token. original: it loses
-            the end token, and its pooled state is that of some other token (docs/compat.md row 10).
+        keep_end_token: whether a prompt that is too long is cut before its end token; without it, it loses the end
+            token, and its pooled state is that of some other token.
         remembered: recently used prompts whose encodings are kept in memory.
         cache_dir: where `precompute` writes and `encode` looks; None: no files.
     """
@@ -41,7 +41,7 @@ class TextEncoder(nn.Module):
         self,
         folder: str | Path,
         *,
-        compat: Literal["right", "original"] = "right",
+        keep_end_token: bool = True,
         remembered: int = 512,
         cache_dir: str | Path | None = None,
     ) -> None:
@@ -49,11 +49,15 @@ class TextEncoder(nn.Module):
         self.tokenizer = _load_tokenizer(folder)
         self.model = _load_text_model(folder).requires_grad_(False)
         self.max_length = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
-        self.compat = compat
+        self.keep_end_token = keep_end_token
         self.remembered = remembered
         self._memory: OrderedDict[str, Encoding] = OrderedDict()
         self._told_of_long_prompts = False
-        self._cache = None if cache_dir is None else EncodingCache(cache_dir, fingerprint(folder, compat))
+        self._cache = (
+            None
+            if cache_dir is None
+            else EncodingCache(cache_dir, fingerprint(folder, "kept" if keep_end_token else "lost"))
+        )
         self.train(False)
 
     def train(self, mode: bool = True) -> "TextEncoder":
@@ -71,7 +75,7 @@ class TextEncoder(nn.Module):
             list(prompts),
             padding="max_length",
             max_length=self.max_length,
-            truncation=self.compat == "right",
+            truncation=self.keep_end_token,
             return_tensors=None,
         ).input_ids
         return torch.tensor([row[: self.max_length] for row in ids])

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from triplaneturbo.base import NO_OWN_WEIGHTS, Module
+from triplaneturbo.base import Module
 from triplaneturbo.bounds import Length
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
@@ -30,13 +30,17 @@ class Surroundings:
 class Renderer(Module):
     """Turns scenes into pictures of them."""
 
-    @dataclass(kw_only=True)
-    class Config:
-        REFUSED: ClassVar[dict[str, str]] = {"weights": NO_OWN_WEIGHTS}
+    role = "renderer"
 
+    @dataclass(kw_only=True)
+    class Config(Module.Config):
         radius: Length | None = None
         """Half the side of the cube that holds the object, world units; None: that of the scene."""
+        label: str | None = None
+        """What ends the names of its draws and losses; None: _ and its name."""
 
+    draws_triangles: ClassVar[bool] = False
+    """Whether its pictures have the size meant for rasterised triangles, or that for rays."""
     draws_scenes: ClassVar[tuple[type, ...]] = (FieldScene,)
     """Kinds of scenes it can draw."""
 
@@ -53,7 +57,7 @@ class Renderer(Module):
             kinds = " or ".join(kind.__name__ for kind in self.draws_scenes)
             raise ConfigError(
                 f"{type(self).__name__} draws scenes of the kind {kinds}, but {type(geometry).__name__} makes a "
-                f"{geometry.makes.__name__}; choose another renderer, such as generative-space-mesh-rasterize-renderer"
+                f"{geometry.makes.__name__}; choose another renderer"
             )
 
     def radius_of(self, scene: Scene) -> float:

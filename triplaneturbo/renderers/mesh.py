@@ -1,14 +1,15 @@
 """Rasterised pictures of surfaces: every prompt's field becomes a mesh, drawn from its views."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from triplaneturbo.bounds import Range, ScheduledShare, Share
+from triplaneturbo.base import option
+from triplaneturbo.bounds import Pixels, Range, ScheduledShare, Share
 from triplaneturbo.cameras import ray_directions, world_to_clip
 from triplaneturbo.draws import Draws
 from triplaneturbo.ops.mesh import keep_large_components, vertex_normals
@@ -24,7 +25,7 @@ from triplaneturbo.schedule import Progress
 from triplaneturbo.types import Cameras, Mesh, Views
 
 
-@register("generative-space-mesh-rasterize-renderer")
+@register("mesh")
 class MeshRenderer(Renderer):
     """Marching cubes, rasterisation, antialiasing; differentiable from the pictures to the scene.
 
@@ -37,48 +38,30 @@ class MeshRenderer(Renderer):
 
     @dataclass(kw_only=True)
     class Config(Renderer.Config):
-        REFUSED: ClassVar[dict[str, str]] = {
-            "context_type": "the rasteriser needs no graphics context; remove it",
-        }
-
         isosurface_resolution: Annotated[int, Range(6, 2048)] = 128
         """Grid points along an edge."""
-        isosurface_method: Literal["mt", "mc-cpu", "diffmc"] = "mt"
-        """Accepted for old configurations: each of these names means differentiable marching cubes."""
-        isosurface_remove_outliers: bool = False
-        """Drop small components."""
-        isosurface_outlier_n_faces_threshold: Share = 0.01
-        """Smallest share of the largest component's faces that is kept."""
+        smallest_component: Share = 0.0
+        """Components with less than this share of the largest one's faces are dropped."""
         enable_bg_rays: bool = False
         """Whether the background is that along each pixel's ray, or of one colour, that along the view's axis."""
+        background_focal_height: Pixels | None = None
+        """Height of the pictures whose focal length, in pixels, the background's rays have; None: their own."""
         normal_direction: NormalDirection = "camera"
         """Axes of the normal picture, see `shading.normals_as_colors`."""
         sdf_grad_shrink: ScheduledShare = 1.0
         """Share of the gradient that vertices pass on to the signed distance."""
         def_grad_shrink: ScheduledShare = 1.0
         """The same for the deformation of the grid."""
-        allow_empty_flag: bool = True
+        detach_if_empty: bool = True
         """Whether the stand-in drawn for a field without a surface passes no gradient on to the geometry."""
         surface_samples: bool = False
         """Whether to give sdf and sdf_grad at the visible points, for losses on them."""
-        compat: Literal["right", "original"] = "right"
-        """original: clip-space z as depth; comp_normal as smoothed colours (n + 1) / 2 on black; background rays with
-        the focal length of `ray_size`, and its text mixed across prompts; sdf_grad_shrink also in place of a non-zero
-        def_grad_shrink."""
+        quirks: list[Literal["clip-depth", "mixed-backgrounds", "smoothed-normals"]] = option([])
+        """clip-depth: clip-space z as depth. mixed-backgrounds: weights of prompts mixed across views. smoothed-normals:
+        comp_normal as colours (n + 1) / 2 on black, smoothed at edges."""
 
     draws_scenes = (FieldScene, MeshScene)
-
-    @classmethod
-    def differences(cls, cfg: Any) -> dict[int, str]:
-        found = {
-            6: "rasteriser: of several prompts, each picture has the background of its own prompt",
-            7: "rasteriser: depth is the distance along the ray, as in the volume renderer, not clip-space z",
-        }
-        if cfg.enable_bg_rays:
-            found[5] = "rasteriser: rays of the background have the focal length of its own pictures"
-        if cfg.def_grad_shrink != cfg.sdf_grad_shrink:
-            found[4] = "rasteriser: def_grad_shrink is applied, not sdf_grad_shrink in its place"
-        return found
+    draws_triangles = True
 
     def forward(
         self,
@@ -89,43 +72,31 @@ class MeshRenderer(Renderer):
         size: tuple[int, int],
         draws: Draws | None = None,
         progress: Progress = START,
-        ray_size: tuple[int, int] | None = None,
     ) -> Views:
-        """See `Renderer.forward`; nothing here is random, `draws` is not used.
-
-        ray_size: (height, width) of the volume renderer's pictures; only compat=original needs it.
-        """
-        directions = self._background_rays(cameras, size, ray_size)
+        """See `Renderer.forward`; nothing here is random, `draws` is not used."""
+        directions = self._background_rays(cameras, size)
         return self.render_meshes(self.surfaces(scene, progress), scene, cameras, pooled_text, directions)
 
-    def _background_rays(self, cameras: Cameras, size: tuple[int, int], ray_size: tuple[int, int] | None) -> Tensor:
+    def _background_rays(self, cameras: Cameras, size: tuple[int, int]) -> Tensor:
         if not self.cfg.enable_bg_rays:
             return F.normalize(-cameras.positions, dim=-1)[:, None, None].expand(-1, *size, -1)
-        if self.cfg.compat == "right":
-            return ray_directions(cameras, *size)
-        if ray_size is None:
-            raise ValueError("compat=original takes the focal length of background rays from ray_size: give it")
-        return ray_directions(cameras, *size, focal_height=ray_size[0])
+        return ray_directions(cameras, *size, focal_height=self.cfg.background_focal_height)
 
     def surfaces(self, scene: Scene, progress: Progress = START) -> list[Mesh]:
         """The mesh of every prompt; where a field was searched, without colours."""
         if isinstance(scene, MeshScene):
             return scene.meshes
-        sdf_share = self.cfg.sdf_grad_shrink(progress)
-        deformation_share = self.cfg.def_grad_shrink(progress)
-        if self.cfg.compat == "original" and deformation_share != 0:
-            deformation_share = sdf_share
         meshes = surface_meshes(
             scene,
             self.cfg.isosurface_resolution,
             radius=self.radius_of(scene),
-            value_share=sdf_share,
-            offset_share=deformation_share,
-            detach_if_empty=self.cfg.allow_empty_flag,
+            value_share=self.cfg.sdf_grad_shrink(progress),
+            offset_share=self.cfg.def_grad_shrink(progress),
+            detach_if_empty=self.cfg.detach_if_empty,
         )
-        if not self.cfg.isosurface_remove_outliers:
+        threshold = self.cfg.smallest_component
+        if not threshold:
             return meshes
-        threshold = self.cfg.isosurface_outlier_n_faces_threshold
         return [Mesh(*keep_large_components(mesh.vertices, mesh.faces, threshold)) for mesh in meshes]
 
     def render_meshes(
@@ -148,7 +119,7 @@ class MeshRenderer(Renderer):
         return views
 
     def _background(self, directions: Tensor, pooled_text: Tensor, n_view: int) -> Tensor:
-        if self.cfg.compat == "right":
+        if "mixed-backgrounds" not in self.cfg.quirks:
             return self.background(directions, pooled_text)
         return torch.cat([self.background(part, pooled_text) for part in directions.split(n_view)])
 
@@ -167,7 +138,7 @@ class MeshRenderer(Renderer):
         attributes = torch.cat([meshes.vertices, vertex_normals(meshes.vertices, meshes.faces)], -1)
         points, normal = interpolate(attributes, raster, meshes.faces).split(3, -1)
         normal = F.normalize(normal, dim=-1)
-        if self.cfg.compat == "original":
+        if "clip-depth" in self.cfg.quirks:
             depth = interpolate(clip, raster, meshes.faces)[..., 2:3]
         else:
             depth = torch.linalg.vector_norm(points - cameras.positions[:, None, None], dim=-1, keepdim=True) * mask
@@ -184,7 +155,7 @@ class MeshRenderer(Renderer):
             "normal_white": over(normal_colors, mask, WHITE),
             "rgb": over(color, mask, background),
         }
-        if self.cfg.compat == "original":  # docs/compat.md row 16
+        if "smoothed-normals" in self.cfg.quirks:
             layers["comp_normal"] = (normal + 1) / 2 * mask
         smooth = antialias(torch.cat(list(layers.values()), -1), raster, clip, meshes.faces, meshes.face_mesh)
         widths = [layer.shape[-1] for layer in layers.values()]

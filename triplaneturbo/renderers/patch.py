@@ -1,20 +1,20 @@
 """Full-size pictures for the price of small ones: a coarse picture of everything, a sharp patch pasted into it."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from triplaneturbo.base import NO_OWN_WEIGHTS, Module, build
+from triplaneturbo.base import Chosen, Part
 from triplaneturbo.bounds import Pixels, Range
 from triplaneturbo.cameras import ray_directions
 from triplaneturbo.draws import Draws, keyed_generator
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.registry import register
-from triplaneturbo.renderers.base import START
+from triplaneturbo.renderers.base import START, Renderer
 from triplaneturbo.renderers.sampling import Jitter
 from triplaneturbo.scenes import FieldScene
 from triplaneturbo.schedule import Progress
@@ -31,8 +31,8 @@ class PatchDraws:
     patch: Jitter | None = None
 
 
-@register("patch-renderer")
-class PatchRenderer(Module):
+@register("patch")
+class PatchRenderer(Renderer):
     """Wraps a renderer that can follow arbitrary rays (the volume renderer).
 
     In training two passes are made: rays of the whole picture averaged down by `global_downsample`, and the rays of
@@ -41,37 +41,26 @@ class PatchRenderer(Module):
     """
 
     @dataclass(kw_only=True)
-    class Config:
-        REFUSED: ClassVar[dict[str, str]] = {
-            "weights": NO_OWN_WEIGHTS,
-            "radius": "the renderer that is wrapped has it: set base_renderer.radius",
-        }
-
-        base_renderer_type: str
-        """Registered name of the renderer that is wrapped."""
-        base_renderer: dict | None = None
-        """Its options."""
+    class Config(Renderer.Config):
+        base_renderer: Annotated[Chosen, Part("renderer")]
+        """The renderer that is wrapped."""
         patch_size: Pixels = 128
         """Side of the patch in pixels."""
         global_downsample: Annotated[int, Range(1, 1024)] = 4
         """Factor by which the whole picture is smaller."""
         global_detach: bool = False
         """Whether only the patch passes gradients on."""
-        compat: Literal["right", "original"] = "right"
-        """That of the renderer that is wrapped, if it has one and its own options do not set it."""
 
-        @property
-        def handed_down(self) -> dict[str, Any]:
-            """For the renderer that is wrapped."""
-            return {"compat": self.compat}
+        def __post_init__(self) -> None:
+            if self.radius is not None:
+                raise ConfigError("the renderer that is wrapped has the radius: set base_renderer.radius")
 
     def configure(self, **siblings: Any) -> None:
-        name, options = self.cfg.base_renderer_type, self.cfg.base_renderer
-        self.base_renderer = build(name, options, handed_down=self.cfg.handed_down, **siblings)
+        super().configure(**siblings)
+        self.base_renderer = self.cfg.base_renderer.build(**siblings)
         if not hasattr(self.base_renderer, "render_rays"):
             raise ConfigError(
-                f"base_renderer_type {self.cfg.base_renderer_type!r} cannot render single rays; "
-                f"use 'generative-space-sdf-volume-renderer'"
+                f"base_renderer.type is {self.cfg.base_renderer.type!r}, which cannot render single rays; use 'volume'"
             )
 
     def check_geometry(self, geometry: Any) -> None:

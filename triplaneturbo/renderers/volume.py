@@ -1,7 +1,7 @@
 """Volume rendering of a signed distance (NeuS or VolSDF) or of a density, samples placed by importance."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn as nn
@@ -75,7 +75,7 @@ class _Pixels:
     z_variance: Float[Tensor, "B R 1"]
 
 
-@register("generative-space-sdf-volume-renderer")
+@register("volume")
 class VolumeRenderer(Renderer):
     """Sums colour, normal and depth along rays with weights w_i = alpha_i prod_{j<i} (1 - alpha_j).
 
@@ -88,11 +88,6 @@ class VolumeRenderer(Renderer):
 
     @dataclass(kw_only=True)
     class Config(Renderer.Config):
-        REFUSED: ClassVar[dict[str, str]] = {
-            "grid_prune": "it prunes an occupancy grid; samples are placed by importance here, so remove it",
-            "prune_alpha_threshold": "it prunes an occupancy grid; samples are placed by importance here, so remove it",
-        }
-
         num_samples_per_ray: Annotated[int, Range(2, 65536)] = 512
         """Fine intervals, placed where light is absorbed."""
         num_samples_per_ray_importance: Annotated[int, Range(2, 65536)] = 64
@@ -105,9 +100,7 @@ class VolumeRenderer(Renderer):
         """box: look at each ray only where it is inside the cube of half side `radius`."""
         law: Literal["neus", "volsdf", "density"] | None = None
         """How the field absorbs light: as NeuS or VolSDF say of a signed distance, or as the density that it is. None:
-        a density as one, a signed distance by NeuS, or by VolSDF with use_volsdf."""
-        use_volsdf: bool = False
-        """VolSDF in place of NeuS, where `law` does not say."""
+        a density as one, a signed distance by NeuS."""
         learned_variance_init: Annotated[float, Range(-2, 2)] = 0.3
         """Sharpness s = exp(10 x) of the surface: the first x."""
         trainable_variance: bool = True
@@ -126,15 +119,8 @@ class VolumeRenderer(Renderer):
         """Points evaluated together in evaluation mode, 0 for all."""
         normal_direction: NormalDirection = "camera"
         """Axes of the normal picture, see `shading.normals_as_colors`."""
-        estimator: str = "importance"
-        """Only importance: an occupancy grid belongs to one scene."""
 
         def __post_init__(self) -> None:
-            if self.estimator != "importance":
-                raise ConfigError(
-                    f"estimator {self.estimator!r} is not supported: an occupancy grid or proposal network belongs to "
-                    f"one scene, and planes change with every prompt; use estimator 'importance'"
-                )
             if not self.near_plane < self.far_plane:
                 raise ConfigError(f"near_plane ({self.near_plane}) must be less than far_plane ({self.far_plane})")
 
@@ -156,9 +142,7 @@ class VolumeRenderer(Renderer):
     def _law(self, kind: FieldKind) -> str:
         if self.cfg.law is not None:
             return self.cfg.law
-        if kind == "density":
-            return "density"
-        return "volsdf" if self.cfg.use_volsdf else "neus"
+        return "density" if kind == "density" else "neus"
 
     def forward(
         self,

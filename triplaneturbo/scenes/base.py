@@ -33,6 +33,7 @@ class Field(Module):
     and `query`; the rest follows, and is overridden where a field knows better.
     """
 
+    role = "scene"
     kind: ClassVar[FieldKind] = "sdf"
     """sdf: value is a signed distance, negative inside. density: value is a density, 0 or more."""
 

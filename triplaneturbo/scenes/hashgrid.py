@@ -34,7 +34,7 @@ class EncodingConfig:
     """Ratio of neighbouring resolutions."""
 
 
-@register("hash-grid-field")
+@register("hash-grid")
 class HashGridField(Field):
     """One scene in parameters of its own: `tensors` is empty, and there is one prompt.
 

@@ -50,7 +50,7 @@ def split_cotangent(cotangent: Float[Tensor, "B N F"], how: Combination) -> Floa
     return (cotangent if how == "sum" else cotangent / 3).unsqueeze(1)
 
 
-@register("plane-field")
+@register("planes")
 class PlaneField(Field):
     """A signed distance and colours from three feature planes for both, or from three for each.
 
@@ -61,8 +61,6 @@ class PlaneField(Field):
 
     @dataclass(kw_only=True)
     class Config(Module.Config):
-        channels: Width = 32
-        """Of a plane."""
         dual: bool = True
         """Six planes, three for shape and three for colour; else three for both."""
         axes: Literal["yx", "xy", "plain"] = "yx"
@@ -94,11 +92,12 @@ class PlaneField(Field):
         training_resolution: GridPoints = 128
         """Grid points along an edge of the training grid."""
 
-    def configure(self) -> None:
+    def configure(self, channels: int) -> None:
+        """channels: of a plane."""
         cfg = self.cfg
         self.radius, self.level = cfg.radius, cfg.level
-        shape = cfg.channels * (3 if cfg.shape_features == "concat" else 1)
-        color = cfg.channels * (3 if cfg.color_features == "concat" else 1)
+        shape = channels * (3 if cfg.shape_features == "concat" else 1)
+        color = channels * (3 if cfg.color_features == "concat" else 1)
         hidden = cfg.network.n_neurons, cfg.network.n_hidden_layers
         self.sdf_network = Mlp(shape, 1, *hidden)
         self.feature_network = Mlp(color, cfg.n_feature_dims, *hidden)

@@ -38,7 +38,7 @@ def run_card(trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> s
         "parameters": f"{sum(p.numel() for p in parameters):,}",
         "trainable": f"{sum(p.numel() for p in parameters if p.requires_grad):,}",
     }
-    batch = getattr(trainer.datamodule, "prompts_per_batch", None)
+    batch = getattr(trainer.datamodule, "samples_per_batch", None)
     if batch:
         accumulation = module.cfg.gradient_accumulation_steps
         total = batch * accumulation * trainer.world_size

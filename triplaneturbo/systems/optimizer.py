@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -48,8 +48,6 @@ class GroupConfig:
 @dataclass(kw_only=True)
 class OptimizerConfig:
     """Which optimiser updates what."""
-
-    REFUSED: ClassVar[dict[str, str]] = {"scheduler": "write the learning rate itself as a schedule"}
 
     name: Literal["Adan", "Adam", "AdamW"] = "Adan"
     """Update rule."""
@@ -137,3 +135,9 @@ def average_gradients(parameters: list[Tensor], wishes: Wishes) -> tuple[Tensor,
         torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
         wishes = Wishes(*(told > 0).tolist())
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))), wishes
+
+
+@torch.no_grad()
+def limit_norm(parameters: list[Tensor], norm: Tensor, limit: float) -> None:
+    """Shorten gradients whose norm is `norm` to the norm `limit`, in place, without waiting for the device."""
+    torch._foreach_mul_([parameter.grad for parameter in parameters], (limit / norm.clamp(min=limit)))

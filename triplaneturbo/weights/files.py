@@ -143,6 +143,15 @@ def named_tensors(content: Mapping[str, Any], source: str | Path) -> dict[str, T
     return tensors
 
 
+def tensor_names(path: str | Path) -> set[str]:
+    """The names of a file's tensors, which are not read.
+
+    Raises:
+        WeightsError: the file cannot be read, or holds no tensors.
+    """
+    return set(named_tensors(read_checkpoint(path, mapped=True), path))
+
+
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a weights file, on the CPU; see `read_checkpoint` and `named_tensors`."""
     return named_tensors(read_checkpoint(path), path)

@@ -15,7 +15,7 @@ from workbench import Workbench, cameras, ldm_unet, ldm_vae, sd_networks
 from triplaneturbo.diffusion import NoiseSchedule
 from triplaneturbo.guidance.camera_conditions import mvdream_camera, richdreamer_camera
 from triplaneturbo.guidance.multiview import install_cross_view_attention
-from triplaneturbo.guidance.teachers import LDM_SCHEDULE
+from triplaneturbo.weights.ldm import LDM_SCHEDULE
 
 
 def mvdream_unet(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from workbench import Workbench
 
 from families.networks import unet_epsilons, vae_epsilons
 from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
-from triplaneturbo.geometry.legacy import to_original
+from triplaneturbo.legacy.state_dicts import to_original
 from triplaneturbo.ops.planes import sample_planes
 from triplaneturbo.scenes import FieldScene
 from triplaneturbo.scenes.planes import combine, plane_coordinates

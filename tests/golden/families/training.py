@@ -16,7 +16,7 @@ from families.planes import n_adapted_layers
 from families.scene import LINEAR_BACKGROUND
 from triplaneturbo.cameras import ray_directions
 from triplaneturbo.geometry.adapters import N_PLANES
-from triplaneturbo.geometry.legacy import to_original
+from triplaneturbo.legacy.state_dicts import to_original
 from triplaneturbo.systems.adan import Adan
 from triplaneturbo.systems.losses import regularisation
 from triplaneturbo.systems.prd import ProgressiveRenderingDistillation

@@ -7,10 +7,11 @@ six tensors each, ours are one with a leading axis of six.
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from triplaneturbo.errors import WeightsError
 
@@ -67,31 +68,55 @@ def is_original(names: Iterable[str]) -> bool:
     return any(name.startswith(PREFIX + _ORIGINAL) for name in names)
 
 
-def adopt(geometry: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a whole system under our names, whether they are a checkpoint of ours or of the original.
-
-    The networks of the original's checkpoints say the deformation in cells of whatever grid is in use. That belongs to
-    the file, so it sets `geometry.cfg.compat` to original, whatever the configuration says (docs/compat.md row 12).
+def translate_state(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint of ours or of the original under the names of a system whose state is `own`.
 
     Raises:
-        WeightsError: a checkpoint of the original does not fit `geometry`.
+        WeightsError: a checkpoint of the original does not fit.
     """
     if not is_original(tensors):
-        return renamed(tensors)
-    own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
-    adapters = from_original(own, geometry.state_dict())
-    geometry.cfg.compat = "original"
-    geometry.field.cfg.deformation_unit = "cell"
+        return translate_names(tensors, own)
+    geometry = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    like = {name.removeprefix(PREFIX): tensor for name, tensor in own.items() if name.startswith(PREFIX)}
+    try:
+        adapters = from_original(geometry, like)
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from error
     others = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
-    return others | {PREFIX + name: tensor for name, tensor in adapters.items()}
+    return translate_names(others, own) | {PREFIX + name: tensor for name, tensor in adapters.items()}
 
 
 _FIRST_FIELD = re.compile(r"geometry\.(?=(?:sdf|feature|deformation)_network\b)")
+_FIRST_RENDERER = re.compile(r"(renderer|renderer_2nd)\.(.+)")
+_RENDERER = re.compile(r"renderers\.(\w+)\.")
 
 
-def renamed(state: Mapping[str, Any]) -> dict[str, Any]:
-    """`state`, whose names this project's first version gave, which had the field's networks in the geometry."""
-    return {_FIRST_FIELD.sub("geometry.field.", name): value for name, value in state.items()}
+def translate_names(state: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """`state`, in whose names the field's networks may be in the geometry and renderers may be called renderer and
+    renderer_2nd, as the original and this project's first version called them.
+
+    own: the state of a system with our names; its renderers with tensors are taken in their order.
+    """
+    given = dict.fromkeys(match[1] for name in state if (match := _FIRST_RENDERER.fullmatch(name)))
+    wanted = dict.fromkeys(match[1] for name in own if (match := _RENDERER.match(name)))
+    slots = dict(zip(sorted(given), wanted, strict=False))
+
+    def ours(name: str) -> str:
+        match = _FIRST_RENDERER.fullmatch(name)
+        if match and match[1] in slots:
+            return f"renderers.{slots[match[1]]}.{match[2]}"
+        return _FIRST_FIELD.sub("geometry.field.", name)
+
+    return {ours(name): value for name, value in state.items()}
+
+
+def translate_checkpoint(checkpoint: dict[str, Any], own: Mapping[str, Any]) -> None:
+    """Give the content of a training's checkpoint our names, in place. own: see `translate_names`."""
+    for part in ("state_dict", "ema"):
+        if part in checkpoint:
+            checkpoint[part] = translate_names(checkpoint[part], own)
+    if "MultipromptDataModule" in checkpoint:  # where the first version's data module keeps its position
+        checkpoint["PromptsAndCameras"] = checkpoint.pop("MultipromptDataModule")
 
 
 def _layers(names: Iterable[str]) -> list[str]:

@@ -1,0 +1,85 @@
+"""Endless streams of micro-batches that a resumed run continues exactly."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, IterableDataset
+
+from triplaneturbo.base import Component
+from triplaneturbo.data.library import Position, micro_batches
+from triplaneturbo.errors import ConfigError
+from triplaneturbo.types import Run
+
+
+class StreamData(Component, pl.LightningDataModule):
+    """Training data as one endless stream.
+
+    Micro-batch m of process r holds global samples m * global_batch + r * local + (0 ... local - 1); everything random is
+    keyed by these indices, and `position`, kept in checkpoints, is all that a resumed run needs. A subclass sets
+    `samples_per_batch`, `samples_per_epoch` and `fingerprint` in `configure`.
+    """
+
+    role = "data"
+
+    samples_per_batch: int
+    """Samples in a micro-batch of one process."""
+    samples_per_epoch: int
+    """Samples after which all were seen once."""
+    fingerprint: str
+    """A text that changes with what is trained on."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.run, self.position = Run(), Position()
+        super().__init__(*args, **kwargs)
+
+    def enter(self, run: Run) -> None:
+        """Note what the launcher knows about the run."""
+        self.run = run
+
+    @abstractmethod
+    def training_batch(self, step: int, samples: range) -> Any:
+        """Micro-batch `step` with the given global samples, as an object with the attribute `step`: a pure function of
+        the seed."""
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(_Stream(self, self.position), batch_size=None)
+
+    def advance(self, batch: Any) -> None:
+        """Note that training has used `batch`: a checkpoint made now continues after it."""
+        used = batch.step + 1 - self.position.batches
+        samples = self.position.samples + used * self.samples_per_batch * self.trainer.world_size
+        self.position = Position(batch.step + 1, samples)
+
+    @property
+    def epoch(self) -> int:
+        """Passes over the training samples."""
+        return self.position.samples // self.samples_per_epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self.position.batches, "samples": self.position.samples, "prompts": self.fingerprint}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Raises ConfigError: the checkpoint was trained on something else."""
+        if self.trainer.state.fn != "fit":
+            return
+        if state_dict["prompts"] != self.fingerprint:
+            raise ConfigError(
+                "the checkpoint was trained on other prompts, so its run cannot be continued; "
+                "to start a new run from its weights use system.weights instead of resume"
+            )
+        self.position = Position(state_dict["batches"], state_dict["samples"])
+
+
+class _Stream(IterableDataset):
+    """This process's micro-batches."""
+
+    def __init__(self, data: StreamData, start: Position) -> None:
+        self.data = data
+        self.start = start
+
+    def __iter__(self) -> Iterator[Any]:
+        trainer = self.data.trainer
+        stream = micro_batches(self.start, self.data.samples_per_batch, trainer.global_rank, trainer.world_size)
+        return (self.data.training_batch(step, samples) for step, samples in stream)

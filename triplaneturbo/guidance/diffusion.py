@@ -1,0 +1,215 @@
+"""Teachers that are diffusion models: pictures to latents, noisy latents to a prediction, a rule to a gradient."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from triplaneturbo.base import Chosen, Part, option
+from triplaneturbo.bounds import Pixels, ProjectPath, Range, ScheduledShare
+from triplaneturbo.diffusion import NoiseSchedule
+from triplaneturbo.draws import Draws
+from triplaneturbo.errors import ConfigError
+from triplaneturbo.guidance.draws import DiffusionDraws
+from triplaneturbo.guidance.rules import Rule, ScoreEstimates
+from triplaneturbo.guidance.shaping import Limit
+from triplaneturbo.guidance.teacher import Question, Teacher
+from triplaneturbo.precision import DtypeName, autocast, cast_frozen, resolve_dtype
+from triplaneturbo.schedule import Progress, Schedule
+from triplaneturbo.types import Cameras, Condition
+
+
+class DiffusionTeacher(Teacher):
+    """A frozen U-Net, perhaps an autoencoder, and the noise schedule they were trained with.
+
+    `configure` of a subclass sets `unet`, `vae` (or None) and `schedule`, and calls `_freeze`.
+    """
+
+    @dataclass(kw_only=True)
+    class Config(Teacher.Config):
+        path: ProjectPath
+        """A diffusers folder."""
+        image_size: Pixels = 512
+        """Side of the pictures it looks at."""
+        rule: Annotated[Chosen, Part("rule")] = option("sds")
+        """What becomes of its estimates: sds, csd, asd, vsd, ..."""
+        guidance_scale: Annotated[Schedule, Range(0, 1e4)] = option(7.5)
+        """Of classifier-free guidance."""
+        min_timestep: ScheduledShare = option(0.02)
+        """The smallest timestep that is drawn, as a share of all."""
+        max_timestep: ScheduledShare = option(0.98)
+        """The largest."""
+        unconditional: Literal["negative", "empty"] = "negative"
+        """The text of the branch without the prompt: the encoder's negative prompt, or none."""
+        text_by_view: bool = False
+        """Tell it the prompt with the side that the camera sees; data.conditions.NAME.by_view must be true."""
+        latent_clip: Limit | None = None
+        """The largest magnitude of an entry of a latent gradient."""
+        gradient_checkpoint: bool = False
+        """Recompute the encoder in the backward pass: less memory, more time."""
+        network_dtype: DtypeName = "auto"
+        """Floating-point type of the networks; auto is bfloat16 on CUDA."""
+
+        def __post_init__(self) -> None:
+            low, high = Schedule.parse(self.min_timestep), Schedule.parse(self.max_timestep)
+            for time, _ in (*low.points, *high.points):
+                now = Progress(time, time)
+                if low(now) >= high(now):
+                    raise ConfigError(
+                        f"min_timestep must be below max_timestep, but at time {time:g} they are {low(now):g} and "
+                        f"{high(now):g}"
+                    )
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL | None
+    schedule: NoiseSchedule
+
+    def _freeze(self) -> None:
+        self.rule: Rule = self.cfg.rule.build()
+        if self.rule.asks_trained and type(self).second is DiffusionTeacher.second:
+            raise ConfigError(
+                f"rule {self.cfg.rule.type!r} needs a teacher with a trained copy, which {type(self).__name__} has not"
+            )
+        self.requires_grad_(False)
+        self.eval()
+        if self.vae is not None and self.cfg.gradient_checkpoint:
+            self.vae.enable_gradient_checkpointing()
+        if self.trained is not None:
+            self.trained.requires_grad_(True)
+
+    # What differs between teachers
+
+    def preprocess(self, question: Question) -> Float[Tensor, "N C S S"]:
+        """The pictures at the teacher's size, in [0, 1]; differentiable."""
+        size = (self.cfg.image_size, self.cfg.image_size)
+        return F.interpolate(question.pictures("rgb"), size, mode="bilinear", align_corners=False)
+
+    def encode(
+        self, pictures: Float[Tensor, "N C S S"], vae_noise: Float[Tensor, "N c s s"] | None
+    ) -> Float[Tensor, "N c s s"]:
+        """Latents of pictures in [0, 1]; differentiable. vae_noise: of the posterior sample."""
+        dtype = self._settle(pictures.device)
+        with autocast(pictures.device, dtype):
+            posterior = self.vae.encode(2 * pictures - 1).latent_dist
+        latents = posterior.mean.float() + posterior.std.float() * vae_noise
+        return latents * self.vae.config.scaling_factor
+
+    def camera(self, cameras: Cameras) -> Float[Tensor, "M 16"] | None:
+        """What it is told about each camera, or None."""
+        return None
+
+    def conditions(self, question: Question) -> tuple[Condition, Condition]:
+        """What it is told about each picture without and with the prompt."""
+        states = self.states(question)
+        seen, prompts = question.cameras_of_pictures(), question.prompts_of_pictures()
+        with_text = states.seen_from(seen, prompts) if self.cfg.text_by_view else states.tokens[prompts]
+        without = getattr(states, self.cfg.unconditional).expand_as(with_text)
+        camera = self.camera(seen)
+        return Condition(without, camera), Condition(with_text, camera)
+
+    @torch.no_grad()
+    def predict(
+        self, noisy: Float[Tensor, "N c s s"], t: Int[Tensor, " N"], condition: Condition
+    ) -> Float[Tensor, "N c s s"]:
+        """The network's output, float32, without gradient."""
+        dtype = self._settle(noisy.device)
+        camera = None if condition.camera is None else condition.camera.to(dtype)
+        with autocast(noisy.device, dtype):
+            return self.unet(noisy.to(dtype), t, condition.text.to(dtype), class_labels=camera).sample.float()
+
+    def second(
+        self, noisy: Float[Tensor, "N c s s"], t: Int[Tensor, " N"], condition: Condition
+    ) -> Float[Tensor, "N c s s"]:
+        """The output of the copy that is trained beside the teacher, for rules that ask for it; no gradient."""
+        raise NotImplementedError
+
+    # The same for all
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a latent."""
+        factor = 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.unet.config.in_channels, self.cfg.image_size // factor, self.cfg.image_size // factor
+
+    def draw(
+        self, draws: Draws, n_view: int, progress: Progress, timestep_range: tuple[float, float] | None
+    ) -> DiffusionDraws:
+        """See `Teacher.draw`.
+
+        Raises:
+            ConfigError: the range of timesteps is empty.
+        """
+        low, high = timestep_range or (self.cfg.min_timestep(progress), self.cfg.max_timestep(progress))
+        n_timesteps = len(self.schedule.alphas_cumprod)
+        bounds = int(n_timesteps * low), int(n_timesteps * high)
+        if not 0 <= bounds[0] < bounds[1] <= n_timesteps:
+            raise ConfigError(f"{draws.scope}: no timesteps between {low} and {high} of {n_timesteps}")
+        shape = (n_view if self.multi_view else 1, *self.latent_shape)
+        return DiffusionDraws(
+            t=draws.integers("t", *bounds),
+            t_min=bounds[0],
+            plus_rand=draws.uniform("plus"),
+            noise=draws.normal("noise", *shape).flatten(0, 1),
+            vae_noise=None if self.vae is None else draws.normal("vae", *shape).flatten(0, 1),
+        )
+
+    def judge(self, question: Question, drawn: list[Any]) -> tuple[Float[Tensor, ""], list[dict[str, Tensor]]]:
+        """See `Teacher.judge`: the gradient of the latents by the rule, carried back through the encoder."""
+        draws = DiffusionDraws.join(drawn)
+        latents = self.encode(self.preprocess(question), draws.vae_noise)
+        estimates = self.estimate(latents.detach(), question, draws)
+        raw = self.rule.gradient(estimates)
+        gradient = torch.nan_to_num(raw, nan=0.0, posinf=0.0, neginf=0.0)
+        if self.cfg.latent_clip is not None:
+            limit = self.cfg.latent_clip(question.progress)
+            gradient = gradient.clamp(-limit, limit)
+        gap, n = self.rule.gap(estimates), len(question.sights)
+        logs = [
+            {"grad_norm": g.norm(), "gap": d.mean(), "nonfinite": (~r.isfinite()).sum()}
+            for g, d, r in zip(gradient.chunk(n), gap.chunk(n), raw.chunk(n), strict=True)
+        ]
+        return (latents * gradient).sum() / (question.frames * question.n_prompts), logs
+
+    def estimate(self, latents: Float[Tensor, "N c s s"], question: Question, draws: DiffusionDraws) -> ScoreEstimates:
+        """Ask the network: without text at t, with text at t, and what else the rule wants."""
+        schedule, frames = self.schedule_on(latents.device), question.frames
+        without, with_text = self.conditions(question)
+        t = draws.t.repeat_interleave(frames)
+        times, told = [t, t], [without, with_text]
+        shifted = self.rule.shift(draws.t, draws.t_min, draws.plus_rand, len(schedule.alphas_cumprod))
+        if shifted is not None:
+            times, told = [*times, shifted.repeat_interleave(frames)], [*told, with_text]
+        noisy = [schedule.add_noise(latents, draws.noise, time) for time in times]
+        outputs = self.predict(torch.cat(noisy), torch.cat(times), Condition.join(told)).chunk(len(times))
+        noises = [schedule.to_noise(*each) for each in zip(outputs, noisy, times, strict=True)]
+        if self.rule.asks_trained:
+            noises.append(schedule.to_noise(self.second(noisy[1], t, with_text), noisy[1], t))
+        return ScoreEstimates(
+            latents=latents,
+            noise=draws.noise,
+            t=t,
+            t_plus=times[-1],
+            uncond=noises[0],
+            cond=noises[1],
+            plus=noises[-1],
+            scale=self.cfg.guidance_scale(question.progress),
+            schedule=schedule,
+            frames=frames,
+        )
+
+    def _settle(self, device: torch.device) -> torch.dtype:
+        """Networks are stored in the type they run in, which is known once they are on their device."""
+        dtype = resolve_dtype(self.cfg.network_dtype, device)
+        if self.unet.dtype != dtype:
+            cast_frozen(self, dtype)
+        return dtype
+
+    def schedule_on(self, device: torch.device) -> NoiseSchedule:
+        """The noise schedule, with its table on `device`."""
+        if self.schedule.alphas_cumprod.device != device:
+            self.schedule = replace(self.schedule, alphas_cumprod=self.schedule.alphas_cumprod.to(device))
+        return self.schedule

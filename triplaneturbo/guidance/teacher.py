@@ -1,0 +1,137 @@
+"""What a teacher is: something that looks at rendered pictures and says in which direction they should move."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from triplaneturbo.base import Chosen, Module, Part, option
+from triplaneturbo.bounds import ScheduledWeight
+from triplaneturbo.draws import Draws
+from triplaneturbo.errors import ConfigError
+from triplaneturbo.schedule import Progress
+from triplaneturbo.types import Cameras, TextStates, Views
+
+
+class Sight(NamedTuple):
+    """What a teacher sees of each prompt: `rows` of the views of renderer `owner`, which collect gradients.
+
+    block: its number among the renderers' turns, which its random numbers and its log belong to.
+    """
+
+    block: int
+    owner: int
+    views: Views
+    rows: Int[Tensor, " N"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one teacher is asked at once: about the pictures of one renderer, or of all.
+
+    Pictures are sight-major, then prompt, then view; there are as many of each prompt as the teacher sees at once.
+    conditions: what the encoders of the data module say about the prompts, by their names.
+    """
+
+    sights: tuple[Sight, ...]
+    cameras: Cameras
+    conditions: Mapping[str, TextStates]
+    progress: Progress
+
+    @property
+    def n_prompts(self) -> int:
+        return len(self.cameras) // self.cameras.n_view
+
+    @property
+    def frames(self) -> int:
+        """Pictures of a prompt in a sight."""
+        return len(self.sights[0].rows) // self.n_prompts
+
+    @property
+    def rows(self) -> Int[Tensor, " N"]:
+        """The view of each picture."""
+        return torch.cat([sight.rows for sight in self.sights])
+
+    def pictures(self, kind: Literal["rgb", "normal", "disparity"]) -> Float[Tensor, "N C H W"]:
+        """What is seen, differentiable; channels first."""
+        seen = [getattr(sight.views, kind)[sight.rows] for sight in self.sights]
+        return torch.cat(seen).movedim(-1, 1)
+
+    def cameras_of_pictures(self) -> Cameras:
+        """The camera of each picture."""
+        return self.cameras.select(self.rows, n_view=self.frames)
+
+    def prompts_of_pictures(self) -> Int[Tensor, " N"]:
+        """The prompt of each picture."""
+        return self.rows // self.cameras.n_view
+
+
+class Teacher(Module):
+    """Looks at pictures of one view of each prompt, or of all. A subclass says what it thinks of them: `judge`.
+
+    Its weights are frozen and no part of the system's state, except those of `trained`.
+    """
+
+    role = "teacher"
+
+    @dataclass(kw_only=True)
+    class Config(Module.Config):
+        weight: ScheduledWeight = option(1.0)
+        """Of its gradient in the sum; a teacher whose weight is always 0 is not loaded."""
+        condition: str | None = None
+        """The data module's text encoder whose states it is told; None: that of the generator."""
+        shaping: dict[str, Annotated[Chosen, Part("shaping")]] = option({})
+        """What is done to its pictures' gradients before they are added to the others', in this order."""
+        first_renderer_only: bool = False
+        """It looks at the first renderer's pictures only, as often as it would look at all of them."""
+        label: str | None = None
+        """What logs and random draws call it; None: its name."""
+
+    multi_view: ClassVar[bool] = False
+    """Whether it sees all views of a prompt at once, or one."""
+    trained: nn.Module | None = None
+    """What is trained beside it, in the system's optimiser and checkpoints as `teachers.NAME`; or None."""
+
+    def draw(self, draws: Draws, n_view: int, progress: Progress, timestep_range: tuple[float, float] | None) -> Any:
+        """All its random numbers for the pictures of one renderer, keyed by sample; None if it needs none.
+
+        timestep_range: the share of all timesteps it is to look at, in place of its own options.
+        """
+        return None
+
+    @abstractmethod
+    def judge(self, question: Question, drawn: list[Any]) -> tuple[Float[Tensor, ""], list[dict[str, Tensor]]]:
+        """A scalar whose gradient with respect to the pictures is this teacher's, and what to log of each sight.
+
+        It is the mean over the question's prompts of a loss, once for each sight. drawn: what `draw` gave, for each sight.
+        """
+
+    def training_loss(self, question: Question, drawn: list[Any]) -> Float[Tensor, ""] | None:
+        """The loss of what is trained beside the teacher, after `judge` was asked the same; None: nothing is."""
+        return None
+
+    def states(self, question: Question) -> TextStates:
+        """What the encoder it names says about the prompts.
+
+        Raises:
+            ConfigError: the data module has no encoder of that name.
+        """
+        name = self.cfg.condition
+        if name is None:
+            name = next(iter(question.conditions))
+        if name not in question.conditions:
+            raise ConfigError(
+                f"the condition of a teacher is {name!r}; data.conditions has {', '.join(question.conditions)}"
+            )
+        return question.conditions[name]
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Teachers stay in evaluation mode, whatever the system around them does; what is trained follows it."""
+        super().train(False)
+        if self.trained is not None:
+            self.trained.train(mode)
+        return self

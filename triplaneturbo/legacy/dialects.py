@@ -1,0 +1,270 @@
+"""The dialects in which configurations are written, and how layers of them become one tree in our names.
+
+The published dialect is the original's (`system_type: ...`, `system.guidance.mv_weight`), with the options that this
+project's first version added to it; trials of that version are written in it. Ours names a component inside its block
+(`system: {type: ...}`). A package or a folder of `custom/` may register further ones (`register_dialect`).
+
+A file and the overrides in its own dialect are merged and resolved, then translated; overrides in our names apply after.
+An override in the published dialect changes a file in ours, too.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from triplaneturbo.bounds import from_project
+from triplaneturbo.errors import ConfigError
+from triplaneturbo.legacy import quirks
+from triplaneturbo.legacy.options import COMPONENTS, EXPERIMENT, Option
+from triplaneturbo.legacy.state_dicts import is_original
+from triplaneturbo.legacy.translate import Translator, published_names, put, take
+from triplaneturbo.weights.files import tensor_names
+
+Tree = dict[str, Any]
+Resolve = Callable[[Tree], tuple[Tree, dict[tuple, str]]]
+
+
+class Layer(NamedTuple):
+    """Part of a configuration, and where it is written."""
+
+    tree: Tree
+    source: str
+
+
+class Dialect(NamedTuple):
+    """Whether a file's tree is written in it, and how such a tree, resolved, is called in our names."""
+
+    speaks: Callable[[Tree], bool]
+    translate: Callable[[Tree], Tree]
+
+
+_DIALECTS: dict[str, Dialect] = {}
+
+
+def register_dialect(name: str, speaks: Callable[[Tree], bool], translate: Callable[[Tree], Tree]) -> None:
+    """Make files in another dialect readable.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in _DIALECTS or name in ("published", "ours"):
+        raise ValueError(f"there is a dialect {name!r} already; choose another name")
+    _DIALECTS[name] = Dialect(speaks, translate)
+
+
+@dataclass
+class Merged:
+    """A tree in our names with the places its values came from; see `config.Reading`."""
+
+    tree: Tree = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    from_environment: dict[tuple, str] = field(default_factory=dict)
+    differences: dict[str, str] = field(default_factory=dict)
+
+    def add(self, layer: Layer) -> None:
+        """Put a layer in our names on top."""
+        self.tree = merge(self.tree, layer.tree, layer.source, self.origins)
+
+
+def dialect_of(tree: Tree) -> str | None:
+    """The dialect of a file; None: it does not show."""
+    for name, dialect in _DIALECTS.items():
+        if dialect.speaks(tree):
+            return name
+    if "data_type" in tree or "system_type" in tree:
+        return "published"
+    if any(isinstance(tree.get(key), str) or "type" in (tree.get(key) or {}) for key in ("data", "system")):
+        return "ours"
+    return None
+
+
+def join(files: Sequence[Layer], overrides: Sequence[Layer], resolve: Resolve) -> Merged:
+    """One tree in our names.
+
+    Raises:
+        ConfigError: files are written in different dialects, or an override names no option of theirs.
+    """
+    spoken = {file.source: dialect for file in files if (dialect := dialect_of(file.tree))}
+    if len(set(spoken.values())) > 1:
+        told = ", ".join(f"{source} ({dialect})" for source, dialect in spoken.items())
+        raise ConfigError(
+            f"the files are written in different dialects: {told}; translate one: launch.py --translate FILE"
+        )
+    dialect = next(iter(spoken.values()), "ours")
+    if dialect == "ours":
+        merged = _ours(files, overrides, resolve)
+    else:
+        merged = _foreign(dialect, files, overrides, resolve)
+    _suit_weights(merged)
+    return merged
+
+
+def _ours(files: Sequence[Layer], overrides: Sequence[Layer], resolve: Resolve) -> Merged:
+    merged = Merged()
+    for file in files:
+        merged.add(file)
+    compat: dict[str, str] = {}
+    for layer in overrides:
+        if _is_published(layer.tree, merged.tree):
+            translator = Translator(merged.tree, complete=False)
+            layer = Layer(translator(layer.tree), layer.source)
+            compat |= translator.compat
+        merged.add(layer)
+    merged.tree, merged.from_environment = resolve(merged.tree)
+    quirks.repeat(merged.tree, compat)
+    return merged
+
+
+def _foreign(dialect: str, files: Sequence[Layer], overrides: Sequence[Layer], resolve: Resolve) -> Merged:
+    given = Merged()
+    layers = [*files]
+    translator = Translator()
+    translate = translator if dialect == "published" else _DIALECTS[dialect].translate
+    for layer in overrides:
+        if dialect != "published" or _is_published(layer.tree, {}) or _in_both(layer.tree):
+            layers.append(layer)
+    for layer in layers:
+        given.add(layer)
+    resolved, environment = resolve(given.tree)
+    merged = Merged(translate(_marked(resolved, environment)))
+    merged.from_environment = _take_marks(merged.tree, ())
+    _trace(merged, layers, resolve, translate)
+    for layer in (layer for layer in overrides if layer not in layers):
+        merged.add(layer)
+    merged.tree, _ = resolve(merged.tree)
+    if dialect == "published":
+        quirks.repeat(merged.tree, translator.compat)
+        if "" not in translator.compat:
+            silent = [q for q in quirks.concerned(merged.tree) if not any(translator.compat.values())]
+            merged.differences = {quirk.name: quirk.line for quirk in silent}
+    return merged
+
+
+def _trace(merged: Merged, layers: Sequence[Layer], resolve: Resolve, translate: Callable[[Tree], Tree]) -> None:
+    """Find out which layer a value of the translated tree came from: the one after which it is there."""
+    whole, before, seen = Merged(), {}, Merged()
+    for layer in layers:
+        whole.add(layer)
+        try:
+            now = translate(resolve(whole.tree)[0])
+        except Exception:  # without the layers to come it need not be complete
+            now = before
+        changed = {place for place, value in leaves(now) if take(before, place, seen) != value}
+        merged.origins |= dict.fromkeys(changed, layer.source)
+        before = now
+    for place, value in leaves(merged.tree):
+        if take(before, place, seen) != value:
+            merged.origins.setdefault(place, layers[-1].source)
+
+
+def _suit_weights(merged: Merged) -> None:
+    """The networks of the original's checkpoints say the deformation in cells of whatever grid is in use. That belongs
+    to the file, so a configuration that starts from one says so."""
+    path = from_project(take(merged.tree, "system.weights") or "", "system.weights")
+    if path and take(merged.tree, "system.geometry.field.deformable") and is_original(tensor_names(path)):
+        put(merged.tree, "system.geometry.field.deformation_unit", "cell")
+        merged.origins["system.geometry.field.deformation_unit"] = f"{path}, a checkpoint of the original"
+
+
+# Which dialect an override is written in
+
+
+def _is_published(tree: Tree, present: Tree) -> bool:
+    """Whether an override names an option of the published dialect that is called otherwise in ours."""
+    (key, value), *_ = tree.items()
+    if key in ("data_type", "system_type", "compat") or (key in EXPERIMENT and EXPERIMENT[key].refused):
+        return True
+    if key not in ("data", "system") or not isinstance(value, Mapping) or "type" in value:
+        return False
+    table = next(table for _, table in COMPONENTS[key].values())
+    return any(_names_published(key, name, inner, table, present) for name, inner in value.items())
+
+
+def _names_published(role: str, name: str, inner: Any, table: Mapping[str, Option], present: Tree) -> bool:
+    option = table.get(name)
+    if option is not None and option.to != name:
+        return True
+    if role == "system" and (name in ("renderer", "renderer_2nd", "loss") or name.endswith("_type")):
+        return True
+    if role != "system" or name not in COMPONENTS or not isinstance(inner, Mapping) or "type" in inner:
+        return False
+    kind = take(present, f"system.{name}.type") or next(iter(published_names(name)))
+    _, inside = COMPONENTS[name].get(published_names(name).get(kind, ""), next(iter(COMPONENTS[name].values())))
+    return any(_inside(key, value, inside) for key, value in inner.items())
+
+
+def _inside(key: str, value: Any, table: Mapping[str, Option], prefix: str = "") -> bool:
+    name = f"{prefix}{key}"
+    if name in table:
+        return table[name].to != name
+    if isinstance(value, Mapping) and any(known.startswith(f"{name}.") for known in table):
+        return True
+    return False
+
+
+def _in_both(tree: Tree) -> bool:
+    """Whether an override names an option that is called the same in both dialects."""
+    try:
+        translated = Translator(complete=False)(tree)
+    except ConfigError:
+        return False
+    return translated == tree
+
+
+# Trees
+
+
+def merge(under: Any, over: Any, source: str = "", origins: dict[str, str] | None = None, place: str = "") -> Any:
+    """`over` on top of `under`: mappings key by key; a block of another `type`, and anything else, takes its place."""
+    origins = {} if origins is None else origins
+    replaces = isinstance(over, Mapping) and "type" in over and isinstance(under, Mapping) and "type" in under
+    if isinstance(over, Mapping) and isinstance(under, Mapping) and not (replaces and over["type"] != under["type"]):
+        merged = dict(under)
+        for key, value in over.items():
+            here = f"{place}.{key}" if place else str(key)
+            merged[key] = merge(merged.get(key), value, source, origins, here)
+        return merged
+    for known in [known for known in origins if known == place or known.startswith(f"{place}.")]:
+        del origins[known]
+    for leaf, _ in leaves(over, place):
+        origins[leaf] = source
+    return copy.deepcopy(over)
+
+
+def leaves(tree: Any, place: str = "") -> list[tuple[str, Any]]:
+    """Dotted places of values that are no mappings."""
+    if isinstance(tree, Mapping) and tree:
+        return [leaf for key, value in tree.items() for leaf in leaves(value, f"{place}.{key}" if place else str(key))]
+    return [(place, tree)]
+
+
+class _FromEnvironment(str):
+    """A text that comes from an environment variable. written: as it is in the file."""
+
+    written: str
+
+
+def _marked(tree: Tree, environment: Mapping[tuple, str]) -> Tree:
+    """The tree, with the texts that come from the environment marked, so that they are found after a translation."""
+    marked = copy.deepcopy(tree)
+    for (*above, key), text in environment.items():
+        level: Any = marked
+        for part in above:
+            level = level[part]
+        if isinstance(level[key], str):
+            value = _FromEnvironment(level[key])
+            value.written = text
+            level[key] = value
+    return marked
+
+
+def _take_marks(tree: Any, place: tuple) -> dict[tuple, str]:
+    found = {}
+    for key, value in list(tree.items()) if isinstance(tree, dict) else list(enumerate(tree)):
+        if isinstance(value, (dict, list)):
+            found |= _take_marks(value, (*place, key))
+        elif isinstance(value, _FromEnvironment):
+            found[(*place, key)] = value.written
+            tree[key] = str(value)
+    return found

@@ -1,0 +1,89 @@
+"""Learning from teachers alone: scenes are rendered, teachers say how the pictures should change."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from triplaneturbo.base import Chosen, Part
+from triplaneturbo.draws import Draws
+from triplaneturbo.errors import ConfigError
+from triplaneturbo.registry import register
+from triplaneturbo.scenes import FieldScene
+from triplaneturbo.systems.scene import SceneSystem
+from triplaneturbo.types import Batch, Cameras, ScoreGradient, Views
+
+
+@register("scene-distillation")
+class SceneDistillation(SceneSystem):
+    """A geometry learns from the pictures of its scenes: a generator of many prompts, or the parameters of one."""
+
+    @dataclass(kw_only=True)
+    class Config(SceneSystem.Config):
+        guidance: Annotated[Chosen, Part("guidance", "score-distillation")] | None = None
+        """What judges the pictures; needed in training only."""
+
+    def setup(self, stage: str) -> None:
+        """In training load the teachers. They are kept out of the module tree, neither trained nor saved, except for what
+        is trained beside them.
+
+        Raises:
+            ConfigError: training without guidance.
+        """
+        super().setup(stage)
+        if stage != "fit" or hasattr(self, "_guidance"):
+            return
+        if self.cfg.guidance is None:
+            raise ConfigError("training needs system.guidance")
+        self._guidance = (self.cfg.guidance.build(),)
+        if self.guidance.trained:
+            self.teachers = nn.ModuleDict(self.guidance.trained)
+
+    @property
+    def guidance(self) -> Any:
+        """The teachers."""
+        return self._guidance[0]
+
+    def on_fit_start(self) -> None:
+        self.guidance.to(self.device)
+
+    def accumulate(self, batch: Batch) -> None:
+        """Look at the scenes of the prompts, and send what the teachers say back to the geometry."""
+        draws = Draws(self.run.seed, batch.samples, self.device).within("train")
+        scene = self.geometry.scene(batch.condition, draws)
+        self.distil(scene, batch.cameras[0], batch, draws, self.share)
+
+    def distil(
+        self,
+        scene: FieldScene,
+        cameras: Cameras,
+        batch: Batch,
+        draws: Draws,
+        share: float,
+        timestep_range: tuple[float, float] | None = None,
+    ) -> None:
+        """Add the gradient of `share` times the loss of a scene's pictures to what made it.
+
+        Pictures send their gradients to a copy of the scene, renderer after renderer, so that a renderer's graph is
+        freed before the next is used and the geometry is passed through once.
+        """
+        leaf, send_back = scene.detached()
+        views = {
+            name: self.render(renderer, leaf, cameras, batch, draws.within(f"renderer{self.label(name)}"))
+            for name, renderer in self.renderers.items()
+        }
+        scores = self.guidance(
+            list(views.values()), cameras, batch.conditions, draws, self.progress, timestep_range, share
+        )
+        for name, score in zip(list(views), scores, strict=True):
+            self.manual_backward(share * self.loss(views.pop(name), score, name, share))
+        send_back()
+
+    def loss(self, views: Views, score: ScoreGradient, name: str, share: float) -> Float[Tensor, ""]:
+        """A scalar with the teachers' gradient, weighted, plus the terms for the renderer `name`."""
+        objective, label = self.objectives[name], self.label(name)
+        terms, values = objective(views, self.progress)
+        named = {f"loss_{term}{label}": value for term, value in values.items()}
+        self.measure(named | {f"{what}{label}": value for what, value in score.logs.items()}, share)
+        return objective.score(self.progress) * score.surrogate(views) + terms
