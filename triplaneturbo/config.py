@@ -116,7 +116,10 @@ class Reading:
         return parse_config(ExperimentConfig, copy.deepcopy(self.tree), "")
 
     def to_yaml(self, **known: Any) -> str:
-        """The tree as YAML, to be kept beside results; `${oc.env:NAME}` stays as it is. known: further top-level values."""
+        """The tree as YAML, to be kept beside results; `${oc.env:NAME}` stays as it is.
+
+        known: further top-level values.
+        """
         values = copy.deepcopy(self.tree) | {key: value for key, value in known.items() if value is not None}
         for (*above, key), text in self.from_environment.items():
             reduce(lambda level, part: level[part], above, values)[key] = text

@@ -37,8 +37,8 @@ _NOT_GIVEN = "not given"
 
 @dataclass(frozen=True)
 class Trial:
-    """A run's configuration, as it was read and with its folder named, the checkpoint it starts from, and in training the
-    folder's lock, which process 0 holds."""
+    """A run's configuration, as it was read and with its folder named, the checkpoint it starts from, and in training
+    the folder's lock, which process 0 holds."""
 
     reading: Reading
     experiment: ExperimentConfig

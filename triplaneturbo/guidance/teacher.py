@@ -107,7 +107,7 @@ class Teacher(Module):
     def judge(self, question: Question, drawn: list[Any]) -> tuple[Float[Tensor, ""], list[dict[str, Tensor]]]:
         """A scalar whose gradient with respect to the pictures is this teacher's, and what to log of each sight.
 
-        It is the mean over the question's prompts of a loss, once for each sight. drawn: what `draw` gave, for each sight.
+        It is the mean over the question's prompts of a loss, once for each sight. drawn: what `draw` gave for each.
         """
 
     def training_loss(self, question: Question, drawn: list[Any]) -> Float[Tensor, ""] | None:

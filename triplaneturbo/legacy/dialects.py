@@ -4,8 +4,8 @@ The published dialect is the original's (`system_type: ...`, `system.guidance.mv
 project's first version added to it; trials of that version are written in it. Ours names a component inside its block
 (`system: {type: ...}`). A package or a folder of `custom/` may register further ones (`register_dialect`).
 
-A file and the overrides in its own dialect are merged and resolved, then translated; overrides in our names apply after.
-An override in the published dialect changes a file in ours, too.
+A file and the overrides in its own dialect are merged and resolved, then translated; overrides in our names apply
+after. An override in the published dialect changes a file in ours, too.
 """
 
 import copy
@@ -198,9 +198,7 @@ def _inside(key: str, value: Any, table: Mapping[str, Option], prefix: str = "")
     name = f"{prefix}{key}"
     if name in table:
         return table[name].to != name
-    if isinstance(value, Mapping) and any(known.startswith(f"{name}.") for known in table):
-        return True
-    return False
+    return isinstance(value, Mapping) and any(known.startswith(f"{name}.") for known in table)
 
 
 def _in_both(tree: Tree) -> bool:

@@ -262,8 +262,8 @@ MESH = {
 def _importance(value: Any, where: str) -> Any:
     if value != "importance":
         raise ConfigError(
-            f"{where}: estimator {value!r} is not supported: an occupancy grid or proposal network belongs to one scene, "
-            "and planes change with every prompt; use estimator 'importance'"
+            f"{where}: estimator {value!r} is not supported: an occupancy grid or proposal network belongs to one "
+            "scene, and planes change with every prompt; use estimator 'importance'"
         )
     return value
 

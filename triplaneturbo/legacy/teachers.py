@@ -97,7 +97,7 @@ def _rule(prefix: str, options: Mapping[str, Any], present: Any, where: str) -> 
         return {}
     rule: Tree = {"type": present} if isinstance(present, str) else dict(present or {})
     if "weighting_strategy" in own:
-        rule |= _weighting(own["weighting_strategy"], f"{where}.{prefix}_weighting_strategy")
+        rule |= weighting(own["weighting_strategy"], f"{where}.{prefix}_weighting_strategy")
     if "eps" in shared:
         rule["eps"] = shared["eps"]
     shift = {
@@ -120,7 +120,8 @@ def _rule(prefix: str, options: Mapping[str, Any], present: Any, where: str) -> 
     return {"type": kind, **{key: value for key, value in rule.items() if key != "type"}}
 
 
-def _weighting(name: Any, where: str) -> Tree:
+def weighting(name: Any, where: str) -> Tree:
+    """The options of a rule that a published weighting stands for."""
     if name not in _WEIGHTINGS:
         raise ConfigError(f"{where} is {name!r}; allowed: {', '.join(map(repr, _WEIGHTINGS))}")
     return {

@@ -25,8 +25,8 @@ class SceneDistillation(SceneSystem):
         """What judges the pictures; needed in training only."""
 
     def setup(self, stage: str) -> None:
-        """In training load the teachers. They are kept out of the module tree, neither trained nor saved, except for what
-        is trained beside them.
+        """In training load the teachers. They are kept out of the module tree, neither trained nor saved, except for
+        what is trained beside them.
 
         Raises:
             ConfigError: training without guidance.
