@@ -19,9 +19,8 @@ from triplaneturbo.guidance.diffusion import DiffusionTeacher
 from triplaneturbo.guidance.rules import ScoreEstimates
 from triplaneturbo.legacy.quirks import repeat
 from triplaneturbo.legacy.translate import Translator
-from triplaneturbo.weights.ldm import LDM_SCHEDULE
 from triplaneturbo.types import Cameras
-from triplaneturbo.weights.ldm import build_unet, build_vae
+from triplaneturbo.weights.ldm import LDM_SCHEDULE, build_unet, build_vae
 from triplaneturbo.weights.ldm_names import unet_shapes, vae_shapes
 
 # RichDreamer's transformers project with 1 x 1 convolutions, MVDream's with matrices.

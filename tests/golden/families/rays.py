@@ -11,11 +11,11 @@ from workbench import Workbench, cameras, translated
 
 from families.planes import network_gradients
 from families.scene import analytic_scene, surroundings
+from triplaneturbo.losses.terms import Eikonal, Sparsity
 from triplaneturbo.renderers.patch import PatchDraws, PatchRenderer
 from triplaneturbo.renderers.sampling import Jitter, place_samples
 from triplaneturbo.renderers.volume import VolumeRenderer
 from triplaneturbo.scenes import FieldScene
-from triplaneturbo.losses.terms import Eikonal, Sparsity
 from triplaneturbo.types import Cameras, Views
 
 _VOLUME = "generative-space-sdf-volume-renderer"
