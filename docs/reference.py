@@ -91,18 +91,16 @@ def room_page(room: str) -> str:
 
 
 def modules(room: str) -> list[str]:
-    """Dotted names of the room's modules. Left out are empty ones, and kernels, whose callers document them."""
-    folder = PACKAGE if room == "core" else PACKAGE / room
-    files = sorted(folder.glob("*.py") if room == "core" else folder.rglob("*.py"))
-    shown = (path for path in files if path.read_text(encoding="utf-8") and not path.stem.endswith("_triton"))
-    names = (path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in shown)
-    return [name.removesuffix(".__init__") for name in names]
+    """Dotted names of the room's modules but its `__init__`, which has names of the others, and kernels, whose callers
+    document them."""
+    files = PACKAGE.glob("*.py") if room == "core" else (PACKAGE / room).rglob("*.py")
+    shown = sorted(path for path in files if path.stem != "__init__" and not path.stem.endswith("_triton"))
+    return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in shown]
 
 
 def registered(module: str) -> Iterator[tuple[str, str]]:
     """Names that the classes of a module are registered under, and those of the classes; the module is not imported."""
-    path = ROOT / module.replace(".", "/")
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    file = ROOT.joinpath(*module.split(".")).with_suffix(".py")
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         for decorator in node.decorator_list if isinstance(node, ast.ClassDef) else ():
             if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "register":
