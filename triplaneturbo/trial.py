@@ -105,15 +105,15 @@ def enter_trial(
                 lock = stack.enter_context(FolderLock(chosen.trial_dir))
                 if checkpoint:
                     compare_with_past(reading, checkpoint)
-            return [chosen.timestamp, checkpoint and str(checkpoint)]
+            return [chosen.timestamp, str(checkpoint) if checkpoint else None]
 
         timestamp, checkpoint = _decide_once(decide, trainer)
         stack.callback(os.environ.pop, HANDED_DOWN, None)
         chosen = dataclasses.replace(experiment, timestamp=timestamp)
-        yield Trial(reading, chosen, checkpoint and Path(checkpoint), lock)
+        yield Trial(reading, chosen, Path(checkpoint) if checkpoint else None, lock)
 
 
-def _decide_once(decide: Callable[[], Any], trainer: pl.Trainer) -> Any:
+def _decide_once(decide: Callable[[], list[str | None]], trainer: pl.Trainer) -> list[str | None]:
     """The result of `decide`, or its error, of process 0 in all processes of the run.
 
     Lightning starts the other processes of a machine when training begins, with this one's environment. Those that
@@ -122,14 +122,16 @@ def _decide_once(decide: Callable[[], Any], trainer: pl.Trainer) -> Any:
     """
     if trainer.world_size == 1:
         return decide()
-    if not trainer.strategy.cluster_environment.creates_processes_externally:
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is None or not environment.creates_processes_externally:
         result = decide()
         os.environ[HANDED_DOWN] = json.dumps(result)
         return result
     if not trainer.is_global_zero and HANDED_DOWN in os.environ:
         return json.loads(os.environ[HANDED_DOWN])
     trainer.strategy.setup_environment()
-    result = error = None
+    result = []
+    error: Exception | None = None
     if trainer.is_global_zero:
         try:
             result = decide()
@@ -158,7 +160,7 @@ class TrialGuard(pl.Callback):
                     "files. Give resume=PATH, or start the processes with torchrun or srun"
                 )
 
-    def _check(self, *args: Any) -> None:
+    def _check(self, *args: object, **kwargs: object) -> None:
         if self.trial.lock:
             self.trial.lock.check()
 

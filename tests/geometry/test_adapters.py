@@ -126,6 +126,14 @@ def test_cross_plane_attention_is_softmax_over_all_planes_of_a_prompt(image):
     torch.testing.assert_close(attention(x), expected)
 
 
+@pytest.mark.parametrize("given", ["encoder_hidden_states", "attention_mask"])
+def test_cross_plane_attention_refuses_what_it_would_ignore(given):
+    attention = Attention(query_dim=4, heads=1, dim_head=4)
+    attention.set_processor(CrossPlaneAttention())
+    with pytest.raises(ValueError, match="takes neither other states nor a mask"):
+        attention(torch.zeros(6, 2, 4), **{given: torch.zeros(6, 2, 4)})
+
+
 @pytest.mark.parametrize("kinds", [("hexa_v1", "vanilla", "vanilla_v1"), ("vanilla", "hexa_v1", "hexa_v1")])
 def test_merged_network_computes_the_same(build, kinds):
     keys = ("self_lora_type", "cross_lora_type", "locon_type")
