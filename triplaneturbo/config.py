@@ -115,12 +115,16 @@ class Reading:
         """
         return parse_config(ExperimentConfig, copy.deepcopy(self.tree), "")
 
+    def complete(self) -> Tree:
+        """The tree with all defaults; what was given stays as it was written."""
+        return dialects.merge(as_tree(self.experiment()), self.tree)
+
     def to_yaml(self, **known: Any) -> str:
-        """The tree as YAML, to be kept beside results; `${oc.env:NAME}` stays as it is.
+        """Everything as YAML, defaults too, to be kept beside results; `${oc.env:NAME}` stays as it is.
 
         known: further top-level values.
         """
-        values = copy.deepcopy(self.tree) | {key: value for key, value in known.items() if value is not None}
+        values = self.complete() | {key: value for key, value in known.items() if value is not None}
         for (*above, key), text in self.from_environment.items():
             reduce(lambda level, part: level[part], above, values)[key] = text
         return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)

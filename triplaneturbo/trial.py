@@ -180,17 +180,17 @@ def compare_with_past(reading: Reading, checkpoint: Path) -> None:
     """
     path = checkpoint.parent.parent / "configs" / "parsed.yaml"
     try:
-        then = read_config([path]).tree
+        then = read_config([path]).complete()
     except ConfigError as error:
         log.warning("resume: %s cannot be compared with what the run was before: %s", checkpoint, error)
         return
-    rows = differences(then, reading.tree)
+    rows = differences(then, reading.complete())
     if not rows:
         return
     width, middle = (max(len(row[column]) for row in [("key", "then"), *rows]) for column in (0, 1))
     table = "\n".join(f"  {key:{width}}  {old:{middle}}  {new}" for key, old, new in [("key", "then", "now"), *rows])
     for key, old, new in rows:
-        if key in ("system.type", "seed"):
+        if key == "system.type" or key.rpartition(".")[2] == "seed":
             raise ConfigError(
                 f"resume: {key} was {old} in the run of {checkpoint} and is {new} now: this would not be the same run. "
                 f"Give {key}={old} to continue it, or start a new one from its weights with "
