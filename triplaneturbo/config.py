@@ -1,8 +1,8 @@
 """The experiment configuration: YAML files and command-line overrides.
 
 A relative path in a file or a default starts from the project's folder, wherever the program is started and wherever
-the file lies: `load/shapeworld` is the shipped one. A relative path on the command line starts, as everywhere, from
-the working directory.
+the file lies: `load/shapeworld` is the shipped one. Where the package is installed without a checkout, the project's
+folder is the working directory. A relative path on the command line starts, as everywhere, from the working directory.
 """
 
 import copy

@@ -24,6 +24,7 @@ from triplaneturbo.config import ExperimentConfig, load_config
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.extensions import import_extensions
 from triplaneturbo.interruption import FILES, NOTHING, interruption
+from triplaneturbo.places import PROJECT
 from triplaneturbo.storage import require_writable
 from triplaneturbo.systems.base import LoggersConfig
 from triplaneturbo.systems.callbacks import ProgressReport, RunCard
@@ -33,7 +34,7 @@ from triplaneturbo.trial import Trial, TrialGuard, choose, enter_trial
 
 log = logging.getLogger(__name__)
 
-CUSTOM_FOLDER = Path(__file__).resolve().parents[1] / "custom"
+CUSTOM_FOLDER = PROJECT / "custom"
 # Numbers of the trainer that have a meaning; their types are those that Lightning declares.
 _TRAINER_RANGES = {
     **dict.fromkeys(("max_steps", "max_epochs", "num_sanity_val_steps"), Range(-1)),
@@ -82,7 +83,7 @@ def launch(request: Launch) -> None:
         ConfigError: configuration, extension, or command line cannot be used.
     """
     _set_up_logging(request.verbose)
-    import_extensions(CUSTOM_FOLDER)
+    import_extensions(Path.cwd() / "custom", CUSTOM_FOLDER)
     experiment = _read_configuration(request)
     training = request.mode == "train"
     interruption.remains = NOTHING if training else FILES

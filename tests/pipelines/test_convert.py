@@ -10,9 +10,9 @@ import yaml
 from published_layout import draw, published_unet, published_vae, tiny_unet, tiny_vae
 from tiny_student import geometry_options, write_pipeline
 
-from evaluation.convert import main
 from triplaneturbo import TextToMeshPipeline
 from triplaneturbo.errors import WeightsError
+from triplaneturbo.evaluation.convert import main
 from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
 from triplaneturbo.geometry.legacy import from_original, to_original
 from triplaneturbo.guidance import MVDreamTeacher, RichDreamerTeacher
