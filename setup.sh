@@ -84,7 +84,7 @@ install() {
     base=$(find_base_python) || exit 1
     choose_environment "$base"
     stamp=$("$python" -c 'import sys; print(sys.prefix)')/triplaneturbo-requirements
-    wanted=$(cat "$REQUIREMENTS" "$CONSTRAINTS" | cksum)
+    wanted=$(cat "$REQUIREMENTS" pyproject.toml "$CONSTRAINTS" | cksum)
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
     install_requirements
     printf '%s' "$wanted" >"$stamp"

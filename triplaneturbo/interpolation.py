@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from triplaneturbo.errors import ConfigError
@@ -85,6 +86,36 @@ def resolve(config: DictConfig) -> tuple[dict[Any, Any], dict[Place, str]]:
     _watch_environment(asked)
     values = _container(config, resolve=True)
     return values, dict(_from_environment(written, config, (), asked))
+
+
+def resolve_known(config: DictConfig) -> tuple[dict[Any, Any], dict[Place, str]]:
+    """As `resolve`, but what is missing, and interpolations that need it, stay as they are written, as do those of
+    environment variables."""
+    for name, resolver in RESOLVERS.items():
+        OmegaConf.register_resolver(name, resolver, replace=True, annotation_validation="off")
+    written = _container(config, resolve=False)
+    _Weigher(written).check()
+    return _known(written, config), {}
+
+
+def _known(written: Any, node: Any) -> Any:
+    if isinstance(written, dict):
+        return {key: _known(value, _value_of(node, key)) for key, value in written.items()}
+    if isinstance(written, list):
+        return [_known(value, _value_of(node, index)) for index, value in enumerate(written)]
+    if not isinstance(written, str) or "oc.env" in written:
+        return written
+    return (
+        OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else written if node is None else node
+    )
+
+
+def _value_of(parent: Any, key: Any) -> Any:
+    """The value of a key; None if it is missing or cannot be resolved."""
+    try:
+        return parent[key]
+    except OmegaConfBaseException:
+        return None
 
 
 def _container(config: DictConfig, *, resolve: bool) -> dict[Any, Any]:

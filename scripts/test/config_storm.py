@@ -30,10 +30,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import launch
-from triplaneturbo import launcher
+from triplaneturbo import cli, launcher
 from triplaneturbo.base import parse_config
 from triplaneturbo.bounds import Range
 from triplaneturbo.config import ExperimentConfig, load_config
@@ -350,7 +347,7 @@ def attempt(config: str, overrides: list[str], mistake: Mistake, out: Path) -> t
         patch.object(ProgressiveRenderingDistillation, "training_step", start),
     ):
         try:
-            code = launch.main(command)
+            code = cli.launch(command)
         except Started:
             return "ran", ""
         except SystemExit as error:  # of the parser of the command line

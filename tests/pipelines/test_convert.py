@@ -10,12 +10,12 @@ import yaml
 from published_layout import draw, published_unet, published_vae, tiny_unet, tiny_vae
 from tiny_student import geometry_options, write_pipeline
 
-from evaluation.convert import main
 from triplaneturbo import TextToMeshPipeline
 from triplaneturbo.errors import WeightsError
+from triplaneturbo.evaluation.convert import main
 from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
-from triplaneturbo.legacy.state_dicts import from_original, to_original
 from triplaneturbo.guidance import MVDreamTeacher, RichDreamerTeacher
+from triplaneturbo.legacy.state_dicts import from_original, to_original
 from triplaneturbo.pipelines.convert import convert, convert_back, kind_of
 from triplaneturbo.weights import ldm
 from triplaneturbo.weights.files import load_tensors
