@@ -112,7 +112,7 @@ def _ours(files: Sequence[Layer], overrides: Sequence[Layer], resolve: Resolve) 
             compat |= translator.compat
         merged.add(layer)
     merged.tree, merged.from_environment = resolve(merged.tree)
-    quirks.repeat(merged.tree, compat)
+    _repeat_mistakes(merged, compat)
     return merged
 
 
@@ -134,11 +134,18 @@ def _foreign(dialect: str, files: Sequence[Layer], overrides: Sequence[Layer], r
         merged.add(layer)
     merged.tree, _ = resolve(merged.tree)
     if dialect == "published":
-        quirks.repeat(merged.tree, translator.compat)
+        _repeat_mistakes(merged, translator.compat)
         if "" not in translator.compat:
             silent = [q for q in quirks.concerned(merged.tree) if not any(translator.compat.values())]
             merged.differences = {quirk.name: quirk.line for quirk in silent}
     return merged
+
+
+def _repeat_mistakes(merged: Merged, compat: Mapping[str, str]) -> None:
+    before = dict(leaves(merged.tree))
+    quirks.repeat(merged.tree, compat)
+    changed = [place for place, value in leaves(merged.tree) if before.get(place, Merged) != value]
+    merged.origins |= dict.fromkeys(changed, "compat: original")
 
 
 def _trace(merged: Merged, layers: Sequence[Layer], resolve: Resolve, translate: Callable[[Tree], Tree]) -> None:
