@@ -11,7 +11,9 @@ from triplaneturbo.extensions import import_extensions
 
 ROOT = Path(__file__).parents[1]
 FULL_SIZE = sorted((ROOT / "configs").glob("*.yaml"))
-STUDENTS = [path for path in sorted(ROOT.glob("configs/**/*.yaml")) if path.stem.startswith(("Triplane", "prd", "tiny"))]
+STUDENTS = [
+    path for path in sorted(ROOT.glob("configs/**/*.yaml")) if path.stem.startswith(("Triplane", "prd", "tiny"))
+]
 
 
 def experiment(path):

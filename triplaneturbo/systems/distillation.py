@@ -46,6 +46,9 @@ class SceneDistillation(SceneSystem):
         return self._guidance[0]
 
     def on_fit_start(self) -> None:
+        """Raises ConfigError: teachers and data do not go together."""
+        data = self.trainer.datamodule.cfg
+        self.guidance.check(data.cameras.cfg.n_view, data.conditions)
         self.guidance.to(self.device)
 
     def accumulate(self, batch: Batch) -> None:
