@@ -32,8 +32,8 @@ it so.
 
 Whole groups: `system.loss.lambda_TERM` and `lambda_TERM_2nd` are `system.losses.RENDERER.TERM`; `system.optimizer`
 takes `name` (Adan, Adam, AdamW), `args` and `params` by part, but no `scheduler` (write the learning rate as a
-schedule); `system.loggers` knows `wandb`; `trainer` takes every argument of the Lightning trainer but those that the launcher
-decides; `checkpoint` takes `save_last`, `save_top_k` and `every_n_train_steps`. Of the original's components,
+schedule); `system.loggers` knows `wandb`; `trainer` takes every argument of the Lightning trainer but those that the
+launcher decides; `checkpoint` takes `save_last`, `save_top_k` and `every_n_train_steps`. Of the original's components,
 `Hypernet-sdf`, the single-prompt processors and the explicit geometries are not there: none of the published recipes
 uses them.
 """

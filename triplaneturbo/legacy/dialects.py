@@ -18,7 +18,7 @@ from triplaneturbo.errors import ConfigError
 from triplaneturbo.legacy import quirks
 from triplaneturbo.legacy.options import COMPONENTS, EXPERIMENT, Option
 from triplaneturbo.legacy.state_dicts import is_original
-from triplaneturbo.legacy.translate import Translator, published_names, put, take
+from triplaneturbo.legacy.translate import PARTS, Translator, published_names, put, take
 from triplaneturbo.weights.files import tensor_names
 
 Tree = dict[str, Any]
@@ -190,7 +190,7 @@ def _is_published(tree: Tree, present: Tree) -> bool:
 
 def _names_published(role: str, name: str, inner: Any, table: Mapping[str, Option], present: Tree) -> bool:
     option = table.get(name)
-    if option is not None and option.to != name:
+    if option is not None and option.to != name and name not in PARTS:
         return True
     if role == "system" and (name in ("renderer", "renderer_2nd", "loss") or name.endswith("_type")):
         return True
@@ -210,8 +210,11 @@ def _inside(key: str, value: Any, table: Mapping[str, Option], prefix: str = "")
 
 def _in_both(tree: Tree) -> bool:
     """Whether an override names an option that is called the same in both dialects."""
+    first = {role: next(iter(components.values()))[0] for role, components in COMPONENTS.items()}
+    present: Tree = {"data": {"type": first["data"]}, "system": {part: {"type": first[part]} for part in PARTS}}
+    present["system"]["type"] = first["system"]
     try:
-        translated = Translator(complete=False)(tree)
+        translated = Translator(present, complete=False)(tree)
     except ConfigError:
         return False
     return translated == tree
