@@ -121,11 +121,12 @@ def _foreign(dialect: str, files: Sequence[Layer], overrides: Sequence[Layer], r
     layers = [*files]
     translator = Translator()
     translate = translator if dialect == "published" else _DIALECTS[dialect].translate
-    for layer in overrides:
-        if dialect != "published" or _is_published(layer.tree, {}) or _in_both(layer.tree):
-            layers.append(layer)
-    for layer in layers:
+    for layer in files:
         given.add(layer)
+    for layer in overrides:
+        if dialect != "published" or _is_published(layer.tree, {}) or _in_both(layer.tree, given.tree):
+            layers.append(layer)
+            given.add(layer)
     resolved, environment = resolve(given.tree)
     merged = Merged(translate(_marked(resolved, environment)))
     merged.from_environment = _take_marks(merged.tree, ())
@@ -208,8 +209,12 @@ def _inside(key: str, value: Any, table: Mapping[str, Option], prefix: str = "")
     return isinstance(value, Mapping) and any(known.startswith(f"{name}.") for known in table)
 
 
-def _in_both(tree: Tree) -> bool:
-    """Whether an override names an option that is called the same in both dialects."""
+def _in_both(tree: Tree, file: Tree) -> bool:
+    """Whether an override names an option that is called the same in both dialects, as those of components do that were
+    never published."""
+    (key, *_) = tree
+    if key in ("data", "system") and file.get(f"{key}_type") not in COMPONENTS[key]:
+        return True
     first = {role: next(iter(components.values()))[0] for role, components in COMPONENTS.items()}
     present: Tree = {"data": {"type": first["data"]}, "system": {part: {"type": first[part]} for part in PARTS}}
     present["system"]["type"] = first["system"]
