@@ -13,7 +13,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from triplaneturbo.config import load_config
-from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion, sd_configs
+from triplaneturbo.geometry import FewStepTriplanes, sd_configs
 from triplaneturbo.legacy.state_dicts import to_original
 from triplaneturbo.weights import hub
 from triplaneturbo.weights.ldm_names import SCHEDULE, unet_shapes, vae_shapes
@@ -151,7 +151,7 @@ def _student(widths: Widths) -> dict[str, str | Shapes]:
                 (Path(folder) / file).write_text(text)
         options["space_generator_config"]["pretrained_model_name_or_path"] = folder
         with torch.device("meta"):
-            state = FewStepTriplaneDualStableDiffusion(options).state_dict()
+            state = FewStepTriplanes(options).state_dict()
     return {"": {f"geometry.{name}": tuple(tensor.shape) for name, tensor in to_original(state).items()}}
 
 

@@ -13,7 +13,7 @@ from tiny_student import geometry_options, write_pipeline
 from evaluation.convert import main
 from triplaneturbo import TextToMeshPipeline
 from triplaneturbo.errors import WeightsError
-from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
+from triplaneturbo.geometry import FewStepTriplanes
 from triplaneturbo.legacy.state_dicts import from_original, to_original
 from triplaneturbo.guidance import MVDreamTeacher, RichDreamerTeacher
 from triplaneturbo.pipelines.convert import convert, convert_back, kind_of
@@ -58,7 +58,7 @@ def test_every_tensor_of_the_published_student_has_its_place():
     assert kind_of(state, "student") == "student"
     options = yaml.safe_load(RECIPE.read_text())["system"]["geometry"]
     with torch.device("meta"):
-        ours = FewStepTriplaneDualStableDiffusion(options).state_dict()
+        ours = FewStepTriplanes(options).state_dict()
     own = {name.removeprefix("geometry."): tensor for name, tensor in state.items()}
     renamed = from_original(own, ours)
     assert {name: t.shape for name, t in renamed.items()} == {name: t.shape for name, t in ours.items()}

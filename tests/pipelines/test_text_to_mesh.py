@@ -9,7 +9,7 @@ from tiny_student import geometry_options, write_pipeline
 from triplaneturbo import TextToMeshPipeline
 from triplaneturbo.errors import EmptyFieldError, WeightsError, WriteError
 from triplaneturbo.exporters.files import read_mesh
-from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
+from triplaneturbo.geometry import FewStepTriplanes
 from triplaneturbo.legacy.state_dicts import to_original
 from triplaneturbo.weights.files import load_tensors, save_tensors
 
@@ -61,7 +61,7 @@ def test_resolution(pipe):
 
 
 def test_merged_adapters_give_what_the_training_modules_give(pipe, folder):
-    geometry = FewStepTriplaneDualStableDiffusion(geometry_options(pipe.base))
+    geometry = FewStepTriplanes(geometry_options(pipe.base))
     state = load_tensors(folder / "student.safetensors")
     geometry.load_state_dict({name.removeprefix("geometry."): tensor for name, tensor in state.items()})
     tokens, _ = pipe.text_encoder.encode(["a red cube"])
