@@ -10,10 +10,10 @@ import yaml
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from custom.shapeworld.models import TEXT_WIDTH, build_scheduler, build_text_encoder, build_tokenizer
-from triplaneturbo.base import build
 from triplaneturbo.config import load_config
 from triplaneturbo.launcher import trainer_options
 from triplaneturbo.systems.checkpoint import AtomicCheckpointIO
+from triplaneturbo.types import Run
 
 PROMPTS = ("a red cube", "a blue sphere", "a green cone", "a red torus", "a blue cone")
 
@@ -182,7 +182,8 @@ def assemble(world: Path, out: Path, *overrides: str, max_steps: int = 1) -> tup
     """System, data module and trainer of the configuration, as the launcher builds them, without loggers."""
     experiment = load_config([write_configuration(world, out)], overrides)
     torch.manual_seed(experiment.seed)
-    data = build(experiment.data_type, experiment.data, handed_down=experiment.handed_down)
-    system = build(experiment.system_type, experiment.system, handed_down=experiment.handed_down)
+    data, system = experiment.data.build(), experiment.system.build()
+    for part in (data, system):
+        part.enter(Run(experiment.seed, experiment.trial_dir / "save"))
     options = trainer_options(experiment) | {"max_steps": max_steps}
     return system, data, pl.Trainer(**options, logger=False, callbacks=[], plugins=[AtomicCheckpointIO()])
