@@ -34,6 +34,24 @@ def geometry_options(base: Path) -> dict:
     return {**GEOMETRY, "space_generator": {**GENERATOR, "pretrained_model_name_or_path": str(base)}}
 
 
+def training_options(base: Path) -> dict:
+    """A configuration of a training of this student."""
+    return {
+        "data": {
+            "type": "prompts-and-cameras",
+            "prompts": ["a red cube"],
+            "latent_shape": [6, 4, 8, 8],
+            "conditions": {"sd": {"pretrained_model_name_or_path": str(base)}},
+        },
+        "system": {
+            "type": "progressive-rendering-distillation",
+            "geometry": {"type": "few-step-triplanes", **geometry_options(base)},
+            "renderers": {"mesh": "mesh"},
+            "inference_steps": 4,
+        },
+    }
+
+
 def write_pipeline(folder: Path, base: Path) -> Path:
     """A folder for `TextToMeshPipeline.from_pretrained`, its adapters random."""
     with torch.random.fork_rng():

@@ -153,7 +153,7 @@ def test_generation_is_the_same_every_time_and_at_every_place_of_a_list(run):
     planes = system.generate(batch).tensors["planes"]
     assert torch.equal(planes, system.generate(batch).tensors["planes"])
     text = dataclasses.replace(batch.condition, tokens=batch.condition.tokens[1:], pooled=batch.condition.pooled[1:])
-    second = dataclasses.replace(batch, prompts=batch.prompts[1:], samples=(77,), condition=text)
+    second = dataclasses.replace(batch, prompts=batch.prompts[1:], samples=(77,), conditions={"second": text})
     torch.testing.assert_close(system.generate(second).tensors["planes"], planes[1:], rtol=1e-4, atol=1e-4)
 
 
