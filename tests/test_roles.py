@@ -55,7 +55,9 @@ def test_modules_of_lightning_are_systems_and_data():
 
 
 def test_a_wrong_slot_says_what_kind_was_wanted():
-    with pytest.raises(UnknownNameError, match=r"system\.geometry\.type is 'mesh', which is a renderer; wanted is a geom"):
+    with pytest.raises(
+        UnknownNameError, match=r"system\.geometry\.type is 'mesh', which is a renderer; wanted is a geom"
+    ):
         build("geometry", "mesh", "system.geometry")
     with pytest.raises(UnknownNameError, match="no shaping has that name; did you mean 'clip-pixels'"):
         build("shaping", {"type": "clip-pixel"}, "shaping")

@@ -101,7 +101,9 @@ def test_cross_plane_attention_is_softmax_over_all_planes_of_a_prompt(image):
     torch.testing.assert_close(attention(x), expected)
 
 
-@pytest.mark.parametrize("kinds", [("plane_lora", "shared_lora", "shared_lora"), ("shared_lora", "plane_lora", "plane_lora")])
+@pytest.mark.parametrize(
+    "kinds", [("plane_lora", "shared_lora", "shared_lora"), ("shared_lora", "plane_lora", "plane_lora")]
+)
 def test_merged_network_computes_the_same(build, kinds):
     keys = ("self_attention", "cross_attention", "convolutions")
     geometry = build(generator=dict(zip(keys, kinds, strict=True)) | {"decoder_attention": "plane_lora"})

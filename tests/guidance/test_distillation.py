@@ -185,9 +185,7 @@ def test_a_teacher_can_look_at_the_first_renderer_twice(folders: dict[str, str])
     assert first.rgb.abs().amax(dim=(1, 2, 3)).gt(0).unflatten(0, (-1, 4)).sum(dim=1).tolist() == [2, 2]
 
 
-@pytest.mark.parametrize(
-    ("rule", "passes"), [("csd", 2), ("asd", 3), ({"type": "asd", "ratio": 0.5}, 3), ("sds", 2)]
-)
+@pytest.mark.parametrize(("rule", "passes"), [("csd", 2), ("asd", 3), ({"type": "asd", "ratio": 0.5}, 3), ("sds", 2)])
 def test_the_shift_costs_a_third_pass_and_nothing_else_does(
     folders: dict[str, str], rule: str | dict, passes: int
 ) -> None:
@@ -227,7 +225,9 @@ def test_timesteps_follow_their_schedule(folders: dict[str, str]) -> None:
     assert set(ranged["mv"][0].t.tolist()) <= {700, 701}
     with pytest.raises(ConfigError, match=r"no timesteps between 0\.5 and 0\.2"):
         guidance.sample_draws(draws_of(0), 1, 4, START, timestep_range=(0.5, 0.2))
-    with pytest.raises(ConfigError, match=r"min_timestep must be below max_timestep, but at time 100 they are 0\.6 and 0"):
+    with pytest.raises(
+        ConfigError, match=r"min_timestep must be below max_timestep, but at time 100 they are 0\.6 and 0"
+    ):
         guide(folders, "mv", mv={"min_timestep": [0, 0.1, 0.6, 100], "max_timestep": 0.5})
 
 

@@ -65,12 +65,12 @@ def hand_estimates() -> ScoreEstimates:
     """Guided: 0.5 + 3 * 1 = 3.5, so the clean latent is estimated as (2.2 - 0.8 * 3.5) / 0.6 = -1: 2 from x."""
     schedule = replace(SCHEDULE, alphas_cumprod=torch.tensor([0.5, 0.36, 0.25], dtype=torch.float64))
     one = {name: torch.full((1, 1, 1, 1), value, dtype=torch.float64) for name, value in HAND.items()}
-    return make_estimates(
-        **one, t=torch.tensor([1]), t_plus=torch.tensor([2]), scale=3.0, schedule=schedule, frames=1
-    )
+    return make_estimates(**one, t=torch.tensor([1]), t_plus=torch.tensor([2]), scale=3.0, schedule=schedule, frames=1)
 
 
-@pytest.mark.parametrize(("name", "difference"), [("sds", 3.5 - 2), ("csd", 3.5 - 1.5), ("asd", 3.5 + 1), ("vsd", 3.5 + 1)])
+@pytest.mark.parametrize(
+    ("name", "difference"), [("sds", 3.5 - 2), ("csd", 3.5 - 1.5), ("asd", 3.5 + 1), ("vsd", 3.5 + 1)]
+)
 @pytest.mark.parametrize(
     ("weighting", "weight"),
     [("uniform", 1.0), ("sds", 0.64), ("sds_sqrt", 0.8), ("fantasia3d", 0.6 * 0.64), ("dmd", (0.8 / 0.6) / (2 + 0.5))],

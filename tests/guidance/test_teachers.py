@@ -20,7 +20,6 @@ from triplaneturbo.schedule import Progress
 from triplaneturbo.types import Condition, Views
 
 
-
 def ask(views: Views, n_view: int, rows: list[int] | None = None) -> Question:
     """A question about the pictures `rows`, or all of them."""
     n_prompts = len(views.rgb) // n_view
@@ -111,7 +110,9 @@ def test_the_camera_matters(folders: dict[str, str]) -> None:
     teacher = RichDreamerTeacher({"path": folders["rd"], "image_size": 8})
     t, text, noisy = torch.full((4,), 400), noise_like((4, 5, TEXT_WIDTH)), noise_like((4, 4, 8, 8))
     camera = teacher.camera(make_cameras(1))
-    difference = teacher.predict(noisy, t, Condition(text, camera)) - teacher.predict(noisy, t, Condition(text, camera.flip(0)))
+    difference = teacher.predict(noisy, t, Condition(text, camera)) - teacher.predict(
+        noisy, t, Condition(text, camera.flip(0))
+    )
     assert difference.abs().max() > 1e-4
 
 

@@ -74,7 +74,9 @@ def test_the_copy_follows_the_training_mode_and_the_teacher_does_not(folders: di
 
 
 def test_a_rule_that_asks_for_a_copy_refuses_a_teacher_without_one(folders: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="rule 'vsd' needs a teacher with a trained copy, which StableDiffusionTeacher"):
+    with pytest.raises(
+        ConfigError, match="rule 'vsd' needs a teacher with a trained copy, which StableDiffusionTeacher"
+    ):
         guide(folders, type="stable-diffusion")
 
 

@@ -22,7 +22,11 @@ def make_teachers(folders: dict[str, str], *names: str, **options: dict) -> dict
 
     They are told what `second` says, RichDreamer what `first` does.
     """
-    sizes = {"rd": ("richdreamer", 8, "first"), "mv": ("mvdream", 16, "second"), "sd": ("stable-diffusion", 24, "second")}
+    sizes = {
+        "rd": ("richdreamer", 8, "first"),
+        "mv": ("mvdream", 16, "second"),
+        "sd": ("stable-diffusion", 24, "second"),
+    }
     usual = {"rule": {"type": "asd", "weighting": "dmd", "eps": 0.1}, **options.get("every", {})}
     teachers = {}
     for name in names or sizes:

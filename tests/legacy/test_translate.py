@@ -61,7 +61,11 @@ def test_bad_training_type_is_an_error_that_shows_a_good_one(text):
         ({"isosurface_remove_outliers": True, "isosurface_outlier_n_faces_threshold": 0.2}, "smallest_component", 0.2),
         ({"isosurface_outlier_n_faces_threshold": 0.2}, "smallest_component", 0.0),
         ({"space_generator_config": {"self_lora_type": "hexa_v1"}}, "space_generator.self_attention", "plane_lora"),
-        ({"space_generator_config": {"vae_attn_type": "basic"}}, "space_generator.decoder_attention", "separate_planes"),
+        (
+            {"space_generator_config": {"vae_attn_type": "basic"}},
+            "space_generator.decoder_attention",
+            "separate_planes",
+        ),
         ({"space_generator_config": {"locon_type": "vanilla_v1"}}, "space_generator.convolutions", "shared_lora"),
     ],
 )

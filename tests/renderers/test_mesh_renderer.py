@@ -344,7 +344,8 @@ def test_depth_can_be_clip_space_z():
 def test_normals_for_losses_can_be_colours_smoothed_at_edges():
     arguments = ball(0.5), cameras(0.0), TEXT
     plain, smoothed = (
-        renderer(quirks=quirks)(*arguments, size=(16, 16)).extras["comp_normal"] for quirks in ([], ["smoothed-normals"])
+        renderer(quirks=quirks)(*arguments, size=(16, 16)).extras["comp_normal"]
+        for quirks in ([], ["smoothed-normals"])
     )
     hit = plain.norm(dim=-1) > 0
     inside = eroded(hit, 1)

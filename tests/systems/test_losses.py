@@ -54,7 +54,9 @@ def test_z_variance_counts_hit_rays_only():
 def test_orient_punishes_normals_along_the_ray_and_leaves_the_weights_alone():
     weights = torch.tensor([[0.5], [0.25]], requires_grad=True)
     normal = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]], requires_grad=True)
-    loss = value("orient", views(1.0, normal=normal, t_dirs=torch.tensor([[0.6, 0.8, 0]]).expand(2, -1), weights=weights))
+    loss = value(
+        "orient", views(1.0, normal=normal, t_dirs=torch.tensor([[0.6, 0.8, 0]]).expand(2, -1), weights=weights)
+    )
     torch.testing.assert_close(loss.detach(), torch.tensor(0.5 * 0.36 / 18))
     loss.backward()
     assert weights.grad is None

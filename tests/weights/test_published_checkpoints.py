@@ -39,7 +39,9 @@ def test_richdreamer_file(tmp_path: Path) -> None:
     teacher = RichDreamerTeacher({"path": str(path), "image_size": 8, "n_view": 1})
     x, t, text, camera = draw(2, 4, 8, 8), torch.tensor([3, 900]), draw(2, 5, 12), draw(2, 16)
     with torch.no_grad():
-        torch.testing.assert_close(teacher.predict(x, t, Condition(text, camera)), unet(x, t, text, class_labels=camera).sample)
+        torch.testing.assert_close(
+            teacher.predict(x, t, Condition(text, camera)), unet(x, t, text, class_labels=camera).sample
+        )
 
 
 def test_running_averages_go_before_the_weights() -> None:

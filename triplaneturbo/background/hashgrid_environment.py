@@ -64,9 +64,7 @@ class HashGridEnvironment(Background):
 
         def __post_init__(self) -> None:
             if not self.hypernet.widths or self.hypernet.widths[-1] != 3:
-                raise ConfigError(
-                    f"hypernet.widths must end with the 3 colour channels, not be {self.hypernet.widths}"
-                )
+                raise ConfigError(f"hypernet.widths must end with the 3 colour channels, not be {self.hypernet.widths}")
 
     def configure(self) -> None:
         encoding, hypernet = self.cfg.encoding, self.cfg.hypernet
