@@ -2,6 +2,8 @@
 # ./setup.sh              make the environment
 # ./setup.sh demo         make it if needed, then write three meshes and train one prompt (about 5 minutes on 2 cores)
 # ./setup.sh test [ARGS]  make it if needed, then run the whole test suite; ARGS go to pytest
+# ./setup.sh check [ARGS] the same after ruff and mypy, which are installed beside it: what continuous integration runs
+# ./setup.sh docs         write the site of the documentation to outputs/docs
 #
 # PYTHON=python3.12 ./setup.sh chooses the interpreter. Nothing is compiled.
 set -euo pipefail
@@ -9,6 +11,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 REQUIREMENTS=requirements.txt
 CONSTRAINTS=scripts/constraints.txt
+DEVELOPMENT=scripts/requirements-dev.txt
 CPU_WHEELS=https://download.pytorch.org/whl/cpu
 
 say() { printf 'setup.sh: %s\n' "$*" >&2; }
@@ -81,11 +84,28 @@ install() {
     base=$(find_base_python) || exit 1
     choose_environment "$base"
     stamp=$("$python" -c 'import sys; print(sys.prefix)')/triplaneturbo-requirements
-    wanted=$(cat "$REQUIREMENTS" "$CONSTRAINTS" | cksum)
+    wanted=$(cat "$REQUIREMENTS" pyproject.toml "$CONSTRAINTS" | cksum)
     [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && return
     install_requirements
     printf '%s' "$wanted" >"$stamp"
     say "the environment is ready: $python"
+}
+
+# Nothing is downloaded if it is all there.
+install_development() {
+    say "installing what $DEVELOPMENT names, where it is not there"
+    "$python" -m pip install --disable-pip-version-check --quiet -r "$DEVELOPMENT"
+}
+
+check_code() {
+    "$python" -m ruff check .
+    "$python" -m ruff format --check .
+    "$python" -m mypy
+}
+
+build_site() {
+    NO_MKDOCS_2_WARNING=1 "$python" -m mkdocs build --strict
+    say "next: open outputs/docs/index.html"
 }
 
 run_tests() {
@@ -99,5 +119,7 @@ case "${1:-}" in
     "") install; say "next: ./setup.sh demo" ;;
     demo) install; shift; exec "$python" scripts/demo.py "$@" ;;
     test) install; shift; run_tests "$@" ;;
-    *) sed -n '2,6s/^# \{0,1\}//p' setup.sh; exit 2 ;;
+    check) install; install_development; shift; check_code; run_tests "$@" ;;
+    docs) install; install_development; build_site ;;
+    *) sed -n '2,8s/^# \{0,1\}//p' setup.sh; exit 2 ;;
 esac

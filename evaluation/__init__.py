@@ -1,1 +1,4 @@
-"""Numbers about exported meshes. The commands are mesh_visualize.py, clipscore/compute.py and shapeworld.py."""
+"""Numbers about exported meshes: the package `triplaneturbo.evaluation`, and the programs of this folder.
+
+The programs are mesh_visualize.py, clipscore/compute.py and shapeworld.py.
+"""

@@ -23,21 +23,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from custom.shapeworld.measure import (
-    GRID,
-    best_constant,
-    chamfer,
-    chamfer_floor,
-    iou,
-    mesh_occupancy,
-    solid_occupancy,
-)
-from custom.shapeworld.render import render
-from custom.shapeworld.scorer import Scorer
-from custom.shapeworld.splits import EVALUATION_SPLITS, load_splits, retrieval_bank, whole_bank
-from custom.shapeworld.world import palette_rows, parse_caption
-from evaluation.bootstrap import Interval, format_interval, mean_interval
-from evaluation.common import add_device_option, write_csv, write_json
 from triplaneturbo.cameras import turntable
 from triplaneturbo.draws import keyed_generator
 from triplaneturbo.errors import EmptyFieldError
@@ -46,8 +31,29 @@ from triplaneturbo.exporters.render import render_mesh
 from triplaneturbo.naming import slug
 from triplaneturbo.ops.marching_cubes import marching_cubes
 from triplaneturbo.pipelines.text_to_mesh import TextToMeshPipeline
+from triplaneturbo.places import PROJECT
 from triplaneturbo.scenes import FieldScene
 from triplaneturbo.types import Mesh
+
+from .bootstrap import Interval, format_interval, mean_interval
+from .common import add_device_option, write_csv, write_json
+from .world import (
+    EVALUATION_SPLITS,
+    GRID,
+    Scorer,
+    best_constant,
+    chamfer,
+    chamfer_floor,
+    iou,
+    load_splits,
+    mesh_occupancy,
+    palette_rows,
+    parse_caption,
+    render,
+    retrieval_bank,
+    solid_occupancy,
+    whole_bank,
+)
 
 SEEDS = (0, 1, 2)
 AZIMUTHS = (0, 90, 180, 270)
@@ -324,9 +330,9 @@ def table_row(split: str, report: dict[str, Any]) -> str:
     return f"{split:20}{means}{distance:>9}{worst:>16}   {exact:20} {constant:24} {others}"
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, program: str | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--weights", type=Path, help="a pipeline folder, weights in one, or a checkpoint of a training run"
@@ -336,7 +342,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--splits", nargs="+", choices=EVALUATION_SPLITS, default=EVALUATION_SPLITS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--bank", choices=("frozen", "all"), default="frozen", help="all: every stack, 9120, for R@1")
-    parser.add_argument("--scorer", type=Path, default=Path("load/shapeworld/scorer"))
+    parser.add_argument("--scorer", type=Path, default=PROJECT / "load" / "shapeworld" / "scorer")
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--csv", type=Path, help="write one line a view here; default: beside --json")
     add_device_option(parser)

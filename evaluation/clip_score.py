@@ -23,10 +23,10 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
-from evaluation.bootstrap import LEVEL, difference_interval, format_interval, mean_interval
-from evaluation.clip_models import BATCH, ClipJudge, load_clip
-from evaluation.common import PROMPT_FILE, Protocol, add_device_option, add_protocol_option, write_csv, write_json
-from evaluation.views import read_settings
+from .bootstrap import LEVEL, difference_interval, format_interval, mean_interval
+from .clip_models import BATCH, ClipJudge, load_clip
+from .common import PROMPT_FILE, Protocol, add_device_option, add_protocol_option, write_csv, write_json
+from .views import read_settings
 
 PREFIX = "A photo depicts "
 SCALE = 2.5
@@ -250,8 +250,8 @@ def table(title: str, summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parser(program: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--result_dir", type=Path, nargs="+", default=[], help="folders that mesh_visualize.py wrote")
     parser.add_argument("--compare", type=Path, nargs="+", metavar="OTHER_DIR", help="the same of another method")
     parser.add_argument(
@@ -303,9 +303,9 @@ def print_report(report: dict[str, Any]) -> None:
         print("\n" + table("difference, paired", other["difference"]))
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, program: str | None = None) -> None:
     """Command line."""
-    parser = _parser()
+    parser = _parser(program)
     given = parser.parse_args(arguments)
     if not (given.result_dir or given.check):
         parser.error("--result_dir is needed")

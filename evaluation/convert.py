@@ -2,12 +2,12 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from triplaneturbo.errors import USER_ERRORS
 from triplaneturbo.pipelines.convert import convert, convert_back
+from triplaneturbo.places import RECIPES
 
-RECIPE = Path(__file__).resolve().parents[1] / "configs" / "TriplaneTurbo_v1.yaml"
+RECIPE = RECIPES / "TriplaneTurbo_v1.yaml"
 USE = {
     "mvdream": "use it with system.guidance.mv_ckpt_path={}",
     "richdreamer": "use it with system.guidance.rd_ckpt_path={}",

@@ -12,18 +12,18 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-import launch
-from custom.shapeworld.measure import best_constant, iou, mesh_occupancy, solid_occupancy
-from custom.shapeworld.world import SHAPES, Part, Solid, parse_caption
 from triplaneturbo import TextToMeshPipeline
+from triplaneturbo.cli import launch
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.exporters.files import read_mesh
 from triplaneturbo.naming import slug
+from triplaneturbo.places import PROJECT, RECIPES
 from triplaneturbo.types import Mesh
 
-ROOT = Path(__file__).resolve().parents[1]
-STUDENT = ROOT / "load" / "shapeworld"
-TRAINING = ROOT / "configs" / "shapeworld" / "prd_one_prompt.yaml"
+from .world import SHAPES, Part, Solid, best_constant, iou, mesh_occupancy, parse_caption, solid_occupancy
+
+STUDENT = PROJECT / "load" / "shapeworld"
+TRAINING = RECIPES / "shapeworld" / "prd_one_prompt.yaml"
 # A prompt of the student, a colour and shape it never saw together, and two objects it never saw together.
 PROMPTS = ("a red cube", "a blue pyramid", "a yellow torus on a green sphere")
 TRAINED_PROMPT = "a yellow torus"
@@ -82,7 +82,7 @@ def train(out: Path, minutes: float, overrides: list[str]) -> None:
 def _launch(*arguments: str) -> None:
     command = ["--config", str(TRAINING), "--prompt", TRAINED_PROMPT, *arguments]
     print("   $ python launch.py", shlex.join(command), flush=True)
-    if code := launch.main(command):
+    if code := launch(command):
         sys.exit(code)
 
 

@@ -1,13 +1,14 @@
 """Four views of every exported mesh: python evaluation/mesh_visualize.py OBJ_DIR --save_dir DIR."""
 
 import sys
-from pathlib import Path
+
+try:
+    from triplaneturbo.interruption import stoppable
+except ModuleNotFoundError as error:
+    sys.exit(f"mesh_visualize.py: {error}; run ./setup.sh, or in the project's folder: pip install -e .")
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from triplaneturbo.interruption import stoppable
-
     with stoppable():
-        from evaluation.views import main
+        from triplaneturbo.evaluation.views import main
 
         sys.exit(main())

@@ -16,11 +16,12 @@ from triplaneturbo.base import as_tree
 from triplaneturbo.config import load_config
 from triplaneturbo.geometry import FewStepTriplanes, sd_configs
 from triplaneturbo.legacy.state_dicts import to_original
+from triplaneturbo.places import RECIPES
 from triplaneturbo.weights import hub
 from triplaneturbo.weights.ldm_names import SCHEDULE, unet_shapes, vae_shapes
 
 Shapes = Mapping[str, Sequence[int]]
-RECIPE = Path(__file__).resolve().parents[1] / "configs" / "TriplaneTurbo_v1_acc-2.yaml"
+RECIPE = RECIPES / "TriplaneTurbo_v1_acc-2.yaml"
 # Names in autoencoders that were saved by diffusers before 0.17, as that of Stable Diffusion 2.1 was.
 _OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 _START, _END = "<|startoftext|>", "<|endoftext|>"

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evaluation.published_layouts import WIDTHS, Shapes, contents
 from triplaneturbo.draws import keyed_generator
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.storage import replacing
@@ -27,6 +26,8 @@ from triplaneturbo.weights.hub import (
     select,
 )
 from triplaneturbo.weights.stand_ins import StandInNote
+
+from .published_layouts import WIDTHS, Shapes, contents
 
 ASSETS = (STABLE_DIFFUSION_2, STABLE_DIFFUSION_1, MVDREAM, RICHDREAMER, STUDENT, CLIP)
 GIB = 2**30

@@ -1,13 +1,14 @@
 """The miniature world's benchmark: python evaluation/shapeworld.py --weights FILE --json FILE."""
 
 import sys
-from pathlib import Path
+
+try:
+    from triplaneturbo.interruption import stoppable
+except ModuleNotFoundError as error:
+    sys.exit(f"shapeworld.py: {error}; run ./setup.sh, or in the project's folder: pip install -e .")
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from triplaneturbo.interruption import stoppable
-
     with stoppable():
-        from evaluation.benchmark import main
+        from triplaneturbo.evaluation.benchmark import main
 
         main()

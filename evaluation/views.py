@@ -23,13 +23,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from evaluation.common import PROMPT_FILE, Protocol, add_device_option, add_protocol_option, write_json
 from triplaneturbo.cameras import turntable
 from triplaneturbo.exporters.files import SUFFIXES, check_mesh, read_mesh
 from triplaneturbo.exporters.render import render_mesh, save_picture
 from triplaneturbo.interruption import interrupts_blocked
 from triplaneturbo.storage import copy_file, read_json
 from triplaneturbo.types import Mesh
+
+from .common import PROMPT_FILE, Protocol, add_device_option, add_protocol_option, write_json
 
 BOUND, DISTANCE, FOVY_DEG, ELEVATION_DEG = 0.9, 3.0, 50.0, 15.0
 N_VIEWS = 4
@@ -171,8 +172,8 @@ def _is_done(mesh: Path, folder: Path, settings: ViewSettings) -> bool:
     return len(present) == N_VIEWS and min(p.stat().st_mtime_ns for p in present) >= mesh.stat().st_mtime_ns
 
 
-def _arguments(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _arguments(arguments: list[str] | None, program: str | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    parser = argparse.ArgumentParser(program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("meshes", metavar="OBJ_DIR", type=Path, help="folder that launch.py --export wrote")
     parser.add_argument("--save_dir", type=Path, required=True)
     parser.add_argument("--size", type=int, default=512, help="pixels (default: %(default)s)")
@@ -183,9 +184,9 @@ def _arguments(arguments: list[str] | None) -> tuple[argparse.ArgumentParser, ar
     return parser, parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, program: str | None = None) -> int:
     """Command line; 1 if a mesh has no pictures."""
-    parser, given = _arguments(arguments)
+    parser, given = _arguments(arguments, program)
     if given.jobs is not None and given.jobs < 1:
         parser.error(f"--jobs must be at least 1, not {given.jobs}")
     devices = [torch.device("cpu")] * given.jobs if given.jobs else given.devices

@@ -1,5 +1,6 @@
 """Every test runs with the shapes of annotated tensors checked, and on one thread, so that runs are equal."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["triplaneturbo", "custom"], "beartype.beartype")
 torch.set_num_threads(1)
+# Programs that tests start take the code of this checkout, too, whatever is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.getenv("PYTHONPATH")]))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -34,7 +37,6 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     path = write_toy(tmp_path)
     monkeypatch.setattr("triplaneturbo.launcher.CUSTOM_FOLDER", tmp_path / "toy_extensions")
-    monkeypatch.setattr("sys.path", list(sys.path))
     for name in [name for name in sys.modules if name.startswith("toy_extensions")]:
         monkeypatch.delitem(sys.modules, name)
     return path
@@ -43,7 +45,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="session")
 def tiny_stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random stand-ins for all published weights, small and in float32."""
-    from evaluation.random_weights import main
+    from triplaneturbo.evaluation.random_weights import main
 
     folder = tmp_path_factory.mktemp("stand_ins")
     assert main("", ["--out", str(folder), "--width", "tiny", "--dtype", "float32"]) == 0

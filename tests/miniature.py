@@ -184,6 +184,6 @@ def assemble(world: Path, out: Path, *overrides: str, max_steps: int = 1) -> tup
     torch.manual_seed(experiment.seed)
     data, system = experiment.data.build(), experiment.system.build()
     for part in (data, system):
-        part.enter(Run(experiment.seed, experiment.trial_dir / "save"))
+        part.enter(Run(experiment.seed))
     options = trainer_options(experiment) | {"max_steps": max_steps}
     return system, data, pl.Trainer(**options, logger=False, callbacks=[], plugins=[AtomicCheckpointIO()])

@@ -85,14 +85,15 @@ def test_names_stay_in_their_folder(path):
 
 def test_the_command_line_knows_every_option_that_is_a_path():
     import_extensions(PROJECT / "custom")
-    classes = [registry.find(name) for name in registry.names()]
+    registry.import_rooms()
+    classes = [registry.find(role, name) for role in registry.ROLES for name in registry.names(role)]
     found = set()
     for cls in (cls for cls in classes if issubclass(cls, Component)):
         hints = get_type_hints(cls.Config, include_extras=True)
         for field in fields(cls.Config):
             if ProjectPath in (hints[field.name], *get_args(hints[field.name])):
                 found.add(field.name)
-    assert found >= {"out_dir", "weights", "mv_ckpt_path", "pretrained_model_name_or_path_2nd"}
+    assert found >= {"weights", "path", "vae_path", "pretrained_model_name_or_path"}
     assert [name for name in found if not _PATH.fullmatch(name)] == []
 
 
@@ -115,7 +116,7 @@ def test_the_storm_notices_nonsense_that_runs_and_tracebacks(tmp_path, monkeypat
     def broken(*_):
         raise KeyError("a mistake of ours")
 
-    monkeypatch.setattr(launcher, "_read_configuration", broken)
+    monkeypatch.setattr(launcher, "read_configuration", broken)
     assert attempt(TINY, [], absurd, tmp_path) == ("traceback", "KeyError: 'a mistake of ours'")
 
 

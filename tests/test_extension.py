@@ -15,7 +15,6 @@ def extensions(tmp_path, monkeypatch):
     folder = tmp_path / "extensions"
     folder.mkdir()
     monkeypatch.setattr(launcher, "CUSTOM_FOLDER", folder)
-    monkeypatch.syspath_prepend(tmp_path)
     (source,) = [block for block in python_blocks() if "custom/unit_score.py" in block]
     (folder / "unit_score.py").write_text(source)
     return folder

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import tomllib
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -24,13 +25,15 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from gradio_client.utils import QueueError
 
-import gradio_app
 from triplaneturbo.exporters import mesh_exporter
 from triplaneturbo.naming import slug
+from triplaneturbo.pages import app
 from triplaneturbo.pages.guard import BODY_LIMIT, Refusal, Visitors
+from triplaneturbo.pipelines import students
 from triplaneturbo.weights.hub import STABLE_DIFFUSION_2, STUDENT
 
 ROOT = Path(__file__).resolve().parents[1]
+MINIATURE = ROOT / "load" / "shapeworld"
 RESOLUTION = 32
 OUTSIDE = "../../etc/passwd"
 PATIENCE = 120  # seconds, on a machine that is busy
@@ -47,7 +50,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def generator(folder):
-    return gradio_app.Generator(gradio_app.find_student(gradio_app.MINIATURE), "cpu", folder)
+    return app.Generator(app.find_student(MINIATURE), "cpu", folder)
 
 
 @contextlib.contextmanager
@@ -57,9 +60,9 @@ def serve(generate, folder):
         patch.setenv("GRADIO_TEMP_DIR", str(folder))
         patch.setenv("no_proxy", "127.0.0.1")
         patch.setenv("GRADIO_ALLOWED_PATHS", str(ROOT))  # gradio would serve these, too
-        page = gradio_app.build_page(generate)
-        flags = gradio_app.parse(["--port", str(free_port()), "--allowed-host", "meshes.example"])
-        gradio_app.launch(page, flags, folder, wait=False)
+        page = app.build_page(generate)
+        flags = app.parse(["--port", str(free_port()), "--allowed-host", "meshes.example"])
+        app.launch(page, flags, folder, wait=False)
         try:
             yield page.local_url
         finally:
@@ -114,12 +117,12 @@ def wait_for(condition) -> None:
         time.sleep(0.01)
 
 
-class Stub:
+class Stub(app.Generator):
     """In place of a generator: `work(seed, progress)`, then empty files."""
 
     def __init__(self, folder: Path, work=lambda seed, progress: None):
         self.folder, self.work, self.closing = folder, work, threading.Event()
-        self.student = gradio_app.Student(folder, "a stub")
+        self.student = app.Student(folder, "a stub")
         self.pipe = SimpleNamespace(config=SimpleNamespace(resolution=RESOLUTION))
 
     def __call__(self, prompt, seed, resolution, progress):
@@ -218,7 +221,7 @@ def test_progress_follows_the_computation(generator):
     assert not generator.pipe.geometry.space_generator.unet._forward_hooks
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", Path("/etc/passwd"), gradio_app.MINIATURE / "pipeline.json"])
+@pytest.mark.parametrize("path", [ROOT / "README.md", Path("/etc/passwd"), MINIATURE / "pipeline.json"])
 def test_only_results_are_served(address, path):
     with pytest.raises(urllib.error.HTTPError, match="403"):
         fetch(f"{address}gradio_api/file={path}")
@@ -340,7 +343,7 @@ def test_a_server_for_all_addresses_answers_under_each_of_them_but_under_no_fore
 
 
 def test_a_full_queue_is_said(folder, monkeypatch):
-    monkeypatch.setattr(gradio_app, "MAX_WAITING", 2)
+    monkeypatch.setattr(app, "MAX_WAITING", 2)
     begun, go_on = threading.Event(), threading.Event()
 
     def work(seed, progress):
@@ -358,7 +361,7 @@ def test_a_full_queue_is_said(folder, monkeypatch):
 
 
 def test_no_request_of_many_is_lost(folder, monkeypatch, storm):
-    monkeypatch.setattr(gradio_app, "MAX_WAITING", 3)
+    monkeypatch.setattr(app, "MAX_WAITING", 3)
     with serve(Stub(folder, lambda seed, progress: time.sleep(0.05)), folder) as address:
         answers = storm.storm(address, 8)
     assert [answer.error for answer in answers] == [""] * 8
@@ -412,9 +415,9 @@ def test_a_generation_can_be_stopped_at_every_step(generator, folder, last):
     def progress(share, desc):
         seen.append(desc)
         if desc == last and share != 0.7:
-            raise gradio_app.Stopped
+            raise app.Stopped
 
-    with pytest.raises(gradio_app.Stopped):
+    with pytest.raises(app.Stopped):
         generator("a red cube", 0, RESOLUTION, progress)
     assert seen[-1] == last
     assert sorted(folder.rglob("*")) == before
@@ -430,14 +433,14 @@ def test_memory_is_given_back_after_a_failure_too(generator, monkeypatch):
         raise ValueError("no surface")
 
     monkeypatch.setattr(generator.pipe, "extract", fail)
-    monkeypatch.setattr(gradio_app, "give_memory_back", lambda: alive.append(tensors[0]()))
+    monkeypatch.setattr(app, "give_memory_back", lambda: alive.append(tensors[0]()))
     with pytest.raises(ValueError, match="no surface"):
         generator("a red cube", 0, RESOLUTION, lambda share, desc: None)
     assert alive == [None]
 
 
 def test_old_results_make_room(generator, tmp_path, monkeypatch):
-    monkeypatch.setattr(gradio_app, "KEPT_RESULTS", 2)
+    monkeypatch.setattr(app, "KEPT_RESULTS", 2)
     monkeypatch.setattr(mesh_exporter.MeshExporter.Config, "turntable_views", 0)
     monkeypatch.setattr(generator, "folder", tmp_path)
     monkeypatch.setattr(generator, "results", type(generator.results)())
@@ -459,25 +462,30 @@ def test_other_interfaces_are_not_listened_on(address):
 
 
 def test_the_published_student_is_used_once_it_is_in_place(tmp_path, monkeypatch):
-    assert gradio_app.find_student(None, tmp_path).folder == gradio_app.MINIATURE
+    monkeypatch.chdir(ROOT)
+    assert app.find_student(None, tmp_path).folder == MINIATURE
     for asset in (STABLE_DIFFUSION_2, STUDENT):
         for file in asset.files or ("",):
             path = tmp_path / asset.target / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes((2).to_bytes(8, "little") + b"{}" if path.suffix == ".safetensors" else b"{}")
     conversions = []
-    monkeypatch.setattr(gradio_app, "convert", lambda *arguments: conversions.append((Path.cwd(), *arguments)))
+    monkeypatch.setattr(students, "convert", lambda *arguments: conversions.append((Path.cwd(), *arguments)))
     folder = tmp_path / "pretrained" / "triplane_turbo_sd_v1"
-    assert gradio_app.find_student(None, tmp_path).folder == folder
-    assert conversions == [(tmp_path, STUDENT.target, folder, gradio_app.RECIPE)]
+    assert app.find_student(None, tmp_path).folder == folder
+    assert conversions == [(tmp_path, STUDENT.target, folder, students.RECIPE)]
     folder.mkdir()
     (folder / "pipeline.json").write_text("{}")
-    assert gradio_app.find_student(None, tmp_path).folder == folder
+    assert app.find_student(None, tmp_path).folder == folder
     assert len(conversions) == 1
-    assert gradio_app.find_student(Path("mine"), tmp_path).folder == Path("mine")
+    assert app.find_student(Path("mine"), tmp_path).folder == Path("mine")
 
 
-def test_without_gradio_it_says_what_to_install(monkeypatch):
+def test_without_gradio_it_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(SystemExit, match=r'^gradio_app.py: gradio is not installed; run: pip install "gradio>='):
-        runpy.run_path(str(ROOT / "gradio_app.py"))
+    monkeypatch.delitem(sys.modules, "triplaneturbo.pages.app")
+    monkeypatch.setattr(sys, "argv", ["gradio_app.py"])
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_path(str(ROOT / "gradio_app.py"), run_name="__main__")
+    wanted, _ = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["page"]
+    assert capsys.readouterr().err == f'gradio_app.py: gradio is not installed; run: pip install "{wanted}"\n'

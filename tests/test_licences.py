@@ -1,6 +1,7 @@
 """Everything that has to be installed may be used, changed and sold."""
 
 import re
+import tomllib
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -16,8 +17,11 @@ REFUSED = re.compile(r"\bA?GPL|\bLGPL|GNU|NonCommercial|CC.BY.NC|proprietary|NVI
 
 
 def direct_requirements() -> list[Requirement]:
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+    """Of the program, and of the extras that requirements.txt names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extras,) = re.findall(r"^-e \.\[(.*)\]$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    lists = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras.split(","))]
+    return [Requirement(line) for lines in lists for line in lines]
 
 
 def installed(requirement: Requirement) -> Distribution | None:

@@ -1,7 +1,8 @@
-"""requirements.txt names what the code imports: all of it, and nothing else."""
+"""pyproject.toml names what the code imports: all of it, and nothing else."""
 
 import ast
 import sys
+import tomllib
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -10,23 +11,28 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Installed by those who want them; the code that imports them says how.
-OPTIONAL = {"fast_simplification", "imageio_ffmpeg", "open_clip", "xatlas"}
-# Not imported by name: diffusers loads models and Lightning writes logs with them.
-PROGRAM_INDIRECT = {"accelerate", "tensorboard"}
-# Not imported by name: conftest.py and setup.sh use them. Triton comes with torch for CUDA; on a CPU it is only tested.
-# The tests of textures need both optional packages.
-TESTS_INDIRECT = {"beartype", "fast-simplification", "pytest-xdist", "triton", "xatlas"}
-
-
-def required() -> tuple[set[str], set[str]]:
-    """What the program needs, and what only the tests and the web page need."""
-    program, tests = (ROOT / "requirements.txt").read_text().split("# Only the tests need these.")
-    return packages(program.splitlines()), packages(tests.splitlines()[1:])
+OPTIONAL = {"imageio-ffmpeg", "open-clip", "triton"}
+# Not imported by an import statement: diffusers loads models and Lightning writes logs with them; extras are looked up.
+INDIRECT = {"accelerate", "fast-simplification", "tensorboard", "wandb", "xatlas"}
+# Not imported by name: conftest.py, setup.sh and test_package.py use them. Triton comes with torch for CUDA; on a CPU
+# it is only tested.
+TESTS_INDIRECT = {"beartype", "pytest-xdist", "setuptools", "triton"}
 
 
 def packages(lines: list[str]) -> set[str]:
-    return {canonicalize_name(Requirement(line).name) for line in lines if line and not line.startswith("#")}
+    return {canonicalize_name(Requirement(line).name) for line in lines}
+
+
+def required() -> set[str]:
+    """What the program needs."""
+    return packages(PROJECT["dependencies"])
+
+
+def extra(*names: str) -> set[str]:
+    """What these extras add."""
+    return {package for name in names for package in packages(PROJECT["optional-dependencies"][name])}
 
 
 @cache
@@ -44,21 +50,27 @@ def imported(*places: str) -> set[str]:
         if isinstance(node, ast.Import):
             modules |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            modules.add(node.module.split(".")[0])
-    foreign = (m for m in modules - sys.stdlib_module_names - OPTIONAL if not is_ours(m))
+            modules |= {node.module.split(".")[0]} if node.module and not node.level else set()
+    foreign = (m for m in modules - sys.stdlib_module_names if not is_ours(m))
     owners = packages_distributions()
-    return {canonicalize_name(owners[module][0]) if module in owners else module for module in foreign}
+    return {
+        canonicalize_name(owners[module][0]) if module in owners else canonicalize_name(module) for module in foreign
+    }
 
 
 def test_the_program_imports_what_it_requires():
-    program, tests = required()
-    found = imported("triplaneturbo", "custom", "evaluation", "scripts", "launch.py")
-    assert found - {"triton"} == program - PROGRAM_INDIRECT
-    assert "triton" in tests
+    found = imported("triplaneturbo", "custom", "evaluation", "scripts", "launch.py", "gradio_app.py")
+    assert found - OPTIONAL == (required() | extra("page", "texture", "wandb")) - INDIRECT
 
 
 def test_the_tests_import_what_they_require():
-    program, tests = required()
-    assert not program & tests
-    assert imported("tests", "gradio_app.py") - program == tests - TESTS_INDIRECT
+    of_program = required() | extra("page", "texture")
+    assert not of_program & extra("test")
+    assert imported("tests") - of_program == extra("test") - TESTS_INDIRECT
     assert "beartype" in (ROOT / "tests" / "conftest.py").read_text()
+
+
+def test_the_requirements_are_one_list():
+    """requirements.txt takes that of pyproject.toml, with all that the tests need."""
+    (line,) = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    assert line == "-e .[page,texture,test]"

@@ -12,9 +12,9 @@ from full_disk import files_end_at
 from published_layout import published_unet, published_vae, tiny_unet, tiny_vae
 from tiny_student import write_pipeline
 
-from evaluation.convert import main as convert
 from triplaneturbo import TextToMeshPipeline
 from triplaneturbo.errors import WriteError
+from triplaneturbo.evaluation.convert import main as convert
 from triplaneturbo.exporters.mesh_exporter import MeshExporter
 from triplaneturbo.pictures import save_png
 from triplaneturbo.storage import copy_file, link_file, replacing, require_writable, write_text

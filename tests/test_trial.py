@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import launch
-from triplaneturbo.config import load_config
+from triplaneturbo.config import read_config
 from triplaneturbo.launcher import build_trainer
 from triplaneturbo.lock import FILE, FolderLock
 from triplaneturbo.systems.checkpoint import newest_checkpoint
@@ -65,14 +65,14 @@ def test_what_differs_is_said_in_a_table(train, caplog):
     (said,) = [record.getMessage() for record in caplog.records if "not that of" in record.getMessage()]
     assert [line.split() for line in said.splitlines()[1:]] == [
         ["key", "then", "now"],
-        ["data.size", "not", "given", "2"],
+        ["data.size", "4", "2"],
         ["trainer.max_steps", "6", "8"],
         ["trainer.precision", "not", "given", "bf16-mixed"],
     ]
     assert len({line.rindex("  ") for line in said.splitlines()[1:]}) == 1
 
 
-@pytest.mark.parametrize("override", ["seed=1", "data.seed=1", "system_type=toy-system-2"])
+@pytest.mark.parametrize("override", ["seed=1", "data.seed=1", "system.type=toy-system-2"])
 def test_what_would_change_the_past_is_refused_and_nothing_written(train, toy, tmp_path, folder, capsys, override):
     if "system" in override:
         module = tmp_path / "toy_extensions/toy.py"
@@ -86,7 +86,8 @@ def test_what_would_change_the_past_is_refused_and_nothing_written(train, toy, t
         assert train(f"resume={resume}", place, override) == 2
         said = capsys.readouterr().err
         key, _, value = override.partition("=")
-        assert f"resume: {key} was {0 if 'seed' in key else 'toy-system'} in the run of" in said
+        was = {"seed": 0, "data.seed": -1, "system.type": "toy-system"}[key]
+        assert f"resume: {key} was {was} in the run of" in said
         assert f"is {value} now" in said
         assert f"start a new one from its weights with system.weights={folder}" in said
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -95,14 +96,16 @@ def test_what_would_change_the_past_is_refused_and_nothing_written(train, toy, t
 
 def test_a_seed_that_is_given_again_is_no_other(train):
     assert train("trainer.max_steps=2") == 0
-    assert train("resume=auto", "data.seed=0") == 0
+    assert train("resume=auto", "seed=0", "data.seed=-1") == 0
 
 
 def test_evaluation_may_have_another_seed_and_a_folder_that_is_trained_in(train, toy, folder, caplog):
     """It writes no log and no checkpoint that this could make untrue."""
     assert train("trainer.max_steps=2") == 0
-    experiment = load_config([toy], ["resume=auto", "seed=1"])
-    with FolderLock(folder), enter_trial(experiment, build_trainer(experiment), training=False) as trial:
+    reading = read_config([toy], ["resume=auto", "seed=1"])
+    experiment = reading.experiment()
+    entered = enter_trial(reading, experiment, build_trainer(experiment), training=False)
+    with FolderLock(folder), entered as trial:
         assert trial.checkpoint == folder / "ckpts/epoch=0-step=2.ckpt"
         assert (trial.experiment.trial_dir, trial.lock) == (folder, None)
     assert "not that of" not in caplog.text

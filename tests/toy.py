@@ -54,3 +54,15 @@ def write_toy(folder: Path) -> Path:
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def write_distribution(folder: Path, source: str) -> Path:
+    """What an installed package with an extension looks like on disk; returns `folder`, for the path."""
+    (folder / "toys").mkdir(parents=True)
+    (folder / "toys" / "__init__.py").touch()
+    (folder / "toys" / "toy.py").write_text(source)
+    about = folder / "many_toys-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: many-toys\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[triplaneturbo.extensions]\ntoy = toys.toy\n")
+    return folder

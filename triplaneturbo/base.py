@@ -121,8 +121,11 @@ def _convert_union(hint: Any, value: Any, place: str) -> Any:
     choices = typing.get_args(hint)
     if value is None and type(None) in choices:
         return None
+    kinds = [choice for choice in choices if choice is not type(None)]
+    if len(kinds) == 1:
+        return convert(kinds[0], value, place)
     reasons = []
-    for choice in (c for c in choices if c is not type(None)):
+    for choice in kinds:
         try:
             return convert(choice, value, place)
         except ConfigError as error:

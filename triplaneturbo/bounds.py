@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.places import PROJECT
 from triplaneturbo.schedule import Schedule
 
-# The folder that relative paths in configurations start from: where the shipped recipes find load/ and pretrained/.
-PROJECT = Path(__file__).resolve().parents[1]
-
-Value = TypeVar("Value")
+Value = TypeVar("Value", bound=int | float | Schedule)
 
 
 @dataclass(frozen=True)

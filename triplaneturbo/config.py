@@ -1,12 +1,13 @@
 """The experiment configuration: YAML files and command-line overrides.
 
-A file may name others that it builds on, `base: NAME.yaml` (or a list), beside itself: it then says what differs. A
+A file may name others that it builds on, `base: NAME.yaml` (or a list), beside it or among the recipes: it then says
+what differs. A
 mapping changes the one below it key by key; one with another `type` takes its place; null takes away what a mapping of
 named things has.
 
 A relative path in a file or a default starts from the project's folder, wherever the program is started and wherever
-the file lies: `load/shapeworld` is the shipped one. A relative path on the command line starts, as everywhere, from
-the working directory.
+the file lies: `load/shapeworld` is the shipped one. Where the package is installed without a checkout, the project's
+folder is the working directory. A relative path on the command line starts, as everywhere, from the working directory.
 """
 
 import copy
@@ -24,8 +25,9 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from triplaneturbo.base import Chosen, Part, as_tree, parse_config
 from triplaneturbo.bounds import Count, ProjectPath, Range, Seed, inside
 from triplaneturbo.errors import ConfigError
-from triplaneturbo.interpolation import Place, check_size, resolve
+from triplaneturbo.interpolation import Place, check_size, resolve, resolve_known
 from triplaneturbo.legacy import dialects
+from triplaneturbo.places import find_recipe
 
 Tree = dict[str, Any]
 
@@ -115,12 +117,19 @@ class Reading:
         """
         return parse_config(ExperimentConfig, copy.deepcopy(self.tree), "")
 
+    def complete(self) -> Tree:
+        """The tree with all defaults; what was given stays as it was written."""
+        return dialects.merge(as_tree(self.experiment()), self.tree)
+
     def to_yaml(self, **known: Any) -> str:
-        """The tree as YAML, to be kept beside results; `${oc.env:NAME}` stays as it is. known: further top-level values."""
-        values = copy.deepcopy(self.tree) | {key: value for key, value in known.items() if value is not None}
+        """Everything as YAML, defaults too, to be kept beside results; `${oc.env:NAME}` stays as it is.
+
+        known: further top-level values.
+        """
+        values = self.complete() | {key: value for key, value in known.items() if value is not None}
         for (*above, key), text in self.from_environment.items():
             reduce(lambda level, part: level[part], above, values)[key] = text
-        return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+        return _yaml(values)
 
     def show(self) -> str:
         """The whole configuration as YAML, defaults too, each value with where it came from."""
@@ -162,6 +171,27 @@ def read_config(paths: Sequence[str | Path], overrides: Sequence[str] = (), **va
     return Reading(merged.tree, merged.origins, merged.from_environment, merged.differences)
 
 
+def translate_file(path: str | Path, overrides: Sequence[str] = ()) -> str:
+    """A file of another dialect as YAML in our names; what it leaves open stays open.
+
+    Raises:
+        ConfigError: it cannot be read, or is written in our names already.
+    """
+    layers = _with_bases(Path(path), ())
+    if dialects.dialect_of(layers[-1].tree) in ("ours", None):
+        raise ConfigError(f"{path} is not in the original's names: there is nothing to translate")
+    given = [dialects.Layer(_parse_override(text), f"command line: {text}") for text in overrides]
+    try:
+        merged = dialects.join(layers, given, lambda tree: resolve_known(OmegaConf.create(tree)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return _yaml(merged.tree)
+
+
+def _yaml(tree: Tree) -> str:
+    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+
+
 def _resolved(tree: Tree) -> tuple[Tree, dict[Place, str]]:
     return resolve(OmegaConf.create(tree))
 
@@ -176,7 +206,8 @@ def _with_bases(path: Path, chain: tuple[Path, ...]) -> list[dialects.Layer]:
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise ConfigError(f"{path}: base must be the name of a file, or a list of names, not {bases!r}")
-    layers = [layer for base in bases for layer in _with_bases(path.parent / base, (*chain, where))]
+    beside = [path.parent / base if (path.parent / base).exists() else find_recipe(base) for base in bases]
+    layers = [layer for base in beside for layer in _with_bases(base, (*chain, where))]
     return [*layers, dialects.Layer(tree, str(path))]
 
 

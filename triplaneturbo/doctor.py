@@ -1,4 +1,4 @@
-"""What this machine has of what the program can use: `python -m triplaneturbo.doctor`. Changes nothing."""
+"""What this machine has of what the program can use: `triplaneturbo doctor`. Changes nothing."""
 
 import importlib.metadata
 import importlib.util
@@ -8,12 +8,14 @@ import platform
 import re
 import shutil
 import sys
+import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from triplaneturbo import __version__
+from triplaneturbo.places import CHECKOUT, PACKAGE, PROJECT
 from triplaneturbo.weights.hub import EVALUATION, EVERYTHING, Asset
 
-ROOT = Path(__file__).resolve().parents[1]
 # Distribution, module, what it is for.
 OPTIONAL = (
     ("triton", "triton", "faster kernels on CUDA"),
@@ -31,7 +33,7 @@ OPTIONAL = (
 GIB = 2**30
 
 
-def report(root: Path = ROOT) -> str:
+def report(root: Path = PROJECT) -> str:
     """Everything there is to say, as text."""
     sections = {
         "Machine": machine,
@@ -54,10 +56,11 @@ def _lines(section: Callable[[], Iterable[str]]) -> list[str]:
 
 
 def machine() -> Iterable[str]:
+    yield f"triplaneturbo {__version__} in {PACKAGE}; relative paths of configurations start from {PROJECT}"
     yield f"Python {platform.python_version()} ({sys.executable})"
     yield f"{platform.platform()}, {os.cpu_count()} CPU cores"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    disk = shutil.disk_usage(ROOT)
+    disk = shutil.disk_usage(PROJECT)
     yield f"memory {memory / GIB:.0f} GiB; disk {disk.free / GIB:.0f} GiB free"
 
 
@@ -78,15 +81,18 @@ def devices() -> Iterable[str]:
     yield "networks run in bfloat16 (network_dtype: auto), fields and renderers in float32"
 
 
-def required(root: Path = ROOT) -> list[str]:
-    """Distributions that requirements.txt names for the program."""
-    program, _ = (root / "requirements.txt").read_text().split("# Only the tests need these.")
-    return re.findall(r"^[\w.-]+", program, re.MULTILINE)
+def required() -> list[str]:
+    """Distributions that the program needs: what pyproject.toml says, in a checkout or as it was when installed."""
+    if CHECKOUT is None:
+        lines = [line for line in importlib.metadata.requires("triplaneturbo") or () if "extra ==" not in line]
+    else:
+        lines = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    return [re.split(r"[^\w.-]", line)[0] for line in lines]
 
 
 def required_packages() -> Iterable[str]:
     for name in required():
-        yield f"{name:18} {_version(name) or 'MISSING: ./setup.sh'}"
+        yield f"{name:18} {_version(name) or 'MISSING: ./setup.sh, or pip install -e .'}"
 
 
 def optional_packages() -> Iterable[str]:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from triplaneturbo.errors import ConfigError
@@ -23,28 +24,28 @@ _REFERENCE = re.compile(r"\$\{\s*(\.*)([\w.\[\]-]+)\s*\}")
 Place = tuple[str | int, ...]
 
 
-def _of_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
+def _of_numbers(function: Callable[..., int | float]) -> Callable[..., int | float]:
     """`function`, for real numbers that a float can hold, with such a result."""
 
-    def checked(*arguments: Any) -> Any:
+    def checked(*arguments: object) -> int | float:
         return _number(function(*map(_number, arguments)))
 
     return checked
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> int | float:
     if not isinstance(value, (int, float)) or not abs(value) < 1e300:
         raise ValueError(f"a number is needed here, not {value!r:.40}")
     return value
 
 
-def _without_spaces(text: Any, substitute: Any) -> str:
+def _without_spaces(text: object, substitute: object) -> str:
     if len(str(text)) * len(str(substitute)) > MAX_CHARACTERS:
         raise ValueError("this text is too long")
     return str(text).replace(" ", str(substitute))
 
 
-def _largest(schedule: Any) -> float:
+def _largest(schedule: int | float | Sequence[int | float]) -> int | float:
     """The largest of a scheduled value's two ends, as the original defines it."""
     if not isinstance(schedule, Sequence):
         return float(schedule)
@@ -52,7 +53,7 @@ def _largest(schedule: Any) -> float:
     return max(schedule[first : first + 2])
 
 
-RESOLVERS = {
+RESOLVERS: dict[str, Callable[..., object]] = {
     "calc_exp_lr_decay_rate": _of_numbers(lambda factor, n: factor ** (1.0 / n)),
     "add": _of_numbers(lambda a, b: a + b),
     "sub": _of_numbers(lambda a, b: a - b),
@@ -70,7 +71,7 @@ RESOLVERS = {
 }
 
 
-def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[Place, str]]:
+def resolve(config: DictConfig) -> tuple[dict[Any, Any], dict[Place, str]]:
     """The values of `config`, and by their places the texts of those that come from the environment.
 
     Raises:
@@ -79,25 +80,64 @@ def resolve(config: DictConfig) -> tuple[dict[str, Any], dict[Place, str]]:
     """
     for name, resolver in RESOLVERS.items():
         OmegaConf.register_resolver(name, resolver, replace=True, annotation_validation="off")
-    written = OmegaConf.to_container(config, resolve=False)
+    written = _container(config, resolve=False)
     _Weigher(written).check()
     asked: list[str] = []
     _watch_environment(asked)
-    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    values = _container(config, resolve=True)
     return values, dict(_from_environment(written, config, (), asked))
+
+
+def resolve_known(config: DictConfig) -> tuple[dict[Any, Any], dict[Place, str]]:
+    """As `resolve`, but what is missing, and interpolations that need it, stay as they are written, as do those of
+    environment variables."""
+    for name, resolver in RESOLVERS.items():
+        OmegaConf.register_resolver(name, resolver, replace=True, annotation_validation="off")
+    written = _container(config, resolve=False)
+    _Weigher(written).check()
+    return _known(written, config), {}
+
+
+def _known(written: Any, node: Any) -> Any:
+    if isinstance(written, dict):
+        return {key: _known(value, _value_of(node, key)) for key, value in written.items()}
+    if isinstance(written, list):
+        return [_known(value, _value_of(node, index)) for index, value in enumerate(written)]
+    if not isinstance(written, str) or "oc.env" in written:
+        return written
+    return (
+        OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else written if node is None else node
+    )
+
+
+def _value_of(parent: Any, key: Any) -> Any:
+    """The value of a key; None if it is missing or cannot be resolved."""
+    try:
+        return parent[key]
+    except OmegaConfBaseException:
+        return None
+
+
+def _container(config: DictConfig, *, resolve: bool) -> dict[Any, Any]:
+    """Plain values; those that are missing are an error once interpolations are resolved."""
+    container = OmegaConf.to_container(config, resolve=resolve, throw_on_missing=resolve)
+    assert isinstance(container, dict)
+    return container
 
 
 def _watch_environment(asked: list[str]) -> None:
     """Note in `asked` which variables `${oc.env:NAME}` and `${oc.env:NAME,default}` read."""
 
-    def environment(name: str, *default: Any) -> Any:
+    def environment(name: str, *default: object) -> str | None:
         asked.append(name)
         return oc.env(name, *default)
 
     OmegaConf.register_resolver("oc.env", environment, replace=True, annotation_validation="off")
 
 
-def _from_environment(written: Any, node: Any, place: Place, asked: list[str]) -> Iterator[tuple[Place, str]]:
+def _from_environment(
+    written: dict[Any, Any] | list[Any], node: DictConfig | ListConfig, place: Place, asked: list[str]
+) -> Iterator[tuple[Place, str]]:
     for key, value in written.items() if isinstance(written, dict) else enumerate(written):
         if isinstance(value, (dict, list)):
             yield from _from_environment(value, node[key], (*place, key), asked)
@@ -113,7 +153,7 @@ def _from_environment(written: Any, node: Any, place: Place, asked: list[str]) -
 class _Weigher:
     """How many characters the texts of a configuration have once every `${key}` in them is replaced."""
 
-    def __init__(self, written: dict[str, Any]) -> None:
+    def __init__(self, written: dict[Any, Any]) -> None:
         self.written = written
         self.known: dict[Place, int] = {}
 
@@ -122,7 +162,7 @@ class _Weigher:
         if self._weight(self.written, ()) > MAX_CHARACTERS:
             raise ConfigError(f"the interpolations of the configuration make more than {MAX_CHARACTERS:,} characters")
 
-    def _weight(self, value: Any, place: Place) -> int:
+    def _weight(self, value: object, place: Place) -> int:
         if place in self.known:
             return self.known[place]
         self.known[place] = 0  # for one that refers to itself, of which OmegaConf complains
@@ -138,7 +178,7 @@ class _Weigher:
         """Weight of what a reference names; dots count containers upwards from that of the value at `place`."""
         above: Place = place[: -len(match[1])] if match[1] else ()
         target = (*above, *re.findall(r"[^.\[\]]+", match[2]))
-        value = self.written
+        value: object = self.written
         for i, key in enumerate(target):
             if isinstance(value, list) and str(key).isdigit() and int(key) < len(value):
                 value = value[int(key)]

@@ -24,6 +24,7 @@ from triplaneturbo.config import ExperimentConfig, Reading, read_config
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.extensions import import_extensions
 from triplaneturbo.interruption import FILES, NOTHING, interruption
+from triplaneturbo.places import PROJECT
 from triplaneturbo.storage import require_writable
 from triplaneturbo.systems.callbacks import ProgressReport, RunCard
 from triplaneturbo.systems.checkpoint import AtomicCheckpointIO, Checkpointer
@@ -33,7 +34,7 @@ from triplaneturbo.types import Run
 
 log = logging.getLogger(__name__)
 
-CUSTOM_FOLDER = Path(__file__).resolve().parents[1] / "custom"
+CUSTOM_FOLDER = PROJECT / "custom"
 # Numbers of the trainer that have a meaning; their types are those that Lightning declares.
 _TRAINER_RANGES = {
     **dict.fromkeys(("max_steps", "max_epochs", "num_sanity_val_steps"), Range(-1)),
@@ -66,7 +67,7 @@ class Launch:
     a folder a prompt. gpus: the devices that were asked for, as in CUDA_VISIBLE_DEVICES, which is set to it.
     """
 
-    mode: Literal["train", "validate", "test", "export"]
+    mode: Literal["train", "validate", "test", "export", "show"]
     configs: Sequence[str]
     overrides: Sequence[str] = ()
     prompts: Sequence[str] = ()
@@ -82,7 +83,7 @@ def launch(request: Launch) -> None:
         ConfigError: configuration, extension, or command line cannot be used.
     """
     _set_up_logging(request.verbose)
-    import_extensions(CUSTOM_FOLDER)
+    import_extensions(Path.cwd() / "custom", CUSTOM_FOLDER)
     reading = read_configuration(request)
     experiment = reading.experiment()
     training = request.mode == "train"
@@ -111,6 +112,12 @@ def _launch(request: Launch, trial: Trial, trainer: pl.Trainer) -> None:
     if not (training or trial.checkpoint or getattr(experiment.system.cfg, "weights", None)):
         log.warning("neither resume= nor system.weights= is given: what is trained is still at its start values")
     _run(request.mode, trainer, system, datamodule, trial.checkpoint)
+
+
+def show(request: Launch) -> None:
+    """Print the whole configuration of `request`, and where each value comes from."""
+    import_extensions(Path.cwd() / "custom", CUSTOM_FOLDER)
+    print(read_configuration(request).show())  # noqa: T201 - what it is for
 
 
 def read_experiment(request: Launch) -> tuple[ExperimentConfig, Path | None]:

@@ -24,7 +24,7 @@ from triplaneturbo.storage import explaining, make_folder
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # a module or, here, none
 
 log = logging.getLogger(__name__)
 
@@ -161,9 +161,10 @@ class FolderLock:
             holder = Holder.read(self.path.read_text())
         except FileNotFoundError:
             return False
-        return holder is not None and holder.token == self._holder.token
+        return holder is not None and holder == self._holder
 
     def _renew(self) -> None:
+        assert self._holder is not None  # only what was taken is renewed
         text = (json.dumps({**asdict(self._holder), "heartbeat": _now()}) + "\n").encode()
         os.pwrite(self._descriptor, text, 0)
         os.ftruncate(self._descriptor, len(text))

@@ -8,7 +8,7 @@ entry decides the clock: an integer counts optimizer steps, a float counts epoch
 import itertools
 import sys
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from triplaneturbo.errors import ConfigError
 
@@ -79,6 +79,6 @@ class Schedule:
         return value
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     """Whether it is a finite number that a float can hold."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -13,6 +13,9 @@ from typing import Any
 
 from triplaneturbo.errors import ConfigError, WriteError
 
+# What a JSON file may hold; who reads it sees whether it is what it should be.
+Json = Any
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MIB = 2**20
 
@@ -111,7 +114,7 @@ def require_writable(folder: Path) -> None:
         raise WriteError(f"cannot write into the folder {folder}: {error}; choose another place") from error
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path) -> Json:
     """The content of a JSON file, UTF-8.
 
     Raises:

@@ -37,8 +37,8 @@ _NOT_GIVEN = "not given"
 
 @dataclass(frozen=True)
 class Trial:
-    """A run's configuration, as it was read and with its folder named, the checkpoint it starts from, and in training the
-    folder's lock, which process 0 holds."""
+    """A run's configuration, as it was read and with its folder named, the checkpoint it starts from, and in training
+    the folder's lock, which process 0 holds."""
 
     reading: Reading
     experiment: ExperimentConfig
@@ -105,15 +105,15 @@ def enter_trial(
                 lock = stack.enter_context(FolderLock(chosen.trial_dir))
                 if checkpoint:
                     compare_with_past(reading, checkpoint)
-            return [chosen.timestamp, checkpoint and str(checkpoint)]
+            return [chosen.timestamp, str(checkpoint) if checkpoint else None]
 
         timestamp, checkpoint = _decide_once(decide, trainer)
         stack.callback(os.environ.pop, HANDED_DOWN, None)
         chosen = dataclasses.replace(experiment, timestamp=timestamp)
-        yield Trial(reading, chosen, checkpoint and Path(checkpoint), lock)
+        yield Trial(reading, chosen, Path(checkpoint) if checkpoint else None, lock)
 
 
-def _decide_once(decide: Callable[[], Any], trainer: pl.Trainer) -> Any:
+def _decide_once(decide: Callable[[], list[str | None]], trainer: pl.Trainer) -> list[str | None]:
     """The result of `decide`, or its error, of process 0 in all processes of the run.
 
     Lightning starts the other processes of a machine when training begins, with this one's environment. Those that
@@ -122,14 +122,16 @@ def _decide_once(decide: Callable[[], Any], trainer: pl.Trainer) -> Any:
     """
     if trainer.world_size == 1:
         return decide()
-    if not trainer.strategy.cluster_environment.creates_processes_externally:
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if environment is None or not environment.creates_processes_externally:
         result = decide()
         os.environ[HANDED_DOWN] = json.dumps(result)
         return result
     if not trainer.is_global_zero and HANDED_DOWN in os.environ:
         return json.loads(os.environ[HANDED_DOWN])
     trainer.strategy.setup_environment()
-    result = error = None
+    result = []
+    error: Exception | None = None
     if trainer.is_global_zero:
         try:
             result = decide()
@@ -158,7 +160,7 @@ class TrialGuard(pl.Callback):
                     "files. Give resume=PATH, or start the processes with torchrun or srun"
                 )
 
-    def _check(self, *args: Any) -> None:
+    def _check(self, *args: object, **kwargs: object) -> None:
         if self.trial.lock:
             self.trial.lock.check()
 
@@ -178,17 +180,17 @@ def compare_with_past(reading: Reading, checkpoint: Path) -> None:
     """
     path = checkpoint.parent.parent / "configs" / "parsed.yaml"
     try:
-        then = read_config([path]).tree
+        then = read_config([path]).complete()
     except ConfigError as error:
         log.warning("resume: %s cannot be compared with what the run was before: %s", checkpoint, error)
         return
-    rows = differences(then, reading.tree)
+    rows = differences(then, reading.complete())
     if not rows:
         return
     width, middle = (max(len(row[column]) for row in [("key", "then"), *rows]) for column in (0, 1))
     table = "\n".join(f"  {key:{width}}  {old:{middle}}  {new}" for key, old, new in [("key", "then", "now"), *rows])
     for key, old, new in rows:
-        if key in ("system.type", "seed"):
+        if key == "system.type" or key.rpartition(".")[2] == "seed":
             raise ConfigError(
                 f"resume: {key} was {old} in the run of {checkpoint} and is {new} now: this would not be the same run. "
                 f"Give {key}={old} to continue it, or start a new one from its weights with "

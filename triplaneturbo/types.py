@@ -5,20 +5,25 @@ L text tokens. View tensors are prompt-major: view v of prompt b is row b * V + 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+Movable = TypeVar("Movable", bound="_Movable")
+
 
 class _Movable:
     """Dataclasses of tensors that move between devices as one."""
 
-    def to(self, device: torch.device | str) -> Any:
-        changes = {}
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def to(self: Movable, device: torch.device | str) -> Movable:
+        """The same, with all tensors on `device`."""
+        changes: dict[str, object] = {}
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, (Tensor, _Movable)):

@@ -1,13 +1,14 @@
 """CLIP score and R@1 of rendered views: python evaluation/clipscore/compute.py --result_dir DIR --model FOLDER."""
 
 import sys
-from pathlib import Path
+
+try:
+    from triplaneturbo.interruption import stoppable
+except ModuleNotFoundError as error:
+    sys.exit(f"compute.py: {error}; run ./setup.sh, or in the project's folder: pip install -e .")
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from triplaneturbo.interruption import stoppable
-
     with stoppable():
-        from evaluation.clip_score import main
+        from triplaneturbo.evaluation.clip_score import main
 
         main()

@@ -30,15 +30,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 from unittest.mock import patch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import launch
-from triplaneturbo import launcher
-from triplaneturbo.base import parse_config
+from triplaneturbo import cli, launcher
+from triplaneturbo.base import Chosen
 from triplaneturbo.bounds import Range
-from triplaneturbo.config import ExperimentConfig, load_config
+from triplaneturbo.config import load_config
 from triplaneturbo.extensions import import_extensions
-from triplaneturbo.registry import find
+from triplaneturbo.losses import LossConfig
 from triplaneturbo.schedule import Schedule
 from triplaneturbo.systems.prd import ProgressiveRenderingDistillation
 
@@ -185,6 +182,24 @@ BY_HAND = (
             "system.guidance.plus_schedule=sqrt_-5",
             "system.exporter.save_name=../up",
             "system.exporter.turntable_views=3",
+            "data.type=[]",
+            "system.type=nothing",
+            "system.type=mesh",
+            "system.renderers.mesh.type=unlit",
+            "system.losses.nowhere.eikonal=1",
+            "system.losses.volume.nothing=1",
+            "system.guidance.teachers.mvdream.path=nowhere",
+            "system.guidance.teachers.mvdream.n_view=3",
+            "system.guidance.teachers.mvdream.min_timestep=0.99",
+            "system.guidance.teachers.mvdream.condition=nowhere",
+            "system.guidance.teachers.mvdream.text_by_view=true",
+            "system.guidance.teachers.mvdream.rule=vsd",
+            "system.guidance.teachers.mvdream.rule={type: asd, growth: cubic}",
+            "system.guidance.teachers.mvdream.label=richdreamer",
+            "data.generator_condition=nowhere",
+            "data.camera_sets=3",
+            "data.cameras.fovy=[60, 50]",
+            "system.rounds=3",
             "noequals",
             "=",
             "..=1",
@@ -233,8 +248,9 @@ BY_HAND = (
             "def f(): f()\nf()",
             "x = (",
             "import module_that_is_nowhere",
-            "from triplaneturbo.registry import register\n\n@register('no-material')\nclass Mine: ...\n",
-            "from triplaneturbo.registry import register\n\n@register('mesh-exporter')\nclass Mine: ...\n",
+            "from triplaneturbo.registry import register\n\n@register('mine')\nclass Mine: ...\n",
+            "from triplaneturbo.registry import register\nfrom triplaneturbo.materials import Material\n\n"
+            "@register('unlit')\nclass Mine(Material): ...\n",
         )
     ),
 )
@@ -283,41 +299,43 @@ def outside(rule: Range, kind: Any) -> Iterator[str]:
             yield f"[0, {rule.high if math.isfinite(rule.high) else rule.low + 1}, {float(number)}, 10]"
 
 
-def _has_options(kind: Any) -> bool:
-    return isinstance(kind, type) and is_dataclass(kind) and kind is not Schedule
-
-
-def of_class(cls: type, place: str) -> Iterator[str]:
-    """Overrides that the configuration `cls` at `place` forbids."""
-    yield f"{place}.a_name_that_is_not_there=1"
-    for field in fields(cls):
-        hint = get_type_hints(cls, include_extras=True)[field.name]
-        inner = next((kind for kind in (hint, *get_args(hint)) if _has_options(kind)), None)
+def of_config(config: Any, place: str) -> Iterator[str]:
+    """Overrides that the class of a configuration at `place`, and those of the components it names, forbid."""
+    yield f"{place}a_name_that_is_not_there=1"
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in fields(config):
+        value, here = getattr(config, field.name), f"{place}{field.name}"
+        blocks = value.items() if isinstance(value, dict) else [("", value)]
+        inner = [(f"{here}.{name}" if name else here, block) for name, block in blocks if _has_options(block)]
         if inner:
-            yield from (f"{place}.{field.name}=5", f"{place}.{field.name}=[1]")
-            yield from of_class(inner, f"{place}.{field.name}")
+            yield from (f"{here}=5", f"{here}=[1]")
         else:
-            yield from by_type(hint, f"{place}.{field.name}")
+            yield from by_type(hints[field.name], here)
+        for where, block in inner:
+            yield from of_block(block, where)
 
 
-def of_components(config: Any, handed_down: dict[str, Any], place: str = "") -> Iterator[str]:
-    """Overrides that the classes of all components named by `config` forbid."""
-    for part in sorted(field.name for field in fields(config)):
-        name = getattr(config, f"{part}_type", None)
-        if name:
-            cls = find(name).Config
-            given = getattr(config, part) or {}
-            shared = {key: value for key, value in handed_down.items() if key in {f.name for f in fields(cls)}}
-            yield from of_class(cls, place + part)
-            yield from of_components(parse_config(cls, {**shared, **given}, part), handed_down, f"{place}{part}.")
+def of_block(block: Any, place: str) -> Iterator[str]:
+    """Those of a component, of a plain mapping of options, or of a renderer's losses."""
+    if isinstance(block, Chosen):
+        yield from (f"{place}.type=a_name_that_is_not_there", f"{place}.type=[1]")
+        yield from of_config(block.cfg, f"{place}.")
+    elif isinstance(block, LossConfig):
+        yield f"{place}.a_name_that_is_not_there=1"
+        for name, term in block.terms.items():
+            yield from of_config(term.cfg, f"{place}.{name}.")
+    else:
+        yield from of_config(block, f"{place}.")
+
+
+def _has_options(value: Any) -> bool:
+    return is_dataclass(value) and not isinstance(value, (Schedule, type))
 
 
 def mistakes(config: str, overrides: list[str], every: int) -> list[Mistake]:
     """Those of the classes that `config` uses, and those by hand."""
-    experiment = load_config([config], overrides)
-    found = [text.removeprefix(".") for text in of_class(ExperimentConfig, "")]
+    found = list(of_config(load_config([config], overrides), ""))
     found = [text for text in found if not text.startswith("n_gpus=")]  # the launcher sets it, whatever is given
-    found += of_components(experiment, experiment.handed_down)
     return [*(Mistake("option", (text,)) for text in found[::every]), *BY_HAND]
 
 
@@ -350,7 +368,7 @@ def attempt(config: str, overrides: list[str], mistake: Mistake, out: Path) -> t
         patch.object(ProgressiveRenderingDistillation, "training_step", start),
     ):
         try:
-            code = launch.main(command)
+            code = cli.launch(command)
         except Started:
             return "ran", ""
         except SystemExit as error:  # of the parser of the command line

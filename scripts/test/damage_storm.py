@@ -19,7 +19,6 @@ import json
 import logging
 import random
 import shutil
-import sys
 import tempfile
 import time
 import traceback
@@ -32,11 +31,9 @@ import torch
 from safetensors.torch import save_file
 from transformers.utils.logging import disable_progress_bar
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from custom.shapeworld.scorer import Scorer
 from triplaneturbo import TextToMeshPipeline
 from triplaneturbo.errors import USER_ERRORS, WeightsError
+from triplaneturbo.evaluation.world import Scorer
 from triplaneturbo.prompts.cache import EncodingCache
 from triplaneturbo.prompts.text_encoder import TextEncoder
 from triplaneturbo.systems.checkpoint import AtomicCheckpointIO, newest_valid_checkpoint

@@ -32,9 +32,7 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from evaluation.clip_score import write_json
+from triplaneturbo.evaluation.common import write_json
 from triplaneturbo.systems.checkpoint import numbered_checkpoints
 from triplaneturbo.systems.losslog import read_losses
 from triplaneturbo.weights.files import read_checkpoint

@@ -25,8 +25,6 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from triplaneturbo.interruption import stoppable
 from triplaneturbo.launcher import Launch, launch, read_experiment
 from triplaneturbo.systems.checkpoint import newest_checkpoint

@@ -6,17 +6,14 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from triplaneturbo.cli import launch
 
 
 def main() -> int:
     """Launch as the arguments after the first say; the first process of several writes the file."""
-    sys.path.insert(0, str(ROOT))
-    import launch
-
     file, *arguments = sys.argv[1:]
     start = time.perf_counter()
-    code = launch.main(arguments)
+    code = launch(arguments)
     if code or os.environ.get("LOCAL_RANK", "0") != "0":
         return code
     import torch

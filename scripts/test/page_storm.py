@@ -26,9 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from custom.shapeworld.world import PALETTE, SHAPES
+from triplaneturbo.evaluation.world import PALETTE, SHAPES
 from triplaneturbo.naming import slug
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,10 @@ import json
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+try:
+    from triplaneturbo.interruption import stoppable
+except ModuleNotFoundError as error:
+    sys.exit(f"pack_student.py: {error}; run ./setup.sh, or in the project's folder: pip install -e .")
 
 
 def main() -> None:
@@ -41,8 +44,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-    from triplaneturbo.interruption import stoppable
-
     with stoppable():
         main()

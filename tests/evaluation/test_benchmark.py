@@ -13,8 +13,8 @@ from custom.shapeworld.render import render, surface_color, surface_normal
 from custom.shapeworld.scorer import Scorer
 from custom.shapeworld.splits import load_splits
 from custom.shapeworld.world import parse_caption, sdf
-from evaluation import benchmark
-from evaluation.benchmark import (
+from triplaneturbo.evaluation import benchmark
+from triplaneturbo.evaluation.benchmark import (
     Judge,
     controls,
     exported_meshes,
@@ -42,11 +42,14 @@ def exact_mesh(prompt: str, resolution: int = 48) -> Mesh:
     return Mesh(vertices, faces, surface_color([solid], vertices[None], normals)[0])
 
 
-class ExactScorer:
+class ExactScorer(Scorer):
     """Prefers the caption whose exact picture, from the benchmark's cameras, is most like the given one."""
 
+    def __init__(self):
+        pass  # no network
+
     def similarity(self, pictures, captions):
-        cameras = Judge("train", None, "cpu").cameras
+        cameras = Judge("train", self, "cpu").cameras
         truth = torch.stack([render([parse_caption(c)], cameras, 64).rgb for c in captions]).permute(0, 1, 4, 2, 3)
         return -(pictures[None] - truth).square().mean((2, 3, 4)).T
 

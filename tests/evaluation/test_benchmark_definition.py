@@ -19,8 +19,9 @@ from custom.shapeworld.models import build_tokenizer, token_ids
 from custom.shapeworld.scorer import Scorer
 from custom.shapeworld.splits import EVALUATION_SPLITS, SPLITS_FILE, load_splits
 from custom.shapeworld.world import parse_caption
-from evaluation import benchmark
-from evaluation.benchmark import Judge, Measured, controls, generated_meshes, summarise
+from triplaneturbo.evaluation import benchmark
+from triplaneturbo.evaluation.benchmark import Judge, Measured, controls, generated_meshes, summarise
+from triplaneturbo.pipelines.text_to_mesh import TextToMeshPipeline
 from triplaneturbo.scenes import FieldScene, HashGridField
 from triplaneturbo.types import Mesh
 
@@ -31,8 +32,11 @@ CUBE_FACES = [
 ]  # fmt: skip
 
 
-class Camera:
+class Camera(Scorer):
     """In the scorer's place: keeps the pictures that it is shown, and always prefers the first caption."""
+
+    def __init__(self):
+        pass  # no network
 
     def similarity(self, pictures, captions):
         self.pictures, self.captions = pictures, captions
@@ -227,14 +231,20 @@ def test_by_default_all_prompts_of_all_splits_are_made_from_three_seeds(monkeypa
 def test_every_prompt_is_generated_from_every_seed():
     field = HashGridField({"encoding": {"n_levels": 1, "log2_hashmap_size": 4}})
 
-    class Pipeline:
+    class Pipeline(TextToMeshPipeline):
+        def __init__(self):
+            pass  # no network
+
         def generate(self, prompts, *, seed):
             return FieldScene(field, {"seed": torch.full((len(prompts), 1), float(seed))})
 
         def extract(self, prompts, scene):
             (prompt,) = prompts
-            return [f"{prompt} from {scene.tensors['seed'].item():.0f}"]
+            vertices = torch.tensor([[int(prompt.split()[1]), scene.tensors["seed"].item(), 0.0]])
+            return [Mesh(vertices, torch.zeros(0, 3, dtype=torch.int64))]
 
     prompts = [f"prompt {i}" for i in range(11)]
     found = list(generated_meshes(Pipeline(), prompts, (0, 7)))
-    assert found == [(p, seed, f"{p} from {seed}") for seed in (0, 7) for p in prompts]
+    assert [(p, seed) for p, seed, _ in found] == [(p, seed) for seed in (0, 7) for p in prompts]
+    made_from = [tuple(mesh.vertices[0, :2].tolist()) for *_, mesh in found]
+    assert made_from == [(i, seed) for seed in (0, 7) for i in range(11)]

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from evaluation import bootstrap
-from evaluation.bootstrap import RESAMPLES, difference_interval, format_interval, mean_interval
+from triplaneturbo.evaluation import bootstrap
+from triplaneturbo.evaluation.bootstrap import RESAMPLES, difference_interval, format_interval, mean_interval
 
 TAIL = 0.025
 # Standard error of the empirical quantile at TAIL of RESAMPLES normal draws, in units of their deviation.
@@ -94,7 +94,7 @@ def test_one_prompt_has_no_interval():
     assert difference_interval(normal(4, 7), one, normal(4, 8), one) is None
     assert mean_interval(torch.zeros(0), one[:0]) is None
     assert format_interval(None) == "-"
-    assert format_interval((0.25, 0.5), 100, 1) == "25.0 .. 50.0"
+    assert format_interval((0.25, 0.5), 100.0, 1) == "25.0 .. 50.0"
 
 
 def test_the_same_every_time_and_no_global_random_numbers_are_used():

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from evaluation.clip_models import load_clip
+from triplaneturbo.evaluation.clip_models import load_clip
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (200, 160), (40, 50)])

@@ -8,10 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation import clip_score
-from evaluation.bootstrap import mean_interval
-from evaluation.clip_models import ClipJudge
-from evaluation.clip_score import Judgement, caption_of, evaluate, main, picture_protocol, read_views, summarise
+from triplaneturbo.evaluation import clip_score
+from triplaneturbo.evaluation.bootstrap import mean_interval
+from triplaneturbo.evaluation.clip_models import ClipJudge
+from triplaneturbo.evaluation.clip_score import (
+    Judgement,
+    caption_of,
+    evaluate,
+    main,
+    picture_protocol,
+    read_views,
+    summarise,
+)
 
 # Texts of the colour model below, each a direction in the space of colours.
 DIRECTIONS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "pink": (2, 1, 1)}

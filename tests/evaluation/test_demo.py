@@ -6,7 +6,7 @@ from PIL import Image
 from tiny_student import write_pipeline
 
 from custom.shapeworld.splits import load_splits
-from evaluation import demo
+from triplaneturbo.evaluation import demo
 
 
 @pytest.fixture

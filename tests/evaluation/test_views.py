@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from solids import sphere, tetrahedron
 
-from evaluation import views as module
-from evaluation.common import _gpus
-from evaluation.views import ViewSettings, find_meshes, main, protocol_views, render_folder
 from triplaneturbo.cameras import orbit_cameras
+from triplaneturbo.evaluation import views as module
+from triplaneturbo.evaluation.common import _gpus
+from triplaneturbo.evaluation.views import ViewSettings, find_meshes, main, protocol_views, render_folder
 from triplaneturbo.exporters.files import write_mesh
 from triplaneturbo.exporters.mesh_exporter import MeshExporter
 from triplaneturbo.exporters.render import render_mesh

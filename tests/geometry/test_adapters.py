@@ -101,6 +101,14 @@ def test_cross_plane_attention_is_softmax_over_all_planes_of_a_prompt(image):
     torch.testing.assert_close(attention(x), expected)
 
 
+@pytest.mark.parametrize("given", ["encoder_hidden_states", "attention_mask"])
+def test_cross_plane_attention_refuses_what_it_would_ignore(given):
+    attention = Attention(query_dim=4, heads=1, dim_head=4)
+    attention.set_processor(CrossPlaneAttention())
+    with pytest.raises(ValueError, match="takes neither other states nor a mask"):
+        attention(torch.zeros(6, 2, 4), **{given: torch.zeros(6, 2, 4)})
+
+
 @pytest.mark.parametrize(
     "kinds", [("plane_lora", "shared_lora", "shared_lora"), ("shared_lora", "plane_lora", "plane_lora")]
 )

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from golden_case import Case
 from workbench import LINEAR, Workbench
 
-from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
+from triplaneturbo.geometry import FewStepTriplanes
 from triplaneturbo.legacy.state_dicts import to_original
 from triplaneturbo.weights.ldm import UNET_PREFIX, VAE_PREFIX
 from triplaneturbo.weights.ldm_names import unet_shapes, vae_shapes
@@ -60,10 +60,10 @@ def test_names_of_a_wider_and_deeper_generator(tmp_path: Path, workbench: Workbe
     with torch.device("meta"):
         UNet2DConditionModel.from_config(unet).save_config(tmp_path / "unet")
         AutoencoderKL.from_config(vae).save_config(tmp_path / "vae")
-        options = workbench.geometry_options({**meta["geometry"], "space_generator_config": generator}, tmp_path)
-        geometry = FewStepTriplaneDualStableDiffusion(options)
+        options = workbench.own_geometry_options({**meta["geometry"], "space_generator_config": generator}, tmp_path)
+        geometry = FewStepTriplanes(options)
     assert shapes(geometry) == recorded("geometry_gen_b")
 
 
-def shapes(geometry: FewStepTriplaneDualStableDiffusion) -> dict[str, tuple[int, ...]]:
+def shapes(geometry: FewStepTriplanes) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in to_original(geometry.state_dict()).items()}

@@ -68,7 +68,7 @@ def test_names_do_not_matter(tmp_path: Path, workbench: Workbench, monkeypatch: 
         ({"warmth": 3}, "warmth"),
         ({"name": "e1_importance_sampler", "warmth": 3}, "hyper-parameters without effect here: warmth"),
         ({"name": "e1_importance_sampler", "n": 13}, "t_starts: shape"),
-        ({"name": "d5_regularization_losses", "lambdas": {"lambda_warmth": 3}}, "lambda_warmth"),
+        ({"name": "d5_regularization_losses", "lambdas": {"lambda_warmth": 3}}, "warmth"),
         ({"name": "b3_stable_diffusion_blocks", "sd": {"unet": {"warmth": 3}, "vae": {}}}, "sd.unet has warmth"),
         (
             {"name": "d1_inference_ddim4", "scheduler": {**LDM_SCHEDULE, "clip_sample": True}},

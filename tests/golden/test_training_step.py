@@ -102,11 +102,11 @@ def planes_swapped(system: ProgressiveRenderingDistillation, patch: pytest.Monke
 
 
 def teacher_missing(system: ProgressiveRenderingDistillation, patch: pytest.MonkeyPatch) -> None:
-    del system.guidance.teachers["rd"]
+    del system.guidance.teachers["richdreamer"]
 
 
 def loss_weight_doubled(system: ProgressiveRenderingDistillation, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(system.cfg.loss, "lambda_asd_2nd", lambda progress: 2.0)
+    patch.setattr(system.objectives["volume"], "score", lambda progress: 2.0)
 
 
 @pytest.mark.parametrize(

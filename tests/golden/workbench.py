@@ -13,12 +13,14 @@ from formula_weights import fill, fill_geometry, filled
 from miniature import unet, vae
 from torch import Tensor
 
-from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
-from triplaneturbo.guidance import AsynchronousScoreDistillation
+from triplaneturbo.geometry import FewStepTriplanes
+from triplaneturbo.guidance import ScoreDistillation
+from triplaneturbo.guidance.diffusion import DiffusionTeacher
 from triplaneturbo.guidance.rules import ScoreEstimates
-from triplaneturbo.weights.ldm import LDM_SCHEDULE
+from triplaneturbo.legacy.quirks import repeat
+from triplaneturbo.legacy.translate import Translator
 from triplaneturbo.types import Cameras
-from triplaneturbo.weights.ldm import build_unet, build_vae
+from triplaneturbo.weights.ldm import LDM_SCHEDULE, build_unet, build_vae
 from triplaneturbo.weights.ldm_names import unet_shapes, vae_shapes
 
 # RichDreamer's transformers project with 1 x 1 convolutions, MVDream's with matrices.
@@ -74,14 +76,43 @@ def cameras(c2w: Tensor, n_view: int | None = None, **known: Tensor) -> Cameras:
     return Cameras(c2w=c2w, n_view=n_view or len(c2w), **{name: known.get(name, unknown) for name in names})
 
 
-class WatchedGuidance(AsynchronousScoreDistillation):
+DATA = "multiview-multiprompt-dualrenderer-multistep-datamodule-v2"
+PROCESSOR = "dual-stable-diffusion-multi-prompt-processor-callable"
+SYSTEM = "multiprompt-dual-renderer-multistep-generator-system"
+GUIDANCE = "richdreamer-mvdream-stablediffusion-asynchronous-score-distillation-guidance"
+
+
+def translated(system: Mapping[str, Any], data: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Published options of a system and of its data in this project's names, with all mistakes of the original."""
+    translator = Translator()
+    given = {"data_type": DATA, "data": data or {}, "system_type": SYSTEM, "system": system, "compat": "original"}
+    tree = translator(given)
+    repeat(tree, translator.compat)
+    return tree
+
+
+class WatchedGuidance(ScoreDistillation):
     """Remembers what the last teacher said."""
 
     seen: ScoreEstimates
 
-    def latent_gradient(self, estimates: ScoreEstimates, options: Any) -> Tensor:
-        self.seen = estimates
-        return super().latent_gradient(estimates, options)
+    def configure(self) -> None:
+        super().configure()
+        for teacher in self.teachers.values():
+            self._watch(teacher)
+
+    def _watch(self, teacher: DiffusionTeacher) -> None:
+        gradient = teacher.rule.gradient
+
+        def watched(estimates: ScoreEstimates) -> Tensor:
+            self.seen = estimates
+            return gradient(estimates)
+
+        teacher.rule.gradient = watched
+
+    def labelled(self, label: str) -> DiffusionTeacher:
+        """The teacher of that label."""
+        return next(teacher for name, teacher in self.teachers.items() if self.cfg.label(name) == label)
 
 
 class Workbench:
@@ -131,10 +162,17 @@ class Workbench:
         """Recorded geometry options, on top of the base model in a folder."""
         generator = {**geometry["space_generator_config"], "pretrained_model_name_or_path": str(base)}
         generator["network_dtype"] = "float32"
-        return {**geometry, "space_generator_config": generator, "compat": "original"}
+        return {**geometry, "space_generator_config": generator}
 
-    def geometry(self, geometry: Mapping[str, Any], base: Path | None = None) -> FewStepTriplaneDualStableDiffusion:
-        built = FewStepTriplaneDualStableDiffusion(self.geometry_options(geometry, base or self.small_folder()))
+    def own_geometry_options(self, geometry: Mapping[str, Any], base: Path) -> dict[str, Any]:
+        """The same in this project's names."""
+        published = "few-step-triplane-dual-stable-diffusion"
+        system = {"geometry_type": published, "geometry": self.geometry_options(geometry, base)}
+        options = translated(system)["system"]["geometry"]
+        return {key: value for key, value in options.items() if key != "type"}
+
+    def geometry(self, geometry: Mapping[str, Any], base: Path | None = None) -> FewStepTriplanes:
+        built = FewStepTriplanes(self.own_geometry_options(geometry, base or self.small_folder()))
         fill_geometry(built)
         return built.to(torch.get_default_device())
 
@@ -146,8 +184,12 @@ class Workbench:
             paths["sd_model_name_or_path"] = self.sd_folder(meta["sd"])
         paths = {key: str(path) for key, path in paths.items()}
         # The recorded gradients are the same whichever way autograd took; here there is one way.
-        options |= {"network_dtype": "float32", "auto_grad": True, "compat": "original", **paths, **changes}
-        return WatchedGuidance(options).to(torch.get_default_device())
+        options |= {"network_dtype": "float32", "auto_grad": True, **paths}
+        system = {"guidance_type": GUIDANCE, "guidance": options | changes}
+        data = {"n_view": options.get("n_view", 4), "guidance_processor_type": PROCESSOR}
+        block = translated(system, data)["system"]["guidance"]
+        del block["type"]
+        return WatchedGuidance(block).to(torch.get_default_device())
 
 
 def _filled(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:

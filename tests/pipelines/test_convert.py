@@ -10,13 +10,13 @@ import yaml
 from published_layout import draw, published_unet, published_vae, tiny_unet, tiny_vae
 from tiny_student import training_options, write_pipeline
 
-from evaluation.convert import main
 from triplaneturbo import TextToMeshPipeline
 from triplaneturbo.config import load_config
 from triplaneturbo.errors import WeightsError
+from triplaneturbo.evaluation.convert import main
 from triplaneturbo.geometry import FewStepTriplanes
-from triplaneturbo.legacy.state_dicts import from_original, to_original
 from triplaneturbo.guidance import MVDreamTeacher, RichDreamerTeacher
+from triplaneturbo.legacy.state_dicts import from_original, to_original
 from triplaneturbo.pipelines.convert import convert, convert_back, kind_of
 from triplaneturbo.types import Condition
 from triplaneturbo.weights import ldm

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import CLIPTextModel
 
-from triplaneturbo.errors import ConfigError, WeightsError
 from triplaneturbo.cameras import orbit_cameras
+from triplaneturbo.errors import ConfigError, WeightsError
 from triplaneturbo.prompts import ClipText, TextEncoder
 
 START, END = 0, 1

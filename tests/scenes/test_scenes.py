@@ -92,6 +92,9 @@ def test_explicit_meshes_are_exported_with_the_colours_of_their_field():
 def test_a_mesh_needs_colours_of_its_own_or_a_field():
     with pytest.raises(ValueError, match="needs a texture"):
         MeshScene([Mesh(torch.zeros(3, 3), torch.tensor([[0, 1, 2]]))])
+    points = torch.zeros(3, 3)
+    with pytest.raises(ValueError, match="no texture to read features from"):
+        MeshScene([Mesh(points, torch.tensor([[0, 1, 2]]), colors=points)]).features(points[None])
 
 
 def test_a_renderer_says_which_scenes_it_can_draw():

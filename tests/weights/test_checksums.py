@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from custom.shapeworld.scorer import Scorer
-from evaluation.clip_models import load_clip
 from triplaneturbo import TextToMeshPipeline
 from triplaneturbo.errors import WeightsError
+from triplaneturbo.evaluation.clip_models import load_clip
 from triplaneturbo.prompts import TextEncoder
 from triplaneturbo.weights.checksums import say_unverified
 from triplaneturbo.weights.files import load_tensors, read_checkpoint, read_safetensors, save_checkpoint, save_tensors

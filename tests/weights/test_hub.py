@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from evaluation.prepare import main
 from triplaneturbo.config import read_config
 from triplaneturbo.errors import WeightsError
+from triplaneturbo.evaluation.prepare import main
 from triplaneturbo.weights.hub import (
     EVALUATION,
     EVERYTHING,
@@ -204,7 +204,7 @@ def test_without_a_network_the_error_comes_at_once(online, tmp_path):
 
 def test_the_script_offline_names_all_that_is_missing(tmp_path):
     script = ROOT / "scripts/prepare/download_eval_only.py"
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     start = time.perf_counter()
     run = subprocess.run(
         [sys.executable, script, "--root", tmp_path], env=environment, capture_output=True, text=True, cwd=tmp_path
@@ -253,7 +253,7 @@ def test_offline_the_cache_of_huggingface_hub_is_used(tmp_path):
         (cache / path).parent.mkdir(parents=True)
         (cache / path).write_text(content)
     script = ROOT / "scripts/prepare/download_full.py"
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, script, "--root", tmp_path, "--only", STUDENT.name]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from evaluation.clip_models import load_clip
-from evaluation.published_layouts import FULL, contents
-from evaluation.random_weights import ASSETS, draw_tensors, main
 from triplaneturbo import doctor
+from triplaneturbo.evaluation.clip_models import load_clip
+from triplaneturbo.evaluation.published_layouts import FULL, contents
+from triplaneturbo.evaluation.random_weights import ASSETS, draw_tensors, main
 from triplaneturbo.guidance import MVDreamTeacher, RichDreamerTeacher, StableDiffusionTeacher
 from triplaneturbo.prompts.text_encoder import TextEncoder
 from triplaneturbo.types import Condition

@@ -109,15 +109,17 @@ class Hypernet(nn.Module):
 
     def __init__(self, cfg: HypernetConfig, n_out: int) -> None:
         super().__init__()
-        layers, width = [], cfg.text_width
+        layers: list[nn.Module] = []
+        width = cfg.text_width
         for _ in range(cfg.n_hidden_layers):
             layers += [nn.Linear(width, cfg.n_neurons, bias=False), nn.LayerNorm(cfg.n_neurons), nn.SiLU()]
             width = cfg.n_neurons
-        self.layers = nn.Sequential(*layers, nn.Linear(width, n_out))
+        last = nn.Linear(width, n_out)
+        self.layers = nn.Sequential(*layers, last)
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_normal_(layer.weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        nn.init.zeros_(last.bias)
 
     def forward(self, pooled_text: Float[Tensor, "B T"]) -> Float[Tensor, "B n"]:
         return self.layers(pooled_text)

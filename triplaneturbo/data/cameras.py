@@ -59,7 +59,7 @@ class Ring(CameraSampler):
         return self.place(draws.uniform(stream, 4))
 
     def place(self, uniform: Float[Tensor, "B 4"]) -> Cameras:
-        """Cameras around B objects as a pure function of numbers in [0, 1): elevation, azimuth, field of view, distance.
+        """Cameras around B objects as a pure function of numbers in [0, 1): elevation, azimuth, fovy, distance.
 
         View k looks from azimuth low + (u + k) / n_view * (high - low).
         """

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from triplaneturbo.bounds import PROJECT
 from triplaneturbo.draws import keyed_generator
 from triplaneturbo.errors import ConfigError, nearest
 from triplaneturbo.naming import check_prompts
+from triplaneturbo.places import PROJECT
 from triplaneturbo.storage import read_json
 
 DEFAULT_FOLDERS = (PROJECT / "load", PROJECT / "datasets")

@@ -16,8 +16,8 @@ from triplaneturbo.types import Run
 class StreamData(Component, pl.LightningDataModule):
     """Training data as one endless stream.
 
-    Micro-batch m of process r holds global samples m * global_batch + r * local + (0 ... local - 1); everything random is
-    keyed by these indices, and `position`, kept in checkpoints, is all that a resumed run needs. A subclass sets
+    Micro-batch m of process r holds global samples m * global_batch + r * local + (0 ... local - 1); everything random
+    is keyed by these indices, and `position`, kept in checkpoints, is all that a resumed run needs. A subclass sets
     `samples_per_batch`, `samples_per_epoch` and `fingerprint` in `configure`.
     """
 

@@ -127,7 +127,7 @@ class _Buffers:
         self.accessors.append(accessor)
         return len(self.accessors) - 1
 
-    def add_view(self, data: bytes, **properties: Any) -> int:
+    def add_view(self, data: bytes, **properties: int) -> int:
         """Append `data` and return the index of its view."""
         self.views.append({"buffer": 0, "byteOffset": len(self.content), "byteLength": len(data), **properties})
         self.content += data + b"\0" * (-len(data) % 4)

@@ -92,7 +92,7 @@ class MeshExporter(Exporter):
         return [
             self._export(mesh, prompt, Path(folder) / name, origin)
             for mesh, prompt, name, origin in zip(
-                meshes, prompts, folder_names(prompts), origins or [None] * len(prompts), strict=True
+                meshes, prompts, folder_names(prompts), _of_each(prompts, origins), strict=True
             )
         ]
 
@@ -106,7 +106,7 @@ class MeshExporter(Exporter):
             return
         taken = [
             (place, origin, there)
-            for name, origin in zip(folder_names(prompts), origins or [None] * len(prompts), strict=True)
+            for name, origin in zip(folder_names(prompts), _of_each(prompts, origins), strict=True)
             if (there := occupant(place := Path(folder) / name)) and (origin is None or read_origin(place) != origin)
         ]
         if taken:
@@ -142,6 +142,11 @@ class MeshExporter(Exporter):
             views = render_turntable(mesh, VIDEO_VIEWS, cfg.turntable_size)
             save_webp(folder / "turntable.webp", to_bytes(views), VIDEO_SPEED)
         return path
+
+
+def _of_each(prompts: Sequence[str], origins: Sequence[Origin] | None) -> Sequence[Origin | None]:
+    """The origin of each prompt's mesh, if they are known."""
+    return origins or [None] * len(prompts)
 
 
 @register("no-files")

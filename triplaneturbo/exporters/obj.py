@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import trimesh
 from torch import Tensor
+from trimesh.visual import ColorVisuals, TextureVisuals
 
 from triplaneturbo.pictures import PictureKind, encode, from_image, to_bytes
 from triplaneturbo.storage import replacing, write_text
@@ -33,8 +34,9 @@ def write_obj(path: Path, mesh: Mesh, normals: Tensor | None = None, texture_for
     parts = []
     if mesh.texture is not None:
         parts.append(f"mtllib {_write_material(path, mesh.texture, texture_format)}\nusemtl surface\n")
-    colored = mesh.colors is not None and mesh.texture is None
-    vertices = torch.cat([mesh.vertices, mesh.colors], dim=1) if colored else mesh.vertices
+    vertices = mesh.vertices
+    if mesh.colors is not None and mesh.texture is None:
+        vertices = torch.cat([vertices, mesh.colors], dim=1)
     parts.append(_lines("v" + " %.6f" * vertices.shape[1], vertices))
     indices = [mesh.faces]
     corner = "%d"
@@ -57,15 +59,16 @@ def read_obj(path: Path) -> Mesh:
         ValueError: there are no triangles in it.
     """
     loaded = _load(path, maintain_order=True)
-    if loaded.visual.kind == "texture":  # in this order a vertex has one coordinate, whatever the faces say
+    if isinstance(loaded.visual, TextureVisuals):  # in this order a vertex has one coordinate, whatever the faces say
         loaded = _load(path, maintain_order=False)
     vertices = torch.from_numpy(np.asarray(loaded.vertices, dtype=np.float32))
     faces = torch.from_numpy(np.asarray(loaded.faces, dtype=np.int64))
-    if loaded.visual.kind == "vertex":
-        return Mesh(vertices, faces, torch.from_numpy(loaded.visual.vertex_colors[:, :3].astype(np.float32) / 255))
-    if loaded.visual.kind == "texture" and loaded.visual.material.image is not None:
-        coordinates = _turned_over(torch.from_numpy(np.asarray(loaded.visual.uv, dtype=np.float32)))
-        image = from_image(loaded.visual.material.image)
+    visual = loaded.visual
+    if isinstance(visual, ColorVisuals) and visual.kind == "vertex":
+        return Mesh(vertices, faces, torch.from_numpy(visual.vertex_colors[:, :3].astype(np.float32) / 255))
+    if isinstance(visual, TextureVisuals) and visual.kind == "texture" and visual.material.image is not None:
+        coordinates = _turned_over(torch.from_numpy(np.asarray(visual.uv, dtype=np.float32)))
+        image = from_image(visual.material.image)
         return Mesh(vertices, faces, texture=Texture(image, coordinates, torch.arange(len(vertices)), faces))
     return Mesh(vertices, faces)
 

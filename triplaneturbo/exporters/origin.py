@@ -42,7 +42,7 @@ def weights_id(tensors: Mapping[str, Tensor]) -> str:
         values = tensor.detach().cpu()
         values = values.float() if values.is_floating_point() else values
         digest.update(json.dumps([name, list(values.shape)]).encode())
-        digest.update(values.contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(values.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

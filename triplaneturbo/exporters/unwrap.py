@@ -2,7 +2,7 @@
 
 import importlib
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,7 @@ from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 
 # Texels between charts, unless the options say otherwise.
 PADDING = 4
+Options = TypeVar("Options")
 
 
 def simplify(
@@ -84,7 +85,7 @@ def _load(module: str) -> ModuleType:
         ) from error
 
 
-def _with_options(target: Any, options: dict[str, Any], place: str) -> Any:
+def _with_options(target: Options, options: dict[str, Any], place: str) -> Options:
     allowed = [name for name in dir(target) if not name.startswith("_")]
     for name, value in options.items():
         if name not in allowed:

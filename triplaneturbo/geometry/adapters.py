@@ -6,18 +6,20 @@ adapt, which becomes their `base`, so that no library patching and no processor 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.models.autoencoders.vae import Decoder
 from jaxtyping import Float
 from torch import Tensor
 
 N_PLANES = 6
 _CONVS = ("conv1", "conv2", "conv_shortcut")
 _SAMPLERS = ("downsamplers", "upsamplers")
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
 SelfAdapters = Literal["plane_lora", "shared_lora", "separate_planes", "none"]
@@ -56,6 +58,8 @@ class Adapter(nn.Module):
 class LoraLinear(Adapter):
     """y = W x + b + U D x (+ c), the same for all planes."""
 
+    base: nn.Linear
+
     def __init__(self, base: nn.Linear, rank: int, with_bias: bool = False):
         super().__init__(base, (rank, base.in_features), (base.out_features, rank), False, with_bias)
 
@@ -76,6 +80,8 @@ class PlaneLoraLinear(Adapter):
     the published weights were trained so for the output projection of attention.
     """
 
+    base: nn.Linear
+
     def __init__(self, base: nn.Linear, rank: int, with_bias: bool = False, on_output: bool = False):
         read = base.out_features if on_output else base.in_features
         super().__init__(base, (rank, read), (base.out_features, rank), True, with_bias)
@@ -94,13 +100,13 @@ class PlaneLoraLinear(Adapter):
     def merged(self) -> "PlaneLinear":
         """One full matrix a plane: six times the memory of the base layer, one product instead of three."""
         product = self.up @ self.down
-        weight, bias = self.base.weight.to(product.dtype), self.base.bias
-        bias = weight.new_zeros(weight.shape[0]) if bias is None else bias.to(product.dtype)
+        weight = self.base.weight.to(product.dtype)
+        bias = weight.new_zeros(len(weight)) if self.base.bias is None else self.base.bias.to(product.dtype)
         if self.on_output:
-            weight, bias = weight + product @ weight, bias + product @ bias
+            weights, biases = weight + product @ weight, bias + product @ bias
         else:
-            weight, bias = weight + product, bias.expand(N_PLANES, -1)
-        return PlaneLinear(weight, bias if self.bias is None else bias + self.bias, self.base.weight.dtype)
+            weights, biases = weight + product, bias.expand(N_PLANES, -1)
+        return PlaneLinear(weights, biases if self.bias is None else biases + self.bias, self.base.weight.dtype)
 
 
 class PlaneLinear(nn.Module):
@@ -118,6 +124,8 @@ class PlaneLinear(nn.Module):
 
 class LoraConv(Adapter):
     """y = conv(x) + U * (D * x) with D of the convolution's size, stride and padding, U 1x1; shared by all planes."""
+
+    base: nn.Conv2d
 
     def __init__(self, base: nn.Conv2d, rank: int, with_bias: bool = False):
         down, up = (rank, base.in_channels, *base.kernel_size), (base.out_channels, rank, 1, 1)
@@ -137,6 +145,8 @@ class LoraConv(Adapter):
 class PlaneLoraConv(Adapter):
     """y = conv(x) + U_p * (D_p * x) (+ c_p) for rows of plane p, all six as one grouped convolution."""
 
+    base: nn.Conv2d
+
     def __init__(self, base: nn.Conv2d, rank: int, with_bias: bool = False):
         down, up = (rank, base.in_channels, *base.kernel_size), (base.out_channels, rank, 1, 1)
         super().__init__(base, down, up, True, with_bias)
@@ -151,27 +161,36 @@ class PlaneLoraConv(Adapter):
         return self.base(x) + change.unflatten(1, (N_PLANES, -1)).flatten(0, 1)
 
 
-def _folded(base: nn.Module, change: Tensor, bias: Tensor | None) -> nn.Module:
+def _folded(base: Layer, change: Tensor, bias: Tensor | None) -> Layer:
     """`base` with `change` added to its weight and `bias` to its bias; sums in float32, stored in its own type."""
     base.weight.copy_(base.weight.float() + change.float())
-    if bias is not None and base.bias is None:
-        base.bias = nn.Parameter(torch.zeros_like(bias, dtype=base.weight.dtype), requires_grad=False)
     if bias is not None:
+        if base.bias is None:
+            base.bias = nn.Parameter(torch.zeros_like(bias, dtype=base.weight.dtype), requires_grad=False)
         base.bias.copy_(base.bias.float() + bias.float())
     return base
 
 
-class CrossPlaneAttention(AttnProcessor2_0):
+class CrossPlaneAttention(AttnProcessor):
     """Self-attention in which every token of a plane sees the tokens of all six planes of its prompt."""
 
     def __call__(
         self,
         attn: Attention,
         hidden_states: Float[Tensor, "N S C"] | Float[Tensor, "N C H W"],
-        encoder_hidden_states: None = None,
-        attention_mask: None = None,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
+        *args: object,
+        **kwargs: object,
     ) -> Tensor:
+        """The tokens after attention.
+
+        Raises:
+            ValueError: others to attend to, or a mask, are given, which self-attention has not.
+        """
+        if encoder_hidden_states is not None or attention_mask is not None:
+            raise ValueError("attention across planes is self-attention: it takes neither other states nor a mask")
         residual, shape = hidden_states, hidden_states.shape
         if len(shape) == 4:
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
@@ -211,6 +230,7 @@ def adapt_attention(attention: Attention, kind: str, rank: int, with_bias: bool,
         adapter = PlaneLoraLinear if kind == "plane_lora" else LoraLinear
         setattr(attention, name, adapter(base, rank, with_bias))
     base = attention.to_out[0]
+    assert isinstance(base, nn.Linear)
     if kind == "plane_lora":
         attention.to_out[0] = PlaneLoraLinear(base, rank, with_bias, on_output=True)
     else:
@@ -224,17 +244,21 @@ def _planes_see_each_other(kind: str) -> bool:
 def adapt_unet(unet: nn.Module, ranks: Ranks, self_kind: str, cross_kind: str, convolution_kind: str) -> None:
     """Adapters on all attention layers, ResNet and resampling convolutions of a `UNet2DConditionModel`, in place."""
     for name, module in list(unet.named_modules()):
+        if not name.endswith((".attn1", ".attn2")):
+            continue
+        assert isinstance(module, Attention), name
         if name.endswith(".attn1"):
             see = _planes_see_each_other(self_kind)
             adapt_attention(module, self_kind, ranks.self_attention, ranks.with_bias, see)
-        elif name.endswith(".attn2"):
+        else:
             adapt_attention(module, cross_kind, ranks.cross_attention, ranks.with_bias, False)
     _adapt_convolutions(unet, convolution_kind, ranks)
 
 
-def adapt_decoder(decoder: nn.Module, ranks: Ranks, attention_kind: str) -> None:
+def adapt_decoder(decoder: Decoder, ranks: Ranks, attention_kind: str) -> None:
     """The same for a VAE decoder, in place: its convolution adapters are always shared by the planes."""
     for attention in decoder.mid_block.attentions:
+        assert isinstance(attention, Attention)
         see = _planes_see_each_other(attention_kind)
         adapt_attention(attention, attention_kind, ranks.self_attention, ranks.with_bias, see)
     _adapt_convolutions(decoder, "shared_lora", ranks)

@@ -58,8 +58,8 @@ class TriplaneGenerator(Module):
         gradient_checkpoint: bool = False
         """Recompute activations in the backward pass: slower, less memory."""
         self_attention: SelfAdapters = "plane_lora"
-        """plane_lora: one adapter a plane; shared_lora: one for all; in both, planes see each other. separate_planes: one
-        for all, planes do not; none: neither."""
+        """plane_lora: one adapter a plane; shared_lora: one for all; in both, planes see each other. separate_planes:
+        one for all, planes do not; none: neither."""
         cross_attention: Literal["plane_lora", "shared_lora", "none"] = "plane_lora"
         """Adapters of the attention to the text."""
         convolutions: Literal["plane_lora", "shared_lora"] = "plane_lora"

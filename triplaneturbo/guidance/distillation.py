@@ -4,7 +4,7 @@ Each teacher is asked in turn, and its gradient is carried back to the pixels at
 lives no longer than its teacher's turn.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -69,6 +69,11 @@ class ScoreDistillation(Guidance):
         self.teachers = nn.ModuleDict({name: self.cfg.teachers[name].build() for name in self.cfg.used})
         self._shaping = {name: [s.build() for s in t.cfg.shaping.values()] for name, t in self.teachers.items()}
         self._shaping_of_sum = [shaping.build() for shaping in self.cfg.shaping.values()]
+
+    def check(self, n_view: int, conditions: Collection[str]) -> None:
+        """See `Teacher.check`."""
+        for teacher in self.teachers.values():
+            teacher.check(n_view, conditions)
 
     @property
     def trained(self) -> dict[str, nn.Module]:

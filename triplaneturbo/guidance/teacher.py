@@ -1,7 +1,7 @@
 """What a teacher is: something that looks at rendered pictures and says in which direction they should move."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -97,6 +97,22 @@ class Teacher(Module):
     """What is trained beside it, in the system's optimiser and checkpoints as `teachers.NAME`; most have none. It has no
     value here, which would hide the module that `configure` of a subclass sets."""
 
+    def check(self, n_view: int, conditions: Collection[str]) -> None:
+        """Make sure that the teacher goes with the data.
+
+        n_view: views of a prompt. conditions: names of the encoders there are.
+
+        Raises:
+            ConfigError: it wants another number of views, or an encoder that is not there.
+        """
+        wanted = getattr(self.cfg, "n_view", n_view)
+        if self.multi_view and wanted != n_view:
+            raise ConfigError(f"{type(self).__name__} looks at n_view={wanted} views; data.cameras.n_view is {n_view}")
+        if self.cfg.condition not in (None, *conditions):
+            raise ConfigError(
+                f"the condition of a teacher is {self.cfg.condition!r}; data.conditions has {', '.join(conditions)}"
+            )
+
     def draw(self, draws: Draws, n_view: int, progress: Progress, timestep_range: tuple[float, float] | None) -> Any:
         """All its random numbers for the pictures of one renderer, keyed by sample; None if it needs none.
 
@@ -108,7 +124,7 @@ class Teacher(Module):
     def judge(self, question: Question, drawn: list[Any]) -> tuple[Float[Tensor, ""], list[dict[str, Tensor]]]:
         """A scalar whose gradient with respect to the pictures is this teacher's, and what to log of each sight.
 
-        It is the mean over the question's prompts of a loss, once for each sight. drawn: what `draw` gave, for each sight.
+        It is the mean over the question's prompts of a loss, once for each sight. drawn: what `draw` gave for each.
         """
 
     def training_loss(self, question: Question, drawn: list[Any]) -> Float[Tensor, ""] | None:
@@ -116,19 +132,9 @@ class Teacher(Module):
         return None
 
     def states(self, question: Question) -> TextStates:
-        """What the encoder it names says about the prompts.
-
-        Raises:
-            ConfigError: the data module has no encoder of that name.
-        """
+        """What the encoder it names says about the prompts."""
         name = self.cfg.condition
-        if name is None:
-            name = next(iter(question.conditions))
-        if name not in question.conditions:
-            raise ConfigError(
-                f"the condition of a teacher is {name!r}; data.conditions has {', '.join(question.conditions)}"
-            )
-        return question.conditions[name]
+        return question.conditions[next(iter(question.conditions)) if name is None else name]
 
     def train(self, mode: bool = True) -> "Teacher":
         """Teachers stay in evaluation mode, whatever the system around them does; what is trained follows it."""

@@ -4,8 +4,8 @@ The published dialect is the original's (`system_type: ...`, `system.guidance.mv
 project's first version added to it; trials of that version are written in it. Ours names a component inside its block
 (`system: {type: ...}`). A package or a folder of `custom/` may register further ones (`register_dialect`).
 
-A file and the overrides in its own dialect are merged and resolved, then translated; overrides in our names apply after.
-An override in the published dialect changes a file in ours, too.
+A file and the overrides in its own dialect are merged and resolved, then translated; overrides in our names apply
+after. An override in the published dialect changes a file in ours, too.
 """
 
 import copy
@@ -19,7 +19,7 @@ from triplaneturbo.errors import ConfigError
 from triplaneturbo.legacy import quirks
 from triplaneturbo.legacy.options import COMPONENTS, EXPERIMENT, Option
 from triplaneturbo.legacy.state_dicts import is_original
-from triplaneturbo.legacy.translate import Translator, published_names, put, take
+from triplaneturbo.legacy.translate import PARTS, Translator, published_names, put, take
 from triplaneturbo.weights.files import tensor_names
 
 Tree = dict[str, Any]
@@ -113,7 +113,7 @@ def _ours(files: Sequence[Layer], overrides: Sequence[Layer], resolve: Resolve) 
             compat |= translator.compat
         merged.add(layer)
     merged.tree, merged.from_environment = resolve(merged.tree)
-    quirks.repeat(merged.tree, compat)
+    _repeat_mistakes(merged, compat)
     return merged
 
 
@@ -136,11 +136,18 @@ def _foreign(dialect: str, files: Sequence[Layer], overrides: Sequence[Layer], r
         merged.add(layer)
     merged.tree, _ = resolve(merged.tree)
     if dialect == "published":
-        quirks.repeat(merged.tree, translator.compat)
+        _repeat_mistakes(merged, translator.compat)
         if "" not in translator.compat:
             silent = [q for q in quirks.concerned(merged.tree) if not any(translator.compat.values())]
             merged.differences = {quirk.name: quirk.line for quirk in silent}
     return merged
+
+
+def _repeat_mistakes(merged: Merged, compat: Mapping[str, str]) -> None:
+    before = dict(leaves(merged.tree))
+    quirks.repeat(merged.tree, compat)
+    changed = [place for place, value in leaves(merged.tree) if before.get(place, Merged) != value]
+    merged.origins |= dict.fromkeys(changed, "compat: original")
 
 
 def _trace(merged: Merged, layers: Sequence[Layer], resolve: Resolve, translate: Callable[[Tree], Tree]) -> None:
@@ -185,7 +192,7 @@ def _is_published(tree: Tree, present: Tree) -> bool:
 
 def _names_published(role: str, name: str, inner: Any, table: Mapping[str, Option], present: Tree) -> bool:
     option = table.get(name)
-    if option is not None and option.to != name:
+    if option is not None and option.to != name and name not in PARTS:
         return True
     if role == "system" and (name in ("renderer", "renderer_2nd", "loss") or name.endswith("_type")):
         return True
@@ -200,9 +207,7 @@ def _inside(key: str, value: Any, table: Mapping[str, Option], prefix: str = "")
     name = f"{prefix}{key}"
     if name in table:
         return table[name].to != name
-    if isinstance(value, Mapping) and any(known.startswith(f"{name}.") for known in table):
-        return True
-    return False
+    return isinstance(value, Mapping) and any(known.startswith(f"{name}.") for known in table)
 
 
 def _components(layers: Sequence[Layer]) -> Tree:
@@ -215,6 +220,9 @@ def _components(layers: Sequence[Layer]) -> Tree:
 
 def _in_both(tree: Tree, present: Tree) -> bool:
     """Whether an override names an option that is called the same in both dialects."""
+    first = {role: next(iter(components.values()))[0] for role, components in COMPONENTS.items()}
+    present: Tree = {"data": {"type": first["data"]}, "system": {part: {"type": first[part]} for part in PARTS}}
+    present["system"]["type"] = first["system"]
     try:
         translated = Translator(present, complete=False)(tree)
     except ConfigError:

@@ -23,6 +23,7 @@ class Option:
     why: it has no effect, for this reason. accepts: the type that it must have all the same.
     refused: giving it is an error, for this reason.
     default: the published default, where ours is another.
+    note: what becomes of it, where `to` does not tell.
     """
 
     to: str = ""
@@ -31,6 +32,7 @@ class Option:
     accepts: Any = Any
     refused: str = ""
     default: Any = _NONE
+    note: str = ""
 
     @property
     def has_default(self) -> bool:
@@ -69,9 +71,9 @@ def refused(why: str) -> Option:
     return Option(refused=why)
 
 
-def decided() -> Option:
-    """Translated together with others."""
-    return Option()
+def decided(note: str) -> Option:
+    """Translated together with others. note: into what, for docs/options.md."""
+    return Option(note=note)
 
 
 def same(*names: str) -> dict[str, Option]:
@@ -104,7 +106,7 @@ _NO_PICTURES = refused("prompts come without reference pictures")
 _ALWAYS_BOTH = refused("token and pooled states are always both there")
 _FIXED_GEOMETRY = refused("geometries of another kind cannot be turned into planes; remove it")
 _PRUNES = refused("it prunes an occupancy grid; samples are placed by importance here, so remove it")
-_COMPAT = {"compat": decided()}
+_COMPAT = {"compat": decided("the options named in docs/compat.md")}
 _MLP = {
     "otype": only("VanillaMLP", why="there is one kind of network"),
     "activation": only("ReLU", why="there is one activation"),
@@ -142,8 +144,8 @@ PROCESSOR = {
 }
 DUAL_PROCESSOR = PROCESSOR | {
     "pretrained_model_name_or_path": to("pretrained_model_name_or_path", default="pretrained/stable-diffusion-v1-5"),
-    "pretrained_model_name_or_path_2nd": Option(default="pretrained/stable-diffusion-2-1-base"),
-    "negative_prompt_2nd": decided(),
+    "pretrained_model_name_or_path_2nd": decided("a further encoder in `data.conditions`"),
+    "negative_prompt_2nd": decided("its negative prompt"),
 }
 DATA = {
     **same("prompt_library", "prompt_library_dir", "prompts", "eval_prompt", "batch_size"),
@@ -160,8 +162,11 @@ DATA = {
     "relative_radius": to("cameras.relative_distance"),
     "dim_gaussian": to("latent_shape"),
     "pure_zeros": only(False, why="the generator starts from noise"),
-    **dict.fromkeys(("guidance_processor_type", "guidance_processor"), decided()),
-    **dict.fromkeys(("condition_processor_type", "condition_processor"), decided()),
+    **dict.fromkeys(("guidance_processor_type", "guidance_processor"), decided("encoders in `data.conditions`")),
+    **dict.fromkeys(
+        ("condition_processor_type", "condition_processor"),
+        decided("an encoder in `data.conditions`, named by `data.generator_condition`"),
+    ),
     **dict.fromkeys(
         ("obj_library", "meta_json", "rgb_data_dir", "normal_data_dir", "depth_data_dir", "camera_data_dir"),
         only("none", why="nothing is learnt from 3D data"),
@@ -181,7 +186,7 @@ DATA = {
 _ADAPTERS = {"hexa_v1": "plane_lora", "vanilla": "shared_lora", "basic": "separate_planes", "none": "none"}
 GENERATOR = {
     **same("pretrained_model_name_or_path", "output_dim", "gradient_checkpoint", "prompt_bias", "network_dtype"),
-    "training_type": decided(),
+    "training_type": decided("`full`, `self_rank`, `cross_rank`, `convolution_rank`, `adapter_bias`"),
     "timestep": ignored(Any, why="of one-step generation; generation chooses its own"),
     "self_lora_type": named("self_attention", _ADAPTERS),
     "cross_lora_type": named("cross_attention", {k: v for k, v in _ADAPTERS.items() if k != "basic"}),
@@ -211,8 +216,8 @@ GEOMETRY = {
     "isosurface_chunk": ignored(int, why="grids are evaluated in slabs of a size that suits the networks"),
     "isosurface_coarse_to_fine": ignored(bool, why="the dense grid costs less than the search"),
     "isosurface_deformable_grid": to("field.deformable"),
-    "isosurface_remove_outliers": decided(),
-    "isosurface_outlier_n_faces_threshold": decided(),
+    "isosurface_remove_outliers": decided("`smallest_component`, 0: all stay"),
+    "isosurface_outlier_n_faces_threshold": decided("`smallest_component`"),
     "isosurface": refused("the surface is extracted when a mesh is asked for; there is nothing to switch"),
     **_OWN_WEIGHTS,
     **_COMPAT,
@@ -251,8 +256,8 @@ MESH = {
     **same("sdf_grad_shrink", "def_grad_shrink"),
     "allow_empty_flag": to("detach_if_empty"),
     "isosurface_method": only("mt", "mc-cpu", "diffmc", why="each of these means differentiable marching cubes"),
-    "isosurface_remove_outliers": decided(),
-    "isosurface_outlier_n_faces_threshold": decided(),
+    "isosurface_remove_outliers": decided("`smallest_component`, 0: all stay"),
+    "isosurface_outlier_n_faces_threshold": decided("`smallest_component`"),
     "context_type": refused("the rasteriser needs no graphics context; remove it"),
     **_OWN_WEIGHTS,
     **_COMPAT,
@@ -262,8 +267,8 @@ MESH = {
 def _importance(value: Any, where: str) -> Any:
     if value != "importance":
         raise ConfigError(
-            f"{where}: estimator {value!r} is not supported: an occupancy grid or proposal network belongs to one scene, "
-            "and planes change with every prompt; use estimator 'importance'"
+            f"{where}: estimator {value!r} is not supported: an occupancy grid or proposal network belongs to one "
+            "scene, and planes change with every prompt; use estimator 'importance'"
         )
     return value
 
@@ -280,7 +285,7 @@ VOLUME = {
 }
 PATCH = {
     **same("patch_size", "global_downsample", "global_detach"),
-    **dict.fromkeys(("base_renderer_type", "base_renderer"), decided()),
+    **dict.fromkeys(("base_renderer_type", "base_renderer"), decided("`base_renderer: {type: ...}`")),
     "radius": refused("the renderer that is wrapped has it: set base_renderer.radius"),
     **_OWN_WEIGHTS,
     **_COMPAT,
@@ -295,7 +300,7 @@ EXPORTER = {
 SYSTEM = {
     **same("optimizer", "gradient_accumulation_steps", "ema_decay", "weights", "loggers", "export_resolution"),
     **same("cleanup_after_validation_step", "cleanup_after_test_step", "max_gradient_norm"),
-    "weights_ignore_modules": decided(),
+    "weights_ignore_modules": decided("the same, with `renderers.NAME` for a renderer"),
     "num_parts_training": to("rounds"),
     "num_steps_training": to("training_timesteps", default=50),
     "num_steps_sampling": to("inference_steps", default=50),
@@ -304,7 +309,7 @@ SYSTEM = {
     "noise_addition": named("fresh_noise", {"gaussian": True, "zero": False}),
     "specifiy_guidance_timestep": named("guidance_timesteps", {"v1": "round", None: "teacher"}),
     "predition_type": to("geometry.space_generator.prediction_type"),
-    "scheduler_dir": decided(),
+    "scheduler_dir": decided("no effect: it must be the generator's folder"),
     "noise_scheduler": only("ddpm", "ddim", why="both name the same way of adding noise"),
     "sample_scheduler": only("ddim", why="only ddim generates planes in a few steps"),
     "timesteps_from_T": only(True, why="the first timestep is the noisiest"),
@@ -312,9 +317,13 @@ SYSTEM = {
     **dict.fromkeys(
         ("visualize_samples", "rgb_as_latents", "train_guidance"), only(False, why="there is nothing to switch")
     ),
-    "loss": decided(),
+    "loss": decided("`losses: {RENDERER: {TERM: weight}}`"),
     **dict.fromkeys(("geometry_convert_from", "geometry_convert_override"), _FIXED_GEOMETRY),
     "geometry_convert_inherit_texture": _FIXED_GEOMETRY,
+    **{part: decided(f"`{part}`") for part in ("geometry", "material", "background", "guidance", "exporter")},
+    **{f"{p}_type": decided(f"`{p}.type`") for p in ("geometry", "material", "background", "guidance", "exporter")},
+    **{f"{slot}_type": decided("`renderers.NAME.type`") for slot in ("renderer", "renderer_2nd")},
+    **dict.fromkeys(("renderer", "renderer_2nd"), decided("`renderers.NAME`")),
     **dict.fromkeys(
         ("prompt_processor_type", "prompt_processor"),
         refused("text processors are options of data: condition_processor, guidance_processor"),
@@ -324,19 +333,43 @@ SYSTEM = {
     **_COMPAT,
 }
 TEACHER_PREFIXES = {"rd": "richdreamer", "mv": "mvdream", "sd": "stable_diffusion"}
-_OF_EACH_TEACHER = ("weight", "guidance_scale", "min_step_percent", "max_step_percent", "image_size")
-_OF_EACH_RULE = ("plus_ratio", "plus_random", "weighting_strategy", "use_sds")
+
+
+def _of_teachers(option: str, place: str) -> dict[str, Option]:
+    return {f"{p}_{option}": decided(f"`teachers.{name}.{place}`") for p, name in TEACHER_PREFIXES.items()}
+
+
+_EACH = "`teachers.NAME."
 GUIDANCE = {
-    **{f"{p}_{name}": decided() for p in TEACHER_PREFIXES for name in (*_OF_EACH_TEACHER, *_OF_EACH_RULE)},
-    **{f"{p}_model_name_or_path": decided() for p in TEACHER_PREFIXES},
-    **dict.fromkeys(("mv_ckpt_path", "rd_ckpt_path", "mv_vae_path", "cam_method"), decided()),
+    **_of_teachers("weight", "weight"),
+    **_of_teachers("guidance_scale", "guidance_scale"),
+    **_of_teachers("min_step_percent", "min_timestep"),
+    **_of_teachers("max_step_percent", "max_timestep"),
+    **_of_teachers("image_size", "image_size"),
+    **_of_teachers("plus_ratio", "rule`: asd with that `ratio`; 0: `csd"),
+    **_of_teachers("plus_random", "rule.random"),
+    **_of_teachers("weighting_strategy", "rule.weighting`, with `gap_over_views`, `gap_at_shift"),
+    **_of_teachers("use_sds", "rule`: `sds"),
+    **_of_teachers("model_name_or_path", "path"),
+    "mv_ckpt_path": decided("`teachers.mvdream.path`"),
+    "rd_ckpt_path": decided("`teachers.richdreamer.path`"),
+    "mv_vae_path": decided("`teachers.mvdream.vae_path`"),
+    "cam_method": decided("`teachers.richdreamer.cam_method`"),
     "mv_camera_condition_type": only("rotation", why="the camera is told as a matrix, the only way there is"),
     "parallel": to("parallel"),
     "sd_oppo_side": to("opposite_views"),
-    **dict.fromkeys(("n_view", "sd_hq_only", "t_plus_type", "plus_schedule", "grad_clip", "eps"), decided()),
-    **dict.fromkeys(("min_step_percent", "max_step_percent", "gradient_checkpoint", "network_dtype"), decided()),
+    "sd_hq_only": decided("`teachers.stable_diffusion.first_renderer_only`"),
+    "n_view": decided(_EACH + "n_view`"),
+    "t_plus_type": decided(_EACH + "rule.from_zero`, `limit_last`"),
+    "plus_schedule": decided(_EACH + "rule.growth`"),
+    "grad_clip": decided(_EACH + "latent_clip`"),
+    "eps": decided(_EACH + "rule.eps`"),
+    "min_step_percent": decided(_EACH + "min_timestep`"),
+    "max_step_percent": decided(_EACH + "max_timestep`"),
+    "gradient_checkpoint": decided(_EACH + "gradient_checkpoint`"),
+    "network_dtype": decided(_EACH + "network_dtype`"),
+    "half_precision_weights": decided(_EACH + "network_dtype`"),
     "auto_grad": only(True, why="pixel gradients are taken teacher by teacher; otherwise all graphs are kept at once"),
-    "half_precision_weights": decided(),
     "rd_recon_std_rescale": refused("no published recipe uses it; choose among rd_weighting_strategy"),
     **_COMPAT,
 }
@@ -344,7 +377,11 @@ _DERIVED = refused("it follows from exp_root_dir, name, tag and timestamp; set t
 EXPERIMENT = {
     **same("name", "description", "tag", "seed", "use_timestamp", "timestamp", "exp_root_dir", "n_gpus", "resume"),
     **same("trainer", "checkpoint"),
-    **dict.fromkeys(("data_type", "data", "system_type", "system", "compat"), decided()),
+    "data_type": decided("`data.type`"),
+    "data": decided("`data`"),
+    "system_type": decided("`system.type`"),
+    "system": decided("`system`"),
+    **_COMPAT,
     **dict.fromkeys(("exp_dir", "trial_name", "trial_dir"), _DERIVED),
     "guidance": refused("teachers belong to the system; write system.guidance, such as system.guidance.rd_weight=0"),
 }

@@ -26,8 +26,8 @@ def translate_pipeline(content: Any) -> Any:
 
 
 def suited(geometry: Tree, names: Iterable[str]) -> Tree:
-    """The options of a geometry as the tensors of a file need them: those of the original say the deformation in cells of
-    whatever grid is in use."""
+    """The options of a geometry as the tensors of a file need them: those of the original say the deformation in cells
+    of whatever grid is in use."""
     if not is_original(names):
         return geometry
     return {**geometry, "field": {**(geometry.get("field") or {}), "deformation_unit": "cell"}}

@@ -66,13 +66,14 @@ def _set(option: str, value: Any) -> Callable[[Tree, str], None]:
 
 def _named(tree: Tree, place: str, kind: str | None = None) -> Iterator[str]:
     """Places of the components in a mapping; of one kind."""
-    for name, component in (take(tree, place) or {}).items():
+    components = take(tree, place)
+    for name, component in components.items() if isinstance(components, Mapping) else ():
         if component is not None and (kind is None or _type(component) == kind):
             yield f"{place}.{name}"
 
 
-def _type(component: Any) -> str | None:
-    return component if isinstance(component, str) else component.get("type")
+def _type(component: Any) -> Any:
+    return component.get("type") if isinstance(component, Mapping) else component
 
 
 def _guidance(tree: Tree) -> Iterator[str]:

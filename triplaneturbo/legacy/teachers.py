@@ -1,5 +1,6 @@
 """The original's guidance, one class with three sets of prefixed options, as named teachers."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ DEFAULTS: Tree = {
 _TYPES = {"rd": "richdreamer", "mv": "mvdream", "sd": "stable-diffusion"}
 _SHIFTS = {"v1": (False, False), "v2": (False, True), "v3": (True, False), "v4": (True, True)}
 _WEIGHTINGS = ("dmd", "sds", "uniform", "fantasia3d", "sds_sqrt", "dmd_mv", "dmd+1", "dmd_mv+1")
+_GROWTH = r"linear|sqrt(_\d+(\.\d+)?)?"
 _RENAMED = {"weight": "weight", "guidance_scale": "guidance_scale", "image_size": "image_size"}
 _TIMES = {"min_step_percent": "min_timestep", "max_step_percent": "max_timestep"}
 
@@ -97,7 +99,7 @@ def _rule(prefix: str, options: Mapping[str, Any], present: Any, where: str) -> 
         return {}
     rule: Tree = {"type": present} if isinstance(present, str) else dict(present or {})
     if "weighting_strategy" in own:
-        rule |= _weighting(own["weighting_strategy"], f"{where}.{prefix}_weighting_strategy")
+        rule |= weighting(own["weighting_strategy"], f"{where}.{prefix}_weighting_strategy")
     if "eps" in shared:
         rule["eps"] = shared["eps"]
     shift = {
@@ -105,6 +107,10 @@ def _rule(prefix: str, options: Mapping[str, Any], present: Any, where: str) -> 
         "random": own.get("plus_random", rule.get("random")),
     }
     if "plus_schedule" in shared:
+        if not re.fullmatch(_GROWTH, str(shared["plus_schedule"])):
+            raise ConfigError(
+                f"{where}.plus_schedule is {shared['plus_schedule']!r}; allowed: linear, sqrt, sqrt_<bias>"
+            )
         shift["growth"] = shared["plus_schedule"]
     if "t_plus_type" in shared:
         if shared["t_plus_type"] not in _SHIFTS:
@@ -120,7 +126,8 @@ def _rule(prefix: str, options: Mapping[str, Any], present: Any, where: str) -> 
     return {"type": kind, **{key: value for key, value in rule.items() if key != "type"}}
 
 
-def _weighting(name: Any, where: str) -> Tree:
+def weighting(name: Any, where: str) -> Tree:
+    """The options of a rule that a published weighting stands for."""
     if name not in _WEIGHTINGS:
         raise ConfigError(f"{where} is {name!r}; allowed: {', '.join(map(repr, _WEIGHTINGS))}")
     return {

@@ -10,7 +10,7 @@ from triplaneturbo.legacy.teachers import translate_teachers
 
 Tree = dict[str, Any]
 
-_PARTS = ("geometry", "material", "background", "guidance", "exporter")
+PARTS = ("geometry", "material", "background", "guidance", "exporter")
 _RENDERERS = ("renderer", "renderer_2nd")
 # What a published part of a system is called as a module here.
 _LABELS = {"renderer": "", "renderer_2nd": "_2nd"}
@@ -239,7 +239,7 @@ class Translator:
             return self.component("system", name, options, "system")
         outer = {k: v for k, v in options.items() if k not in _slots()}
         ours = self.component("system", name, outer, "system")
-        for part in _PARTS:
+        for part in PARTS:
             if f"{part}_type" in options or part in options:
                 inner = self.component(part, options.get(f"{part}_type") or None, options.get(part), f"system.{part}")
                 ours[part] = _merged(inner, ours.get(part, {}))
@@ -317,7 +317,7 @@ class Translator:
 
 
 def _slots() -> set[str]:
-    slots = {*_PARTS, *_RENDERERS}
+    slots = {*PARTS, *_RENDERERS}
     return slots | {f"{slot}_type" for slot in slots}
 
 

@@ -78,7 +78,7 @@ class Objective:
         self.terms: Mapping[str, LossTerm] = {name: term.build() for name, term in config.terms.items()}
 
     def __call__(self, views: Views, progress: Progress) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of the terms whose weight is not zero at `progress`, and their unweighted values, detached."""
+        """The weighted sum of the terms whose weight is not zero at `progress`, and their values, unweighted."""
         total = views.opacity.new_zeros(())
         values = {}
         for name, term in self.terms.items():

@@ -33,6 +33,11 @@ class Mlp(nn.Module):
             layers += [nn.Linear(fan_in, fan_out, bias=False), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
 
+    @property
+    def linears(self) -> list[nn.Linear]:
+        """The layers, without what is between them."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
     def forward(self, x: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
         return self.layers(x)
 
@@ -42,7 +47,7 @@ class Mlp(nn.Module):
         With m_l = [pre-activation of layer l > 0], dy/dx = W_1^T m_1 W_2^T m_2 ... W_n^T: the backward pass written
         out as ordinary operations. Its own derivative needs first-order reverse mode only (ReLU has no curvature).
         """
-        linears = self.layers[::2]
+        linears = self.linears
         masks = []
         for linear in linears[:-1]:
             x = F.relu(linear(x))

@@ -106,15 +106,15 @@ class _SampleWithJacobian(torch.autograd.Function):
         for part in _chunks(len(points)):
             cells, weights = _stencil(points[part], origin[part], height, width)
             grads = (grad_value[part], grad_jacobian[part, 0], grad_jacobian[part, 1])
-            if wants_planes:
+            if grad_table is not None:
                 for cell, weight in zip(cells, weights, strict=True):
                     texel_grad = sum(w.unsqueeze(1) * g for w, g in zip(weight, grads, strict=True))
                     grad_table.index_add_(0, cell, texel_grad)
-            if wants_coords:
+            if grad_points is not None:
                 grad_points[part] = _coordinate_gradient(table, cells, weights, grads, height, width)
         return (
-            _texels_to_planes(grad_table, planes.shape) if wants_planes else None,
-            grad_points.view_as(coords) if wants_coords else None,
+            None if grad_table is None else _texels_to_planes(grad_table, planes.shape),
+            None if grad_points is None else grad_points.view_as(coords),
         )
 
 

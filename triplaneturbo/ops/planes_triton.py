@@ -33,8 +33,8 @@ class SamplePlanes(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_value, grad_jacobian=None):
-        wanted = ctx.needs_input_grad[:2]
-        return *_backward(*ctx.saved_tensors, grad_value, grad_jacobian, wanted), None
+        planes, coords = ctx.saved_tensors
+        return *_backward(planes, coords, grad_value, grad_jacobian, ctx.needs_input_grad[:2]), None
 
 
 def _forward(planes: Tensor, coords: Tensor, with_jacobian: bool) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,8 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx, grad):
         from triplaneturbo.ops.rows_triton import sum_rows
 
-        return sum_rows(grad, *ctx.saved_tensors, ctx.count), None
+        (index,) = ctx.saved_tensors
+        return sum_rows(grad, index, ctx.count), None
 
 
 class _SumRows(torch.autograd.Function):

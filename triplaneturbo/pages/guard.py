@@ -54,8 +54,9 @@ class Visitors:
         name = host_name(f"//{host}")
         if not (name in self.own | self.named or (self.everywhere and is_address(name))):
             raise Refusal(403, f"This page is not served as {name!r}; if it should be, start it with --allowed-host.")
-        same = origin is None or origin.partition("//")[2].lower() == host.lower()
-        if not (same or host_name(origin) in self.named):
+        if origin is None or origin.partition("//")[2].lower() == host.lower():
+            return
+        if host_name(origin) not in self.named:
             raise Refusal(403, f"A page of {origin} asked for this; only this server's own page may.")
 
 

@@ -4,7 +4,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -148,7 +148,11 @@ def _load_text_model(folder: str | Path) -> CLIPTextModel:
     part = require_part(folder, "text_encoder", "config.json")
     try:
         check_weights(part)
-        model, info = CLIPTextModel.from_pretrained(part, local_files_only=True, output_loading_info=True)
+        # With the loading info it is a pair, which its annotation does not say.
+        loaded: tuple[CLIPTextModel, dict[str, Any]] = CLIPTextModel.from_pretrained(  # type: ignore[assignment]
+            part, local_files_only=True, output_loading_info=True
+        )
+        model, info = loaded
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(f"{part} cannot be loaded as a CLIP text model: {error}") from error
     problem = describe_mismatch(info["missing_keys"], (), {n: (a, b) for n, a, b in info["mismatched_keys"]})

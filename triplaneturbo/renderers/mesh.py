@@ -57,8 +57,8 @@ class MeshRenderer(Renderer):
         surface_samples: bool = False
         """Whether to give sdf and sdf_grad at the visible points, for losses on them."""
         quirks: list[Literal["clip-depth", "mixed-backgrounds", "smoothed-normals"]] = option([])
-        """clip-depth: clip-space z as depth. mixed-backgrounds: weights of prompts mixed across views. smoothed-normals:
-        comp_normal as colours (n + 1) / 2 on black, smoothed at edges."""
+        """clip-depth: clip-space z as depth. mixed-backgrounds: weights of prompts mixed across views.
+        smoothed-normals: comp_normal as colours (n + 1) / 2 on black, smoothed at edges."""
 
     draws_scenes = (FieldScene, MeshScene)
     draws_triangles = True

@@ -36,8 +36,8 @@ def surface_meshes(
     and only those points again with it: the gradients are the same as through the whole grid.
 
     Args:
-        value_share, offset_share: of the gradient, in [0, 1], that vertices pass on to the field's values and to
-            the offset of its grid points.
+        value_share: of the gradient, in [0, 1], that vertices pass on to the field's values.
+        offset_share: the same, to the offset of its grid points.
         detach_if_empty: a field without a surface gets a stand-in (`force_surface`); whether it passes no gradient.
 
     Raises:

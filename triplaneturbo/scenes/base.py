@@ -8,7 +8,7 @@ a graph, cut into parts or detached is therefore named, and done once for all ki
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -34,7 +34,7 @@ class Field(Module):
     """
 
     role = "scene"
-    kind: ClassVar[FieldKind] = "sdf"
+    kind: FieldKind = "sdf"
     """sdf: value is a signed distance, negative inside. density: value is a density, 0 or more."""
 
     radius: float
@@ -124,8 +124,8 @@ def in_slabs(
     thickness = max(1, at_once // (size**2 * prompts))
     bounds = [(start, min(start + thickness, size)) for start in range(0, size, thickness)]
     if torch.is_grad_enabled():
-        pieces = [checkpoint(slab, *bound, use_reentrant=False) for bound in bounds]
-        return [torch.cat(piece, dim=1) for piece in zip(*pieces, strict=True)]
+        slabs = [checkpoint(slab, *bound, use_reentrant=False) for bound in bounds]
+        return [torch.cat(pieces, dim=1) for pieces in zip(*slabs, strict=True)]
     # Written in place: pieces that live on between the slabs' large temporaries fragment the heap of a thread, which
     # takes ten times the memory (10 GB for 256 points along an edge).
     joined: list[Tensor] = []
@@ -194,6 +194,7 @@ class FieldScene:
         def backward() -> None:
             pairs = [(self.tensors[name], leaf.grad) for name, leaf in leaves.items() if leaf.grad is not None]
             if pairs:
-                torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+                sources, gradients = zip(*pairs, strict=True)
+                torch.autograd.backward(sources, gradients)
 
         return FieldScene(self.field, leaves), backward

@@ -1,7 +1,8 @@
 """Start shapes: what is added to a field, so that a training begins with a solid."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -37,19 +38,20 @@ class SdfBias:
         return F.normalize(points / size, dim=-1) / size
 
     @classmethod
-    def parse(cls, kind: str | float, params: Any) -> "SdfBias":
+    def parse(
+        cls, kind: Literal["sphere", "ellipsoid"] | int | float, params: Sequence[float] | int | float | None
+    ) -> "SdfBias":
         """From the options: `sphere` and its radius, `ellipsoid` and its three semi-axes, or a constant.
 
         Raises:
             ConfigError: the sizes are not positive numbers.
         """
-        if kind == "sphere":
-            size = (params,)
-        elif kind == "ellipsoid":
-            size = tuple(params) if isinstance(params, (list, tuple)) and len(params) == 3 else (params,) * 3
-        else:
+        if kind != "sphere" and kind != "ellipsoid":
             return cls(None, kind)
-        if not all(isinstance(s, (int, float)) and s > 0 for s in size):
+        wanted_sizes = 1 if kind == "sphere" else 3
+        given = params if kind == "ellipsoid" and isinstance(params, Sequence) else [params] * wanted_sizes
+        size = tuple(float(s) for s in given if isinstance(s, (int, float)) and s > 0)
+        if len(size) != wanted_sizes or len(given) != wanted_sizes:
             wanted = "a positive radius" if kind == "sphere" else "three positive semi-axes"
             raise ConfigError(f"sdf_bias: {kind} needs {wanted} in sdf_bias_params, not {params!r}")
-        return cls(tuple(map(float, size)))
+        return cls(size)

@@ -39,25 +39,35 @@ class MeshScene:
         return replace(self, meshes=self.meshes[number : number + 1], tensors=tensors)
 
     def features(self, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N F"]:
-        """Features of points on the surfaces, from the texture."""
+        """Features of points on the surfaces, from the texture.
+
+        Raises:
+            ValueError: the meshes have none, but colours per vertex.
+        """
+        if self.texture is None:
+            raise ValueError("these meshes have colours per vertex and no texture to read features from")
         return self.texture.features(self.tensors, points)
 
     def detached(self) -> tuple["MeshScene", Callable[[], None]]:
         """See `FieldScene.detached`; vertices and their colours collect gradients as the tensors do."""
         pairs: list[tuple[Tensor, Tensor]] = []
 
-        def leaf(tensor: Tensor | None) -> Tensor | None:
-            if tensor is None or not tensor.requires_grad:
+        def leaf(tensor: Tensor) -> Tensor:
+            if not tensor.requires_grad:
                 return tensor
             pairs.append((tensor, tensor.detach().requires_grad_()))
             return pairs[-1][1]
 
-        meshes = [replace(mesh, vertices=leaf(mesh.vertices), colors=leaf(mesh.colors)) for mesh in self.meshes]
+        meshes = [
+            replace(mesh, vertices=leaf(mesh.vertices), colors=None if mesh.colors is None else leaf(mesh.colors))
+            for mesh in self.meshes
+        ]
         tensors = {name: leaf(tensor) for name, tensor in self.tensors.items()}
 
         def backward() -> None:
             reached = [(source, copy.grad) for source, copy in pairs if copy.grad is not None]
             if reached:
-                torch.autograd.backward(*map(list, zip(*reached, strict=True)))
+                sources, gradients = zip(*reached, strict=True)
+                torch.autograd.backward(sources, gradients)
 
         return replace(self, meshes=meshes, tensors=tensors), backward

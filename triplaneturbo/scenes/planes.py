@@ -92,6 +92,8 @@ class PlaneField(Field):
         training_resolution: GridPoints = 128
         """Grid points along an edge of the training grid."""
 
+    plane_axes: Tensor
+
     def configure(self, channels: int) -> None:
         """channels: of a plane."""
         cfg = self.cfg
@@ -210,9 +212,9 @@ class PlaneField(Field):
 
     def _first_layer(self, network: Mlp, features: Tensor) -> Sequence[Tensor]:
         """What each plane adds to the pre-activation of the first layer, 3 x [B, R, R, H]."""
-        weight = network.layers[0].weight
+        weight = network.linears[0].weight
         if self.cfg.shape_features == "concat":
-            weights = weight.chunk(3, dim=1)
+            weights: Sequence[Tensor] = weight.chunk(3, dim=1)
         else:
             weights = [weight if self.cfg.shape_features == "sum" else weight / 3] * 3
         return [x @ w.T for x, w in zip(features.unbind(1), weights, strict=True)]

@@ -45,9 +45,10 @@ class FieldSurface:
 
     def _project(self, points: Tensor) -> Tensor:
         source = points
-        if self._offset(points[:1]) is not None:
-            for _ in range(_PULL_BACKS):
-                source = points - self._offset(source)
+        for _ in range(_PULL_BACKS):
+            if (offset := self._offset(source)) is None:
+                break
+            source = points - offset
         for _ in range(_NEWTON_STEPS):
             source = source - self._newton_step(source)
         offset = self._offset(source)
@@ -61,6 +62,7 @@ class FieldSurface:
 
     def _newton_step(self, points: Tensor) -> Tensor:
         sample = self.scene.query(points[None], features=False, normals=True)
+        assert sample.gradient is not None  # it was asked for
         gradient = sample.gradient[0] if self.scene.field.kind == "sdf" else -sample.gradient[0]
         squared = gradient.square().sum(1, keepdim=True).clamp_min(_MIN_SQUARED_GRADIENT)
         return self.scene.field.inside(sample.value[0]) * gradient / squared

@@ -1,7 +1,7 @@
 """Adan: adaptive Nesterov momentum (Xie et al. 2022, arXiv 2208.06677)."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -43,8 +43,12 @@ class Adan(torch.optim.Optimizer):
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "no_prox": no_prox}
         super().__init__(params, {**defaults, "step": 0})
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+    def step(self, closure: Callable[[], object] | None = None) -> object:
         """One update."""
         loss = None
         if closure is not None:
@@ -55,7 +59,7 @@ class Adan(torch.optim.Optimizer):
             params = group["params"]
             grads = [p.grad for p in params]
             if scale is not None:
-                grads = torch._foreach_mul(grads, scale)
+                grads = list(torch._foreach_mul(grads, scale))
             group["step"] += 1
             self._update(group, params, grads)
         return loss
@@ -67,7 +71,7 @@ class Adan(torch.optim.Optimizer):
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         return (self.max_grad_norm / (norm + self.param_groups[0]["eps"])).clamp(max=1.0)
 
-    def _update(self, group: dict[str, Any], params: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+    def _update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
         beta1, beta2, beta3 = group["betas"]
         lr, decay, step = group["lr"], group["lr"] * group["weight_decay"], group["step"]
         for param, grad in zip(params, grads, strict=True):

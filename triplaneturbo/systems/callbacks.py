@@ -4,7 +4,6 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -38,9 +37,9 @@ def run_card(trainer: pl.Trainer, module: pl.LightningModule, folder: Path) -> s
         "parameters": f"{sum(p.numel() for p in parameters):,}",
         "trainable": f"{sum(p.numel() for p in parameters if p.requires_grad):,}",
     }
-    batch = getattr(trainer.datamodule, "samples_per_batch", None)
+    batch = getattr(getattr(trainer, "datamodule", None), "samples_per_batch", None)
     if batch:
-        accumulation = module.cfg.gradient_accumulation_steps
+        accumulation = getattr(getattr(module, "cfg", None), "gradient_accumulation_steps", 1)
         total = batch * accumulation * trainer.world_size
         rows["prompts a step"] = f"{total} = {batch} x {accumulation} accumulated x {trainer.world_size} processes"
     device = module.device
@@ -66,7 +65,7 @@ class ProgressReport(pl.Callback):
             total = trainer.max_steps if trainer.max_steps > 0 else None
             self._bar = tqdm(total=total, initial=trainer.global_step, unit="step", dynamic_ncols=True)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
         now = time.monotonic()
         if self._bar is not None:
             self._bar.update(trainer.global_step - self._bar.n)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins import TorchCheckpointIO
+from torch.serialization import MAP_LOCATION
 
 from triplaneturbo.config import CheckpointConfig
 from triplaneturbo.errors import ConfigError, WeightsError
@@ -30,11 +31,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Files hold tensors and plain values only and are read with `weights_only=True`.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         """Write under a temporary name, flush to the disk, rename."""
         save_checkpoint(path, checkpoint)
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: Any = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: MAP_LOCATION = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Read `path` without executing anything stored in it.
 
         Raises:
@@ -78,7 +81,7 @@ class Checkpointer(pl.Callback):
             for path in self.folder.glob(".*.tmp"):
                 path.unlink()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
         """Save when the batch reached or passed a multiple of n optimizer steps, or when told to.
 
         Raises:
@@ -146,8 +149,13 @@ class Checkpointer(pl.Callback):
 
 def numbered_checkpoints(folder: Path) -> list[Path]:
     """The complete `epoch=E-step=S.ckpt` files of `folder`, by increasing step."""
-    matches = {path: _NUMBERED.fullmatch(path.name) for path in folder.glob("*.ckpt")}
-    return sorted((p for p, match in matches.items() if match), key=lambda p: int(matches[p].group(1)))
+    return [path for _, path in _numbered(folder)]
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    """Steps and paths of the same."""
+    matches = ((_NUMBERED.fullmatch(path.name), path) for path in folder.glob("*.ckpt"))
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -176,10 +184,10 @@ def newest_valid_checkpoint(folders: Iterable[Path]) -> Choice:
     candidates: list[tuple[int, Path]] = []
     passed_over: dict[Path, str] = {}
     for folder in folders:
-        numbered = numbered_checkpoints(folder)
-        candidates += [(int(_NUMBERED.fullmatch(path.name)[1]), path) for path in numbered]
+        numbered = _numbered(folder)
+        candidates += numbered
         last = folder / LAST
-        if last.exists() and not any(last.samefile(path) for path in numbered):
+        if last.exists() and not any(last.samefile(path) for _, path in numbered):
             try:
                 candidates.append((_step_of(last), last))
             except WeightsError as error:

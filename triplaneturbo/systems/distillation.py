@@ -28,8 +28,8 @@ class SceneDistillation(SceneSystem):
     in_training_only = ("teachers",)
 
     def setup(self, stage: str) -> None:
-        """In training load the teachers. They are kept out of the module tree, neither trained nor saved, except for what
-        is trained beside them.
+        """In training load the teachers. They are kept out of the module tree, neither trained nor saved, except for
+        what is trained beside them.
 
         Raises:
             ConfigError: training without guidance.
@@ -61,6 +61,9 @@ class SceneDistillation(SceneSystem):
         return self._guidance[0]
 
     def on_fit_start(self) -> None:
+        """Raises ConfigError: teachers and data do not go together."""
+        data = self.trainer.datamodule.cfg
+        self.guidance.check(data.cameras.cfg.n_view, data.conditions)
         self.guidance.to(self.device)
 
     def accumulate(self, batch: Batch) -> None:

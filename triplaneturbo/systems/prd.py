@@ -51,8 +51,8 @@ class ProgressiveRenderingDistillation(SceneDistillation):
         super().assemble()
         if not hasattr(self.geometry, "space_generator"):
             raise ConfigError(
-                f"{self.cfg.geometry.type} does not denoise: progressive-rendering-distillation needs a geometry with a "
-                "space_generator, such as few-step-triplanes; others are trained by scene-distillation"
+                f"{self.cfg.geometry.type} does not denoise: progressive-rendering-distillation needs a geometry with "
+                "a space_generator, such as few-step-triplanes; others are trained by scene-distillation"
             )
         self.n_timesteps = len(self.geometry.space_generator.schedule.alphas_cumprod)
         self.timesteps = few_step_timesteps(self.cfg.training_timesteps, self.n_timesteps)

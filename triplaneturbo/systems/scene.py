@@ -71,7 +71,7 @@ class SceneSystem(TrainingSystem):
                 raise ConfigError("a system needs a renderer: renderers: {NAME: {type: ...}}")
             for name in self.losses.keys() - self.renderers.keys():
                 raise ConfigError(
-                    f"losses are given for {name!r}, but there is no such renderer; there are {', '.join(self.renderers)}"
+                    f"losses are given for {name!r}, but there is no such renderer: {', '.join(self.renderers)}"
                 )
 
     def assemble(self) -> None:

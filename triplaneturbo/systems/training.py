@@ -52,8 +52,8 @@ class TrainingSystem(Component, pl.LightningModule):
     """A training with everything but its loss.
 
     A subclass builds its networks in `assemble`, and says in `losses` what they learn from a batch, or, if one pass
-    backward is not enough, in `accumulate`. Batches have a counter `step` (`data.stream`), so that a resumed run goes on
-    where the checkpoint was made. Equal runs, resumed or not, in one process or several, are equal.
+    backward is not enough, in `accumulate`. Batches have a counter `step` (`data.stream`), so that a resumed run goes
+    on where the checkpoint was made. Equal runs, resumed or not, in one process or several, are equal.
     """
 
     role = "system"

@@ -2,7 +2,7 @@
 
 import pickle
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.serialization import MAP_LOCATION
 
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.storage import replacing
@@ -34,7 +35,7 @@ def save_checkpoint(path: str | Path, content: Mapping[str, Any]) -> None:
         torch.save(content, file)
 
 
-def read_checkpoint(path: str | Path, map_location: Any = "cpu", *, mapped: bool = False) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, map_location: MAP_LOCATION = "cpu", *, mapped: bool = False) -> dict[str, Any]:
     """The content of a PyTorch checkpoint, or the tensors of a safetensors file, which are told apart by their bytes.
 
     Nothing in the file is executed: it may hold tensors and plain values only. All of it is compared with the checksums
@@ -63,7 +64,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", *, mapped: bool
     return content
 
 
-def _unpickle(path: Path, map_location: Any, mapped: bool) -> object:
+def _unpickle(path: Path, map_location: MAP_LOCATION, mapped: bool) -> object:
     try:
         if mapped:
             return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
@@ -160,7 +161,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
 def describe_mismatch(
     missing: Collection[str],
     unexpected: Collection[str],
-    shapes: Mapping[str, tuple[object, object]],
+    shapes: Mapping[str, tuple[Iterable[int], Iterable[int]]],
     kinds: Mapping[str, tuple[object, object]] = MappingProxyType({}),
 ) -> str:
     """One line for an error message: how many tensors are missing, unexpected, of the wrong shape or of the wrong kind

@@ -1,9 +1,9 @@
 """Models in diffusers folders: `unet/`, `vae/`, `scheduler/`, each with a JSON configuration and safetensors."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from diffusers.utils import is_accelerate_available
 
 from triplaneturbo.diffusion import NoiseSchedule
@@ -33,12 +33,14 @@ def load_model(cls: type[Model], folder: str | Path, part: str) -> Model:
     part_folder = require_part(folder, part, "config.json")
     try:
         check_weights(part_folder)
-        model, info = cls.from_pretrained(
+        # With the loading info it is a pair, which its annotation does not say.
+        loaded: tuple[Model, dict[str, Any]] = cls.from_pretrained(  # type: ignore[assignment]
             part_folder,
             local_files_only=True,
             output_loading_info=True,
             low_cpu_mem_usage=is_accelerate_available(),
         )
+        model, info = loaded
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(f"{part_folder} cannot be loaded as {cls.__name__}: {error}") from error
     shapes = {name: (given, wanted) for name, given, wanted in info["mismatched_keys"]}

@@ -88,8 +88,12 @@ class Asset:
         def problem(path: Path) -> str | None:
             return check_file(path) or (f"{path} is a random stand-in" if note.lists_weights(path) else None)
 
-        problems = ([problem(place / choice) for choice in file.split("|")] for file in self.files or ("",))
-        return [found[0] for found in problems if all(found)]
+        found = []
+        for file in self.files or ("",):
+            problems = [problem(place / choice) for choice in file.split("|")]
+            if problems[0] and all(problems):
+                found.append(problems[0])
+        return found
 
     def state(self, root: Path) -> Literal["there", "stand-in", "missing"]:
         """Whether it can be used. stand-in: random numbers are in its place."""
@@ -262,13 +266,13 @@ class Fetcher:
             self.hub.download_address(source, target)
             return
         sizes = self.hub.sizes(source)
-        files = asset.files or (source.file,)
-        chosen = [next((c for c in file.split("|") if c in sizes), None) for file in files]
-        absent = [file for file, choice in zip(files, chosen, strict=True) if choice is None]
+        files = asset.files or ((source.file,) if source.file else ())
+        chosen = {file: next((c for c in file.split("|") if c in sizes), "") for file in files}
+        absent = [file for file, choice in chosen.items() if not choice]
         if absent:
             raise SourceError(f"has no {', '.join(absent)}")
         folder = target if asset.files else target.parent
-        for file in chosen:
+        for file in chosen.values():
             path = folder / file
             if path.is_file() and path.stat().st_size == sizes[file]:
                 continue
@@ -344,7 +348,7 @@ class Network:
             raise SourceError(f"{type(error).__name__} ({error.response.status_code})") from error
         except (HTTPError, OSError) as error:
             raise HostDown(f"{source.host} cannot be reached ({error})") from error
-        return {sibling.rfilename: sibling.size for sibling in info.siblings}
+        return {sibling.rfilename: sibling.size for sibling in getattr(info, "siblings", None) or ()}
 
     def download(self, source: Repository, file: str, folder: Path) -> None:
         from huggingface_hub.errors import HTTPError

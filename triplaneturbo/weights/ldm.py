@@ -8,10 +8,11 @@ heads is not in them.
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from triplaneturbo.errors import WeightsError
@@ -23,6 +24,8 @@ VAE_PREFIX = "first_stage_model."
 SCALING_FACTOR = 0.18215
 # The schedule that Stable Diffusion 1 and 2, MVDream and RichDreamer were trained with.
 LDM_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000, "beta_schedule": "scaled_linear"}
+
+Model = TypeVar("Model", UNet2DConditionModel, AutoencoderKL)
 
 logger = logging.getLogger(__name__)
 
@@ -81,16 +84,23 @@ def _average_of(name: str) -> str:
     return EMA_PREFIX + name.removeprefix("model.").replace(".", "")
 
 
-def _empty(cls: type, config: dict) -> UNet2DConditionModel | AutoencoderKL:
+def _empty(cls: type[Model], config: dict) -> Model:
     """A model with its memory allocated and not initialised: `load_exactly` fills every tensor."""
     with torch.device("meta"):
         model = cls.from_config(config)
+    assert isinstance(model, cls)
     return model.to_empty(device="cpu")
 
 
 def _unet_config(state: Mapping[str, Tensor], heads: int | None, head_width: int | None) -> dict:
     def shape(name: str) -> torch.Size:
         return state[UNET_PREFIX + name].shape
+
+    def n_heads(width: int) -> int:
+        if heads is not None:
+            return heads
+        assert head_width is not None, "one of the two is given"
+        return width // head_width
 
     inputs = _level_blocks(state)
     widths = [shape(f"input_blocks.{level[0]}.0.out_layers.3.weight")[0] for level in inputs]
@@ -106,7 +116,7 @@ def _unet_config(state: Mapping[str, Tensor], heads: int | None, head_width: int
         "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
         "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
         "cross_attention_dim": shape(first + "transformer_blocks.0.attn2.to_k.weight")[1],
-        "attention_head_dim": [heads or width // head_width for width in widths],  # in diffusers: the number of heads
+        "attention_head_dim": list(map(n_heads, widths)),  # in diffusers: the number of heads
         "use_linear_projection": len(shape(first + "proj_in.weight")) == 2,
         "class_embed_type": "projection" if camera in state else None,
         "projection_class_embeddings_input_dim": state[camera].shape[1] if camera in state else None,

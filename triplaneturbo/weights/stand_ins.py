@@ -26,7 +26,8 @@ class StandInNote:
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder) / NOTE
         lines = self.path.read_text(encoding="utf-8").split("\n\n", 1)[-1] if self.path.is_file() else ""
-        self._entries = dict(reversed(line.split(maxsplit=1)) for line in lines.splitlines())
+        marks = (line.split(maxsplit=1) for line in lines.splitlines())
+        self._entries = {name: mark for mark, name in marks}
 
     def lists(self, path: Path) -> bool:
         """Whether `path` is a file that was written as a stand-in and not changed since."""

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from golden_case import Case
 from recorded_draws import RecordedDraws
-from workbench import Workbench, cameras
+from workbench import Workbench, cameras, translated
 
 from triplaneturbo.cameras import orbit_cameras, projection_matrices, ray_directions, turntable, world_to_clip
-from triplaneturbo.data import multiprompt
+from triplaneturbo.data import prompts
 from triplaneturbo.guidance.camera_conditions import mvdream_camera, richdreamer_camera
 
 # Of MVDream's own example cameras, degrees.
@@ -56,8 +56,10 @@ def training_cameras(case: Case, workbench: Workbench, monkeypatch: pytest.Monke
     options = case.options()
     n_prompts, n_steps = options["batch_size"] // options["n_view"], options["n_steps"]
     streams = {f"cameras/{step}": case["camera_rand"][:, step].cpu() for step in range(n_steps)}
-    monkeypatch.setattr(multiprompt, "Draws", lambda *key: RecordedDraws.of(streams, n_prompts))
-    data = multiprompt.MultipromptDataModule({**options, "prompts": ["a cube"], "compat": "original"})
+    monkeypatch.setattr(prompts, "Draws", lambda *key: RecordedDraws.of(streams, n_prompts))
+    block = translated({}, {**options, "prompts": ["a cube"]})["data"]
+    del block["type"]
+    data = prompts.PromptsAndCameras(block)
     with torch.device("cpu"):  # where the data module draws
         batch = data.training_batch(0, range(n_prompts))
     case.require("one camera set a step", len(batch.cameras) == n_steps)

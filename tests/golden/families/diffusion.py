@@ -11,18 +11,21 @@ import torch
 from golden_case import Case
 from recorded_draws import RecordedDraws
 from torch import Tensor
-from workbench import Workbench, cameras
+from workbench import Workbench, cameras, translated
 
-from triplaneturbo.base import parse_config
 from triplaneturbo.geometry.adapters import N_PLANES
+from triplaneturbo.losses import LossConfig, Objective
 from triplaneturbo.scenes import FieldScene
 from triplaneturbo.systems import prd
-from triplaneturbo.systems.losses import LossConfig, regularisation
 from triplaneturbo.types import Batch, ScoreGradient, TextStates, Views
 
 _GENERATOR = {"training_type": "self_lora_rank_2-cross_lora_rank_2-locon_rank_2", "output_dim": 8}
 # Options of the system that a case may set.
 SYSTEM_OPTIONS = ("gradient_accumulation_steps", "noise_addition", "num_parts_training", "num_steps_training")
+_BOTH_RENDERERS = {
+    "renderer_type": "generative-space-mesh-rasterize-renderer",
+    "renderer_2nd_type": "generative-space-sdf-volume-renderer",
+}
 _RECURRENCE_LOSS = (
     "fidelity=sum(denoised*w_fidelity[i]), regularization=0.5*sum(denoised^2); both weighted 1/num_parts; "
     "divided by gradient_accumulation_steps"
@@ -76,13 +79,12 @@ def training_recurrence(case: Case, workbench: Workbench, monkeypatch: pytest.Mo
     meta = case.meta
     scheduler = {**meta["scheduler"], "prediction_type": meta["prediction_type"]}
     base = workbench.small_folder(scheduler)
-    system = prd.ProgressiveRenderingDistillation(
+    system = system_of(
         {
             **{name: meta[name] for name in SYSTEM_OPTIONS if name in meta},
             "geometry_type": "few-step-triplane-dual-stable-diffusion",
             "geometry": workbench.geometry_options({"space_generator_config": _GENERATOR}, base),
             "renderer_2nd_type": "generative-space-sdf-volume-renderer",
-            "compat": "original",
         }
     )
     outputs = case["model_outputs"].clone().requires_grad_()
@@ -90,7 +92,7 @@ def training_recurrence(case: Case, workbench: Workbench, monkeypatch: pytest.Mo
     denoised: list[Tensor] = []
     losses: list[Tensor] = []
 
-    def loss(planes: Tensor, score: Tensor, slot: str, share: float) -> Tensor:
+    def loss(planes: Tensor, score: Tensor, name: str, share: float) -> Tensor:
         return (planes * score).sum() + 0.5 * planes.square().sum()
 
     def backward(scalar: Tensor) -> None:
@@ -108,7 +110,7 @@ def training_recurrence(case: Case, workbench: Workbench, monkeypatch: pytest.Mo
     monkeypatch.setattr(system.geometry, "decode", decode)
     monkeypatch.setattr(system, "render", lambda renderer, scene, *others: scene.tensors["planes"])
     monkeypatch.setattr(system, "loss", loss)
-    monkeypatch.setattr(system, "_teachers", (guidance,), raising=False)
+    monkeypatch.setattr(system, "_guidance", (guidance,), raising=False)
     monkeypatch.setattr(system, "manual_backward", backward)
     latent = case["latent0"].unflatten(0, (-1, N_PLANES))
     # Where nothing is to be added, no number may matter.
@@ -125,6 +127,13 @@ def training_recurrence(case: Case, workbench: Workbench, monkeypatch: pytest.Mo
     case.close("denoised", torch.stack(denoised), 1e-5)
     case.close("losses", torch.stack(losses), 1e-5)
     case.close("grad_model_outputs", outputs.grad, 1e-5)
+
+
+def system_of(options: dict[str, Any]) -> prd.ProgressiveRenderingDistillation:
+    """The system with published options, and the original's mistakes."""
+    block = translated(options)["system"]
+    del block["type"]
+    return prd.ProgressiveRenderingDistillation(block)
 
 
 def one_row_a_prompt(picks: Tensor, n_prompts: int) -> Tensor:
@@ -149,16 +158,21 @@ def run_training_step(
 
 def regularization(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     progress = case.progress
-    lambdas = parse_config(LossConfig, case.meta["lambdas"], "lambdas")
+    losses = translated({**_BOTH_RENDERERS, "loss": case.meta["lambdas"]})["system"]["losses"]
     score = ScoreGradient(None, None, None, {name: torch.tensor(v) for name, v in case.meta["guidance"].items()})
     names = case.meta["logged_names"]
     (step,) = {name.rpartition("_")[2] for name in names}
     measured = {}
-    for slot, prefix, views in (("", "1st", _listed(case)), ("_2nd", "2nd", _recorded_views(case))):
-        total, values = regularisation(views, lambdas, slot, progress)
+    for name, slot, prefix, views in (
+        ("mesh", "", "1st", _listed(case)),
+        ("volume", "_2nd", "2nd", _recorded_views(case)),
+    ):
+        objective = Objective(LossConfig.parse(losses[name], "losses"))
+        total, values = objective(views, progress)
         case.close(f"{prefix}_regularization", total, 1e-5)
-        fidelity = lambdas.weight("asd", slot, progress) * score.logs["loss_asd"]
+        fidelity = objective.score(progress) * score.logs["loss_asd"]
         case.close(f"{prefix}_fidelity", fidelity, 1e-5)
+        values = {f"loss_{name}{slot}": value for name, value in values.items()}
         values |= {f"{name}{slot}": value for name, value in score.logs.items()}
         measured |= {f"train/{name}_{step}": float(value) for name, value in values.items()}
     case.require(f"logged_names are {sorted(measured)}", measured.keys() == set(names))
@@ -203,6 +217,5 @@ def _batch(n_prompts: int, latent_shape: tuple[int, ...], views: Sequence[Any]) 
         image_size=(1, 1),
         ray_size=(1, 1),
         latent_shape=latent_shape,
-        condition=text,
-        guidance=(text, text),
+        conditions={"generator": text},
     )

@@ -7,11 +7,11 @@ import torch
 from golden_case import Case
 from recorded_draws import RecordedDraws
 from torch import Tensor
-from workbench import WatchedGuidance, Workbench, cameras
+from workbench import GUIDANCE, WatchedGuidance, Workbench, cameras, translated
 
-from triplaneturbo.base import parse_config
-from triplaneturbo.guidance import AsynchronousScoreDistillation
-from triplaneturbo.guidance.rules import plus_timestep, score_gradient
+from triplaneturbo.base import Part, as_tree, build
+from triplaneturbo.legacy.options import TEACHER_PREFIXES
+from triplaneturbo.legacy.teachers import translate_teachers, weighting
 from triplaneturbo.schedule import Progress, Schedule
 from triplaneturbo.types import TextStates, Views
 
@@ -47,7 +47,7 @@ def one_teacher(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatc
         streams["view0"] = torch.zeros(n_prompts, dtype=torch.long)  # drawn, and looked at by no teacher here
     draws = RecordedDraws.of(streams, n_prompts)
     made = cameras(case["c2w"], n_view, **_known(case))
-    (found,) = guidance([_views(case)], made, _texts(case), draws, progress)
+    (found,) = guidance([_views(case)], made, texts(case), draws, progress)
 
     case.require("bounds of t", draws.bounds[f"{kind}0/t"] == (meta["min_step"], meta["max_step"]))
     seen = guidance.seen
@@ -71,13 +71,15 @@ def one_teacher(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatc
 
 def _compare_weightings(case: Case, guidance: WatchedGuidance, kind: str) -> None:
     """Loss 1/2 |g|^2 / views and norm |g| of the latent gradient g, as configured and with other weightings."""
-    seen, options, limit = guidance.seen, guidance.options[kind], guidance.cfg.grad_clip
+    seen, teacher = guidance.seen, guidance.labelled(kind)
+    limit, rule = teacher.cfg.latent_clip, teacher.cfg.rule
     alternatives = {name.removesuffix("_loss").removesuffix("_grad_norm") for name in case.with_prefix("alt_")}
-    names = {"": options.weighting_strategy, **{f"alt_{name}_": name for name in alternatives}}
-    for prefix, weighting in names.items():
-        gradient = score_gradient(
-            seen, weighting=weighting, eps=guidance.cfg.eps, use_sds=options.use_sds, compat="original"
-        )
+    rules = {"": rule.build()}
+    for name in alternatives:
+        options = as_tree(rule) | {"gap_over_views": False, "gap_at_shift": False} | weighting(name, "alternative")
+        rules[f"alt_{name}_"] = build("rule", options)
+    for prefix, rule in rules.items():
+        gradient = rule.gradient(seen)
         if limit is not None:
             gradient = gradient.clamp(-limit(case.progress), limit(case.progress))
         case.close(f"{prefix}loss", 0.5 * gradient.square().sum() / seen.frames, 1e-4)
@@ -101,7 +103,7 @@ def all_teachers(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPat
         streams |= _streams(kind, recorded, n_prompts, len(suffixes))
     draws = RecordedDraws.of(streams, n_prompts)
     made = cameras(case["c2w"], n_view, **_known(case))
-    found = guidance([_views(case, suffix) for suffix in suffixes], made, _texts(case), draws, progress)
+    found = guidance([_views(case, suffix) for suffix in suffixes], made, texts(case), draws, progress)
     for suffix, score in zip(suffixes, found, strict=True):
         for name, (ours, _) in _PICTURES.items():
             recorded = f"grad_{name}{suffix}"
@@ -109,7 +111,7 @@ def all_teachers(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPat
                 gradient = getattr(score, ours)  # None where no teacher has looked
                 gradient = torch.zeros_like(case[recorded]) if gradient is None else gradient
                 case.close(recorded, gradient, 5e-4)
-    looked_at = guidance.sample_draws(draws, len(suffixes), progress).view.split(n_prompts)
+    looked_at = guidance.sample_draws(draws, len(suffixes), n_view, progress).view.split(n_prompts)
     for suffix, view in zip(suffixes, looked_at, strict=True):
         case.equal(f"sd_azimuth{suffix}", made.azimuth_deg[torch.arange(n_prompts) * n_view + view])
     if "grad_norm_asd" in case:
@@ -121,7 +123,8 @@ def tables(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) ->
     meta = case.meta
     moments = [Progress(s, e) for s, e in zip(case["C_steps"].tolist(), case["C_epochs"].tolist(), strict=True)]
     values = [[Schedule.parse(spec)(now) for now in moments] for spec in meta["C_specs"]]
-    parse_config(AsynchronousScoreDistillation.Config, meta["guidance_cfg"], "guidance_cfg")  # knows all of them
+    given = {"guidance_type": GUIDANCE, "guidance": meta["guidance_cfg"]}
+    Part("guidance")(translated(given)["system"]["guidance"], "guidance_cfg")  # knows all of them
     case.close("C_values", torch.tensor(values, dtype=torch.float64), 1e-12)
 
     def column(name: str, now: Progress) -> float:
@@ -137,17 +140,14 @@ def tables(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) ->
     for kind, bounds in meta["tplus_minmax"].items():
         case.require("tplus_minmax", [column(f"{kind}_min", now), column(f"{kind}_max", now)] == bounds)
     t = case["tplus_t"]
-    shifted = [
-        plus_timestep(
-            t,
-            column(f"{kind}_min", now),
-            ratio,
-            rand if random else None,
-            t_plus_type=form,
-            plus_schedule=schedule,
-        )
-        for (kind, form, schedule, ratio, random), rand in zip(meta["tplus_combos"], case["tplus_rand"], strict=True)
-    ]
+    shifted = []
+    for (kind, form, schedule, ratio, random), rand in zip(meta["tplus_combos"], case["tplus_rand"], strict=True):
+        options = {f"{kind}_plus_ratio": ratio, f"{kind}_plus_random": random}
+        options |= {"t_plus_type": form, "plus_schedule": schedule}
+        teachers = translate_teachers(options, {}, "guidance", complete=True)
+        rule = build("rule", teachers[TEACHER_PREFIXES[kind]]["rule"])
+        out = rule.shift(t, column(f"{kind}_min", now), rand, _T)
+        shifted.append(t if out is None else out)
     case.equal("tplus_out", torch.stack(shifted))
 
 
@@ -180,8 +180,9 @@ def _views(case: Case, suffix: str = "") -> Views:
     return Views(**pictures, opacity=pictures["disparity"], depth=pictures["disparity"])
 
 
-def _texts(case: Case) -> tuple[TextStates, TextStates]:
-    return text_states(case, "1st"), text_states(case, "2nd")
+def texts(case: Case) -> dict[str, TextStates]:
+    """By the names that the translated teachers have for them."""
+    return {"second": text_states(case, "2nd"), "first": text_states(case, "1st")}
 
 
 def text_states(case: Case, encoder: str) -> TextStates:

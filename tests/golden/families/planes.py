@@ -9,14 +9,15 @@ from torch import Tensor
 from workbench import Workbench
 
 from families.networks import unet_epsilons, vae_epsilons
-from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
+from triplaneturbo.geometry import FewStepTriplanes
 from triplaneturbo.legacy.state_dicts import to_original
 from triplaneturbo.ops.planes import sample_planes
 from triplaneturbo.scenes import FieldScene
 from triplaneturbo.scenes.planes import combine, plane_coordinates
+from triplaneturbo.types import TextStates
 
 
-def _generator(case: Case, workbench: Workbench) -> FewStepTriplaneDualStableDiffusion:
+def _generator(case: Case, workbench: Workbench) -> FewStepTriplanes:
     meta = case.meta
     base = workbench.sd_folder(meta["sd"], meta["scheduler"])
     geometry = workbench.geometry(meta["geometry"], base)
@@ -89,13 +90,13 @@ def field_query(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatc
         network_gradients(case, geometry, 2e-5)
 
 
-def network_gradients(case: Case, geometry: FewStepTriplaneDualStableDiffusion, tolerance: float) -> None:
+def network_gradients(case: Case, geometry: FewStepTriplanes, tolerance: float) -> None:
     """The recorded gradients of the field's networks."""
     for name in case.with_prefix("gradmlp:"):
         case.close(f"gradmlp:{name}", _gradient(geometry, name), tolerance)
 
 
-def _gradient(geometry: FewStepTriplaneDualStableDiffusion, name: str) -> Tensor:
+def _gradient(geometry: FewStepTriplanes, name: str) -> Tensor:
     parameter = geometry.field.get_parameter(name)
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
@@ -103,7 +104,9 @@ def _gradient(geometry: FewStepTriplaneDualStableDiffusion, name: str) -> Tensor
 @torch.no_grad()
 def inference_end_to_end(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     geometry = _generator(case, workbench)
-    scene = geometry.generate(case["text_embed"], case["noise"], case.meta["num_steps"])
+    text = case["text_embed"]
+    condition = TextStates(text, text[:, -1], text[:1], text[:1])
+    scene = geometry.generate(condition, case["noise"], case.meta["num_steps"])
     stride = case.meta.get("stride", 1)
     case.close("planes", scene.tensors["planes"][..., ::stride, ::stride], 2e-4)
     found = scene.query(case["points"], features=True, normals=True)

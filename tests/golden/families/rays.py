@@ -1,20 +1,24 @@
 """Volume rendering."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import torch
 from golden_case import Case
 from torch import Tensor
-from workbench import Workbench, cameras
+from workbench import Workbench, cameras, translated
 
 from families.planes import network_gradients
 from families.scene import analytic_scene, surroundings
+from triplaneturbo.losses.terms import Eikonal, Sparsity
 from triplaneturbo.renderers.patch import PatchDraws, PatchRenderer
 from triplaneturbo.renderers.sampling import Jitter, place_samples
 from triplaneturbo.renderers.volume import VolumeRenderer
 from triplaneturbo.scenes import FieldScene
-from triplaneturbo.systems.losses import eikonal, sparsity
 from triplaneturbo.types import Cameras, Views
 
+_VOLUME = "generative-space-sdf-volume-renderer"
 # Of the cube of half side 1, as the original rounds it.
 _BOX_DIAGONAL = 2 * 1.732
 _LOSS = "sum(w*comp_rgb)+sum(w*comp_normal_cam_vis)+sum(w*disparity)+3*eikonal+2*sparsity"
@@ -50,7 +54,7 @@ def importance_sampler(case: Case, workbench: Workbench, monkeypatch: pytest.Mon
 
 def volume_render_analytic(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     case.option("loss", _LOSS)
-    renderer = VolumeRenderer(case.meta["renderer"], **surroundings(case))
+    renderer = _volume_renderer(case.meta["renderer"], case)
     scene = analytic_scene(case.meta["geometry"])
     views = _render(case, renderer, scene, 1e-4)
     names = case.with_prefix("eval_")
@@ -65,12 +69,12 @@ def volume_render_analytic(case: Case, workbench: Workbench, monkeypatch: pytest
 def volume_render_triplane(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     case.option("loss", _LOSS)
     geometry = workbench.geometry(case.meta["geometry"])
-    renderer = VolumeRenderer(case.meta["renderer"], **surroundings(case))
+    renderer = _volume_renderer(case.meta["renderer"], case)
     planes = case["planes"].clone().requires_grad_()
     views = _render(case, renderer, FieldScene(geometry.field, {"planes": planes}), 5e-4)
     pictures = ("comp_rgb", "comp_normal_cam_vis", "disparity")
     loss = sum((case[f"w_{name}"] * getattr(views, _PICTURES[name])).sum() for name in pictures if f"w_{name}" in case)
-    loss = loss + 3 * eikonal(views) + 2 * sparsity(views)
+    loss = loss + 3 * Eikonal()(views) + 2 * Sparsity()(views)
     loss.backward()
     case.close("loss", loss, 5e-4)
     case.close("grad_planes", planes.grad, 2e-3)
@@ -79,8 +83,12 @@ def volume_render_triplane(case: Case, workbench: Workbench, monkeypatch: pytest
 
 def patch_renderer(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     base = dict(case.meta["renderer"])
-    options = {"base_renderer_type": "generative-space-sdf-volume-renderer", **base.pop("patch"), "base_renderer": base}
-    renderer = PatchRenderer(options, **surroundings(case)).train()
+    options = {"base_renderer_type": _VOLUME, **base.pop("patch"), "base_renderer": base}
+    block = translated({"renderer_2nd_type": "patch-renderer", "renderer_2nd": options})["system"]["renderers"][
+        "volume"
+    ]
+    del block["type"]
+    renderer = PatchRenderer(block, **surroundings(case)).train()
     case.close("rays_o", case["c2w"][:, None, None, :3, 3].expand_as(case["rays_d"]), 1e-6)
     draws = PatchDraws(((int(case["patch_y"]), int(case["patch_x"])),))
     scene = analytic_scene(case.meta["geometry"])
@@ -88,6 +96,13 @@ def patch_renderer(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyP
     for name in _PICTURES.keys() & case.arrays.keys():
         case.close(name, getattr(views, _PICTURES[name]), 1e-4)
     case.close("comp_normal", views.extras["comp_normal"], 1e-3)
+
+
+def _volume_renderer(options: Mapping[str, Any], case: Case) -> VolumeRenderer:
+    """With published options."""
+    block = translated({"renderer_type": _VOLUME, "renderer": options})["system"]["renderers"]["volume"]
+    del block["type"]
+    return VolumeRenderer(block, **surroundings(case))
 
 
 def _render(case: Case, renderer: VolumeRenderer, scene: FieldScene, tolerance: float) -> Views:
@@ -118,8 +133,8 @@ def _render(case: Case, renderer: VolumeRenderer, scene: FieldScene, tolerance: 
     opacity = case.get("opacity", views.opacity)
     case.close("comp_normal", views.extras["comp_normal"], tolerance, where=opacity > _MIN_OPACITY)
     case.close("inv_std", views.extras["inv_std"], tolerance)
-    case.close("eikonal", eikonal(views), tolerance)
-    case.close("sparsity", sparsity(views), tolerance)
+    case.close("eikonal", Eikonal()(views), tolerance)
+    case.close("sparsity", Sparsity()(views), tolerance)
     _compare_samples(case, views)
     return views
 

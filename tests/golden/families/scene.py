@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from golden_case import Case
 from torch import Tensor
 
-from triplaneturbo.base import Module
-from triplaneturbo.materials import NoMaterial
+from triplaneturbo.background.base import Background
+from triplaneturbo.materials import Unlit
 from triplaneturbo.registry import register
 from triplaneturbo.scenes import Field, FieldScene
 from triplaneturbo.scenes.base import Tensors
@@ -19,7 +19,7 @@ LINEAR_BACKGROUND = "recorded-linear-background"
 
 
 @register(LINEAR_BACKGROUND)
-class LinearBackground(Module):
+class LinearBackground(Background):
     """0.5 + 0.4 direction."""
 
     def forward(self, directions: Tensor, pooled_text: Tensor) -> Tensor:
@@ -60,5 +60,5 @@ def analytic_scene(description: str) -> FieldScene:
 def surroundings(case: Case) -> dict[str, Any]:
     """Constructor arguments of a renderer."""
     case.option("background", "0.5+0.4*dirs")
-    material = NoMaterial({"color_activation": "sigmoid-mipnerf"})
+    material = Unlit({"color_activation": "sigmoid-mipnerf"})
     return {"material": material, "background": LinearBackground()}

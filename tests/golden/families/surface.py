@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from golden_case import Case
 from torch import Tensor
-from workbench import Workbench, cameras
+from workbench import Workbench, cameras, translated
 
 from families.scene import surroundings
 from triplaneturbo.cameras import world_to_clip
 from triplaneturbo.exporters.files import write_mesh
-from triplaneturbo.materials import NoMaterial
+from triplaneturbo.materials import Unlit
 from triplaneturbo.ops.mesh import signed_volume, vertex_normals
 from triplaneturbo.ops.rasterize import Raster, interpolate, rasterize
 from triplaneturbo.renderers import mesh as mesh_renderer
@@ -36,7 +36,10 @@ def mesh_rasterizer(case: Case, workbench: Workbench, monkeypatch: pytest.Monkey
     case.told_by_arrays("batch", "views", "size")
     meta = case.meta
     geometry = workbench.geometry(meta["geometry"])
-    renderer = mesh_renderer.MeshRenderer({**meta["renderer"], "compat": "original"}, **surroundings(case)).train()
+    published = {"renderer_type": "generative-space-mesh-rasterize-renderer", "renderer": meta["renderer"]}
+    options = translated(published | {"loss": {"lambda_normal_smoothness_2d": 1.0}})["system"]["renderers"]["mesh"]
+    del options["type"]
+    renderer = mesh_renderer.MeshRenderer(options, **surroundings(case)).train()
     planes = case["planes"].clone().requires_grad_()
     scene = FieldScene(geometry.field, {"planes": planes})
     made = _cameras(case, len(planes))
@@ -61,7 +64,7 @@ def mesh_rasterizer(case: Case, workbench: Workbench, monkeypatch: pytest.Monkey
     monkeypatch.setattr(mesh_renderer, "antialias", lambda pictures, *others: pictures)
     directions = case["rays_d_rasterize"]
     if not renderer.cfg.enable_bg_rays:
-        directions = renderer._background_rays(made, (height, width), None)
+        directions = renderer._background_rays(made, (height, width))
     views = renderer.render_meshes(meshes, scene, made, torch.zeros(len(planes), 1), directions)
     for name, picture in {
         "comp_rgb": views.rgb,
@@ -218,7 +221,7 @@ def mesh_export(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatc
     case.close("grid_sdf", sdf.reshape(len(scene), -1, 1), 1e-5)
     if deforms:
         case.close("grid_deformation", offset.reshape(len(scene), -1, 3), 1e-5)
-    material = NoMaterial({"color_activation": "sigmoid-mipnerf"})
+    material = Unlit({"color_activation": "sigmoid-mipnerf"})
     (mesh,) = extract_meshes(scene, material, resolution, ["a recorded case"])
     order = match(case, "v_pos", mesh.vertices, 1e-5)
     compare_faces(case, "faces", order, mesh.faces)

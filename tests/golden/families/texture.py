@@ -4,7 +4,7 @@ import pytest
 from formula_weights import formula
 from golden_case import Case
 from torch import Tensor, nn
-from workbench import Workbench
+from workbench import Workbench, translated
 
 from triplaneturbo.background.hashgrid_environment import HashGridEnvironment
 
@@ -25,8 +25,14 @@ class RecordedEncoding(nn.Module):
 
 
 def background(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = case.options("encoding_dims", "state_keys")
-    environment = HashGridEnvironment({**options, "pos_encoding_config": _encoding(case.meta["encoding_dims"])})
+    options = {
+        **case.options("encoding_dims", "state_keys"),
+        "pos_encoding_config": _encoding(case.meta["encoding_dims"]),
+    }
+    name = "multi-prompt-neural-hashgrid-environment-map-background"
+    block = translated({"background_type": name, "background": options})["system"]["background"]
+    del block["type"]
+    environment = HashGridEnvironment(block)
     state = environment.state_dict()
     case.require("state_keys", case.meta["state_keys"].keys() == {k for k in state if k.startswith("hypernet.")})
     for key, shape in case.meta["state_keys"].items():

@@ -10,15 +10,14 @@ from golden_case import Case
 from torch import Tensor
 from workbench import Workbench, cameras
 
-from families.diffusion import SYSTEM_OPTIONS, one_row_a_prompt, run_training_step
-from families.guidance import TEACHERS, text_states
+from families.diffusion import SYSTEM_OPTIONS, one_row_a_prompt, run_training_step, system_of
+from families.guidance import TEACHERS, texts
 from families.planes import n_adapted_layers
 from families.scene import LINEAR_BACKGROUND
 from triplaneturbo.cameras import ray_directions
 from triplaneturbo.geometry.adapters import N_PLANES
 from triplaneturbo.legacy.state_dicts import to_original
 from triplaneturbo.systems.adan import Adan
-from triplaneturbo.systems.losses import regularisation
 from triplaneturbo.systems.prd import ProgressiveRenderingDistillation
 from triplaneturbo.types import Batch, Cameras, ScoreGradient, TextStates, Views
 
@@ -66,12 +65,12 @@ def take_step(
     terms: list[Tensor] = []
     own_loss = system.loss
 
-    def loss(views: Views, score: ScoreGradient, slot: str, share: float) -> Tensor:
+    def loss(views: Views, score: ScoreGradient, name: str, share: float) -> Tensor:
         part = f"part{len(terms)}"
         found[f"{part}_comp_rgb"], found[f"{part}_comp_normal_cam_vis"] = views.rgb, views.normal
         found[f"{part}_disparity"] = views.disparity
-        terms.append(regularisation(views, system.cfg.loss, slot, system.progress)[0].detach())
-        return own_loss(views, score, slot, share)
+        terms.append(system.objectives[name](views, system.progress)[0].detach())
+        return own_loss(views, score, name, share)
 
     monkeypatch.setattr(system, "loss", loss)
     monkeypatch.setattr(system, "manual_backward", lambda scalar: scalar.backward())
@@ -86,8 +85,7 @@ def take_step(
         image_size=(1, 1),
         ray_size=tuple(case["part0_rays_d"].shape[1:3]),
         latent_shape=(N_PLANES, *case["noise"].shape[1:]),
-        condition=TextStates(text, text[:, -1], text[:1], text[:1]),
-        guidance=(text_states(case, "1st"), text_states(case, "2nd")),
+        conditions={"generator": TextStates(text, text[:, -1], text[:1], text[:1]), **texts(case)},
     )
     run_training_step(system, batch, _streams(case, n_parts, len(text)), monkeypatch)
     return found | {"regularization": torch.stack(terms)} | _gradients(case, system)
@@ -122,7 +120,7 @@ def build_system(case: Case, workbench: Workbench) -> ProgressiveRenderingDistil
     """The system with a volume renderer as its second; the teachers beside it."""
     meta = case.meta
     base = workbench.sd_folder(meta["sd_generator"])
-    system = ProgressiveRenderingDistillation(
+    system = system_of(
         {
             "num_parts_training": meta["num_parts"],
             "num_steps_training": meta["num_steps"],
@@ -134,12 +132,11 @@ def build_system(case: Case, workbench: Workbench) -> ProgressiveRenderingDistil
             "renderer_2nd_type": "generative-space-sdf-volume-renderer",
             "renderer_2nd": meta["renderer"],
             "loss": meta["lambdas"],
-            "compat": "original",
         }
     )
     fill_geometry(system.geometry)
     system.to(torch.get_default_device())
-    system._teachers = (workbench.guidance(meta["guidance"]),)
+    system._guidance = (workbench.guidance(meta["guidance"]),)
     system.progress = case.progress
     return system
 
