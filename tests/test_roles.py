@@ -1,4 +1,4 @@
-"""Names are registered by role: the same name may mean a renderer and an exporter, and a wrong slot says what it wants."""
+"""Names are registered by role: one may mean a renderer and an exporter, and a wrong slot says what it wants."""
 
 from dataclasses import dataclass
 
@@ -35,7 +35,7 @@ def test_a_name_belongs_to_one_class_of_a_role():
 
 
 def test_a_class_without_a_role_is_refused():
-    with pytest.raises(TypeError, match="Nothing plays no role.*extend the base class of one: .*renderer"):
+    with pytest.raises(TypeError, match=r"Nothing plays no role.*extend the base class of one: .*renderer"):
 
         @registry.register("nothing")
         class Nothing:

@@ -291,7 +291,6 @@ def test_latent_gradients_are_clipped(folders: dict[str, str]) -> None:
         ({"shaping": {"limit": "sds"}}, "'sds', which is a rule; wanted is a shaping: clip"),
         ({"type": "ring"}, "'ring', which is a cameras; wanted is a teacher: mvdream, richdreamer"),
         ({"guidance_scael": 3}, "did you mean 'guidance_scale'"),
-        ({"condition": "third"}, "the condition of a teacher is 'third'; data.conditions has first, second"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(folders: dict[str, str], options: dict, message: str) -> None:
@@ -302,5 +301,13 @@ def test_options_that_make_no_sense_are_refused(folders: dict[str, str], options
 def test_a_wrong_number_of_views_is_refused(folders: dict[str, str]) -> None:
     """4 views of one prompt and 2 of two prompts are as many pictures."""
     for name in ("mv", "rd"):
-        with pytest.raises(ConfigError, match=r"show 2 views a prompt, but n_view of .*Teacher is 4"):
-            guide(folders, name)([make_views(4)], make_cameras(2, n_view=2), make_texts(2), draws_of(0, 1), START)
+        with pytest.raises(ConfigError, match=r"Teacher looks at n_view=4 views; data\.cameras\.n_view is 2"):
+            guide(folders, name).check(2, ("first", "second"))
+        guide(folders, name).check(4, ("first", "second"))
+    guide(folders, "sd").check(2, ("first", "second"))
+
+
+def test_an_encoder_that_is_not_there_is_refused(folders: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="the condition of a teacher is 'third'; data.conditions has first, second"):
+        guide(folders, "mv", mv={"condition": "third"}).check(4, ("first", "second"))
+    guide(folders, "mv", mv={"condition": None}).check(4, ("first", "second"))

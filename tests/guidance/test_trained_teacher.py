@@ -119,7 +119,7 @@ def test_the_copy_is_trained_saved_and_goes_on_exactly(make, tmp_path) -> None:
     system, fit = make(max_steps=2)
     fit()
     begun = copies(system)
-    frozen = {name: value for name, value in system.guidance.teachers["stable_diffusion"].unet.state_dict().items()}
+    frozen = system.guidance.teachers["stable_diffusion"].unet.state_dict()
     assert begun.keys() == {NAME + name for name in frozen}
     assert sum(not torch.equal(begun[NAME + name], value) for name, value in frozen.items()) > 10
     system.trainer.save_checkpoint(tmp_path / "a.ckpt")

@@ -94,8 +94,8 @@ class Teacher(Module):
     multi_view: ClassVar[bool] = False
     """Whether it sees all views of a prompt at once, or one."""
     trained: nn.Module
-    """What is trained beside it, in the system's optimiser and checkpoints as `teachers.NAME`; most have none. It has no
-    value here, which would hide the module that `configure` of a subclass sets."""
+    """What is trained beside it, in the system's optimiser and checkpoints as `teachers.NAME`; most have none. There is
+    no value here: it would hide the module that `configure` of a subclass sets."""
 
     def check(self, n_view: int, conditions: Collection[str]) -> None:
         """Make sure that the teacher goes with the data.

@@ -12,15 +12,12 @@ from torch import Tensor
 from triplaneturbo.base import option
 from triplaneturbo.bounds import Pixels, ProjectPath, Range
 from triplaneturbo.diffusion import NoiseSchedule
-from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.guidance.camera_conditions import CamMethod, mvdream_camera, richdreamer_camera
 from triplaneturbo.guidance.diffusion import DiffusionTeacher
-from triplaneturbo.guidance.draws import DiffusionDraws
 from triplaneturbo.guidance.multiview import install_cross_view_attention
 from triplaneturbo.guidance.teacher import Question
 from triplaneturbo.registry import register
-from triplaneturbo.schedule import Progress
 from triplaneturbo.types import Cameras
 from triplaneturbo.weights.files import load_tensors
 from triplaneturbo.weights.folders import load_schedule, load_unet, load_vae
@@ -59,21 +56,6 @@ class MultiViewTeacher(DiffusionTeacher):
         """Views of a prompt."""
 
     multi_view = True
-
-    def draw(
-        self, draws: Draws, n_view: int, progress: Progress, timestep_range: tuple[float, float] | None
-    ) -> DiffusionDraws:
-        """See `DiffusionTeacher.draw`.
-
-        Raises:
-            ConfigError: the cameras show another number of views; pictures of several prompts would be taken for one.
-        """
-        if n_view != self.cfg.n_view:
-            raise ConfigError(
-                f"the cameras show {n_view} views a prompt, but n_view of {type(self).__name__} is {self.cfg.n_view}: "
-                "set it to data.cameras.n_view"
-            )
-        return super().draw(draws, n_view, progress, timestep_range)
 
 
 @register("mvdream")
