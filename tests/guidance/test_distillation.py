@@ -308,6 +308,6 @@ def test_a_wrong_number_of_views_is_refused(folders: dict[str, str]) -> None:
 
 
 def test_an_encoder_that_is_not_there_is_refused(folders: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="the condition of a teacher is 'third'; data.conditions has first, second"):
+    with pytest.raises(ConfigError, match=r"the condition of a teacher is 'third'; data\.conditions has first, second"):
         guide(folders, "mv", mv={"condition": "third"}).check(4, ("first", "second"))
     guide(folders, "mv", mv={"condition": None}).check(4, ("first", "second"))
