@@ -12,8 +12,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from triplaneturbo.base import as_tree
 from triplaneturbo.config import load_config
-from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion, sd_configs
+from triplaneturbo.geometry import FewStepTriplanes, sd_configs
 from triplaneturbo.legacy.state_dicts import to_original
 from triplaneturbo.places import RECIPES
 from triplaneturbo.weights import hub
@@ -144,15 +145,15 @@ def _richdreamer(widths: Widths) -> dict[str, str | Shapes]:
 
 
 def _student(widths: Widths) -> dict[str, str | Shapes]:
-    options = load_config([RECIPE], ["data.prompt_library=none"]).system["geometry"]
+    options = as_tree(load_config([RECIPE], ["data.prompt_library=none"]).system.cfg.geometry.cfg)
     with tempfile.TemporaryDirectory() as folder:
         for file, text in _networks(widths).items():
             if file.endswith(".json"):
                 (Path(folder) / file).parent.mkdir()
                 (Path(folder) / file).write_text(text)
-        options["space_generator_config"]["pretrained_model_name_or_path"] = folder
+        options["space_generator"]["pretrained_model_name_or_path"] = folder
         with torch.device("meta"):
-            state = FewStepTriplaneDualStableDiffusion(options).state_dict()
+            state = FewStepTriplanes(options).state_dict()
     return {"": {f"geometry.{name}": tuple(tensor.shape) for name, tensor in to_original(state).items()}}
 
 

@@ -320,7 +320,7 @@ def test_export_to_a_folder_a_prompt(student, tmp_path, caplog):
     arguments = ["--config", str(student), "--export", "resume=auto", "--out", str(tmp_path / "meshes")]
     assert launch.main([*arguments, "--prompt", "a blue cone", "--prompt", "what? a/b"]) == 0
     (said,) = [record.getMessage() for record in caplog.records if "differ from the original" in record.getMessage()]
-    assert [int(line.split()[0]) for line in said.splitlines()[1:]] == [5, 6, 7, 10, 11, 12]
+    assert {line.split()[0] for line in said.splitlines()[1:]} > {"ray-focal", "lost-end-token", "deformation-in-cells"}
     found = {path.parent.name: path for path in (tmp_path / "meshes").glob("*/model.glb")}
     assert len(found) == 2
     assert "a_blue_cone" in found

@@ -7,8 +7,8 @@ from triplaneturbo.errors import ConfigError, UnknownNameError
 from triplaneturbo.registry import find
 
 SMALL = {
-    "pos_encoding_config": {"n_levels": 3, "log2_hashmap_size": 10},
-    "hypernet_config": {"c_dim": 5, "out_dims": {"bg_weights": [7, 3]}, "n_neurons": 6},
+    "encoding": {"n_levels": 3, "log2_hashmap_size": 10},
+    "hypernet": {"text_width": 5, "widths": [7, 3], "n_neurons": 6},
 }
 
 
@@ -27,8 +27,8 @@ def environment(**options):
 
 
 def test_registered_names():
-    assert find("solid-color-background") is SolidColor
-    assert find("multi-prompt-neural-hashgrid-environment-map-background") is HashGridEnvironment
+    assert find("background", "solid-color") is SolidColor
+    assert find("background", "text-environment") is HashGridEnvironment
 
 
 def test_solid_color_in_training_and_evaluation():
@@ -92,7 +92,7 @@ def test_evaluation_color():
 
 
 def test_published_size_and_names():
-    state = HashGridEnvironment({"eval_color": [1.0, 1.0, 1.0], "random_aug": False}).state_dict()
+    state = HashGridEnvironment({"eval_color": [1.0, 1.0, 1.0]}).state_dict()
     assert sum(x.numel() for x in state.values()) == 3432592
     layers = {name: tuple(x.shape) for name, x in state.items() if name.startswith("hypernet")}
     assert layers == {
@@ -107,11 +107,9 @@ def test_published_size_and_names():
 def test_wrong_use_is_explained():
     with pytest.raises(ValueError, match="3 views cannot be divided evenly among 2 prompts"):
         environment()(directions(3), torch.ones(2, 5))
-    with pytest.raises(ConfigError, match="random_aug"):
-        environment(random_aug=True)
-    with pytest.raises(ConfigError, match="out_dims"):
-        environment(hypernet_config={"out_dims": {"bg_weights": [7, 4]}})
-    with pytest.raises(ConfigError, match="otype"):
-        environment(pos_encoding_config={"otype": "SphericalHarmonics"})
+    with pytest.raises(ConfigError, match=r"hypernet\.widths must end with the 3 colour channels"):
+        environment(hypernet={"widths": [7, 4]})
+    with pytest.raises(ConfigError, match=r"not be \[\]"):
+        environment(hypernet={"widths": []})
     with pytest.raises(UnknownNameError, match="n_levels"):
-        environment(pos_encoding_config={"levels": 3})
+        environment(encoding={"levels": 3})

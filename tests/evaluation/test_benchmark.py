@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from tiny_student import geometry_options, write_pipeline
+from tiny_student import training_options, write_pipeline
 
 from custom.shapeworld.models import IMAGE_SIZE, token_ids
 from custom.shapeworld.render import render, surface_color, surface_normal
@@ -160,13 +160,7 @@ def test_weights_in_three_forms(folder, tiny_world, tmp_path):
     """A pipeline folder, its weights, and a checkpoint beside the configuration of its run."""
     trial = tmp_path / "trial"
     (trial / "configs").mkdir(parents=True)
-    experiment = {
-        "data_type": "x",
-        "system_type": "y",
-        "data": {"dim_gaussian": [6, 4, 8, 8]},
-        "system": {"geometry": geometry_options(tiny_world / "sd"), "num_steps_sampling": 4},
-    }
-    (trial / "configs" / "parsed.yaml").write_text(yaml.safe_dump(experiment))
+    (trial / "configs" / "parsed.yaml").write_text(yaml.safe_dump(training_options(tiny_world / "sd")))
     shutil.copytree(folder, trial / "ckpts")
     (trial / "ckpts" / "pipeline.json").unlink()
     forms = folder, folder / "student.safetensors", trial / "ckpts" / "student.safetensors"

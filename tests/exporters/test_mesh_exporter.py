@@ -166,7 +166,6 @@ def test_nothing_to_unwrap(tmp_path):
     ("options", "message"),
     [
         ({"fmt": "obj", "save_uv": True}, "colours per vertex; for a texture use fmt=obj-mtl or fmt=glb"),
-        ({"save_texture": False}, "save_texture is False; allowed: True"),
         ({"texture_size": 8}, r"in \[16, 8192\], not 8"),
         ({"texture_format": "jpeg"}, "'png', 'jpg'"),
         ({"max_faces": -1}, "max_faces must be 0 or more, not -1"),
@@ -182,5 +181,5 @@ def test_refused_options_say_what_to_use(options, message):
 
 
 def test_registered_names(tmp_path):
-    assert find("multiprompt-mesh-exporter") is find("mesh-exporter") is MeshExporter
-    assert find("dummy-exporter")({})([sphere()], ["a"], tmp_path) == []
+    assert find("exporter", "mesh-files") is MeshExporter
+    assert find("exporter", "no-files")({})([sphere()], ["a"], tmp_path) == []

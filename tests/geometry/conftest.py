@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
+from triplaneturbo.geometry import FewStepTriplanes
 from triplaneturbo.geometry.adapters import Adapter
 
 UNET = {
@@ -44,29 +44,34 @@ def sd_folder(tmp_path_factory):
 
 @pytest.fixture
 def build(sd_folder):
-    """build(generator={...}, **options) -> geometry whose adapters are not zero."""
+    """build(generator={...}, field={...}, **options) -> geometry whose adapters are not zero."""
 
-    def make(generator=None, **options):
+    def make(generator=None, field=None, **options):
         small = {
             "pretrained_model_name_or_path": str(sd_folder),
-            "training_type": "self_lora_rank_2-cross_lora_rank_2-locon_rank_2",
+            "self_rank": 2,
+            "cross_rank": 2,
+            "convolution_rank": 2,
             "output_dim": 8,
-            "cross_lora_type": "vanilla",
-            "locon_type": "vanilla_v1",
-            "vae_attn_type": "basic",
+            "cross_attention": "shared_lora",
+            "convolutions": "shared_lora",
+            "decoder_attention": "separate_planes",
         }
         recipe = {
-            "sdf_bias": "sphere",
-            "sdf_bias_params": 0.5,
-            "split_channels": "v1",
-            "tex_interpolate": "v2",
-            "isosurface_deformable_grid": True,
-            "mlp_network_config": {"n_neurons": 8},
+            "bias": "sphere",
+            "bias_size": 0.5,
+            "deformable": True,
+            "network": {"n_neurons": 8},
         }
-        config = {**recipe, **options, "space_generator_config": {**small, **(generator or {})}}
+        config = {
+            "split_channels": True,
+            "field": {**recipe, **(field or {})},
+            "space_generator": {**small, **(generator or {})},
+            **options,
+        }
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            geometry = FewStepTriplaneDualStableDiffusion(config)
+            geometry = FewStepTriplanes(config)
             for module in geometry.modules():
                 if isinstance(module, Adapter):
                     for parameter in module.parameters(recurse=False):

@@ -7,22 +7,18 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 
-from triplaneturbo.errors import ConfigError
-from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion, sd_configs
+from triplaneturbo.geometry import FewStepTriplanes, sd_configs
 from triplaneturbo.geometry.adapters import (
     CrossPlaneAttention,
     LoraConv,
     LoraLinear,
     PlaneLoraConv,
     PlaneLoraLinear,
-    TrainingType,
+    Ranks,
     adapt_decoder,
     adapt_unet,
     merge_adapters,
-    parse_training_type,
 )
-
-RECIPE = "self_lora_rank_16-cross_lora_rank_16-locon_rank_16"
 
 
 def randomise(module):
@@ -30,27 +26,6 @@ def randomise(module):
     for parameter in module.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
     return module.double()
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (RECIPE, TrainingType(self_rank=16, cross_rank=16, locon_rank=16)),
-        (RECIPE + "-with_bias", TrainingType(self_rank=16, cross_rank=16, locon_rank=16, with_bias=True)),
-        ("self_lora_rank_4", TrainingType(self_rank=4)),
-        ("full", TrainingType(full=True)),
-    ],
-)
-def test_training_type_is_read(text, expected):
-    assert parse_training_type(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text", ["lora", "self_lora_rank_0", "locon_rank_2-locon_rank_4", "with_bias-locon_rank_2", ""]
-)
-def test_bad_training_type_is_an_error_that_shows_a_good_one(text):
-    with pytest.raises(ConfigError, match="self_lora_rank_16"):
-        parse_training_type(text)
 
 
 @pytest.mark.parametrize("on_output", [False, True])
@@ -134,10 +109,12 @@ def test_cross_plane_attention_refuses_what_it_would_ignore(given):
         attention(torch.zeros(6, 2, 4), **{given: torch.zeros(6, 2, 4)})
 
 
-@pytest.mark.parametrize("kinds", [("hexa_v1", "vanilla", "vanilla_v1"), ("vanilla", "hexa_v1", "hexa_v1")])
+@pytest.mark.parametrize(
+    "kinds", [("plane_lora", "shared_lora", "shared_lora"), ("shared_lora", "plane_lora", "plane_lora")]
+)
 def test_merged_network_computes_the_same(build, kinds):
-    keys = ("self_lora_type", "cross_lora_type", "locon_type")
-    geometry = build(generator=dict(zip(keys, kinds, strict=True)) | {"vae_attn_type": "hexa_v1"})
+    keys = ("self_attention", "cross_attention", "convolutions")
+    geometry = build(generator=dict(zip(keys, kinds, strict=True)) | {"decoder_attention": "plane_lora"})
     generator = geometry.space_generator
     noisy, text, t = torch.randn(6, 4, 8, 8), torch.randn(1, 3, 12), torch.full((6,), 500)
     with torch.no_grad():
@@ -151,20 +128,20 @@ def test_merged_network_computes_the_same(build, kinds):
 
 
 def test_per_plane_kinds_leave_planes_independent_until_they_share_attention(build):
-    """basic: changing one plane's latents changes no other plane; hexa_v1: it does."""
+    """separate_planes: changing one plane's latents changes no other plane; plane_lora: it does."""
     noisy, text, t = torch.randn(6, 4, 8, 8), torch.randn(1, 3, 12), torch.full((6,), 500)
     changed = noisy.clone()
     changed[0] += 1
-    for kind, shared in (("basic", False), ("none", False), ("vanilla", True), ("hexa_v1", True)):
-        generator = build(generator={"self_lora_type": kind}).space_generator
+    for kind, shared in (("separate_planes", False), ("none", False), ("shared_lora", True), ("plane_lora", True)):
+        generator = build(generator={"self_attention": kind}).space_generator
         with torch.no_grad():
             difference = (generator.denoise(noisy, t, text) - generator.denoise(changed, t, text)).abs()
         assert (difference[1:].max() > 1e-6).item() is shared, kind
 
 
 def test_untrained_adapters_leave_the_network_as_it_was(build):
-    geometry = build(generator={"self_lora_type": "basic"})
-    plain = build(generator={"training_type": "full"})
+    geometry = build(generator={"self_attention": "separate_planes"})
+    plain = build(generator={"full": True})
     for name, parameter in geometry.named_parameters():
         if name.endswith(".up"):
             parameter.data.zero_()
@@ -183,17 +160,15 @@ def count(named, *parts):
 
 def test_parameter_counts_of_the_published_recipe():
     with torch.device("meta"):
-        geometry = FewStepTriplaneDualStableDiffusion(
+        geometry = FewStepTriplanes(
             {
-                "split_channels": "v1",
-                "tex_interpolate": "v2",
-                "isosurface_deformable_grid": True,
-                "space_generator_config": {
-                    "training_type": RECIPE,
+                "split_channels": True,
+                "field": {"deformable": True},
+                "space_generator": {
                     "output_dim": 64,
-                    "cross_lora_type": "vanilla",
-                    "locon_type": "vanilla_v1",
-                    "vae_attn_type": "basic",
+                    "cross_attention": "shared_lora",
+                    "convolutions": "shared_lora",
+                    "decoder_attention": "separate_planes",
                 },
             }
         )
@@ -214,8 +189,8 @@ def test_rank_zero_leaves_a_kind_of_layer_alone():
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(sd_configs.UNET)
         decoder = AutoencoderKL.from_config(sd_configs.VAE).decoder
-    adapt_unet(unet, TrainingType(self_rank=4), "vanilla", "vanilla", "vanilla_v1")
-    adapt_decoder(decoder, TrainingType(self_rank=4), "none")
+    adapt_unet(unet, Ranks(self_attention=4), "shared_lora", "shared_lora", "shared_lora")
+    adapt_decoder(decoder, Ranks(self_attention=4), "none")
     assert sum(isinstance(m, LoraLinear) for m in unet.modules()) == 64
     assert not any(isinstance(m, LoraConv) for m in unet.modules())
     assert not any(isinstance(m, (LoraLinear, LoraConv)) for m in decoder.modules())

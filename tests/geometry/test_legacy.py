@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from triplaneturbo.errors import WeightsError
-from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
+from triplaneturbo.geometry import FewStepTriplanes
 from triplaneturbo.legacy.state_dicts import from_original, to_original
 
 KINDS = [
     {},
-    {"cross_lora_type": "hexa_v1", "locon_type": "hexa_v1", "vae_attn_type": "vanilla"},
-    {"training_type": "self_lora_rank_2-cross_lora_rank_2-locon_rank_2-with_bias", "locon_type": "hexa_v1"},
+    {"cross_attention": "plane_lora", "convolutions": "plane_lora", "decoder_attention": "shared_lora"},
+    {"adapter_bias": True, "convolutions": "plane_lora"},
 ]
 
 
@@ -28,16 +28,15 @@ def test_names_do_not_depend_on_the_order_of_the_state_dict(build):
 def test_numbers_of_the_published_model():
     """Layer numbers as in the published file: 1110 tensors, 131 numbered layers."""
     with torch.device("meta"):
-        geometry = FewStepTriplaneDualStableDiffusion(
+        geometry = FewStepTriplanes(
             {
-                "split_channels": "v1",
-                "tex_interpolate": "v2",
-                "isosurface_deformable_grid": True,
-                "space_generator_config": {
+                "split_channels": True,
+                "field": {"deformable": True},
+                "space_generator": {
                     "output_dim": 64,
-                    "cross_lora_type": "vanilla",
-                    "locon_type": "vanilla_v1",
-                    "vae_attn_type": "basic",
+                    "cross_attention": "shared_lora",
+                    "convolutions": "shared_lora",
+                    "decoder_attention": "separate_planes",
                 },
             }
         )

@@ -8,15 +8,17 @@ import pytest
 import torch
 import yaml
 from published_layout import draw, published_unet, published_vae, tiny_unet, tiny_vae
-from tiny_student import geometry_options, write_pipeline
+from tiny_student import training_options, write_pipeline
 
 from triplaneturbo import TextToMeshPipeline
+from triplaneturbo.config import load_config
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.evaluation.convert import main
-from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
+from triplaneturbo.geometry import FewStepTriplanes
 from triplaneturbo.guidance import MVDreamTeacher, RichDreamerTeacher
 from triplaneturbo.legacy.state_dicts import from_original, to_original
 from triplaneturbo.pipelines.convert import convert, convert_back, kind_of
+from triplaneturbo.types import Condition
 from triplaneturbo.weights import ldm
 from triplaneturbo.weights.files import load_tensors
 
@@ -56,9 +58,9 @@ def test_every_tensor_of_the_published_teachers_has_its_place(on_meta, name, hea
 def test_every_tensor_of_the_published_student_has_its_place():
     state = shapes("student")
     assert kind_of(state, "student") == "student"
-    options = yaml.safe_load(RECIPE.read_text())["system"]["geometry"]
+    options = load_config([RECIPE], ["data.prompt_library=none"]).system.cfg.geometry.cfg
     with torch.device("meta"):
-        ours = FewStepTriplaneDualStableDiffusion(options).state_dict()
+        ours = FewStepTriplanes(options).state_dict()
     own = {name.removeprefix("geometry."): tensor for name, tensor in state.items()}
     renamed = from_original(own, ours)
     assert {name: t.shape for name, t in renamed.items()} == {name: t.shape for name, t in ours.items()}
@@ -67,13 +69,7 @@ def test_every_tensor_of_the_published_student_has_its_place():
 
 def recipe(folder, world):
     """A student's recipe on top of the tiny Stable Diffusion."""
-    options = geometry_options(world / "sd")
-    config = {
-        "data_type": "d",
-        "data": {"dim_gaussian": [6, 4, 8, 8]},
-        "system_type": "s",
-        "system": {"geometry": options, "num_steps_sampling": 4},
-    }
+    config = training_options(world / "sd")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(config))
     return folder / "recipe.yaml"
 
@@ -92,7 +88,8 @@ def test_a_student_there_and_back(tmp_path, tiny_world):
     first, second = (TextToMeshPipeline.from_pretrained(f, "cpu") for f in (ours, tmp_path / "back"))
     scenes = (student.generate(["a red cube"]).tensors["planes"] for student in (first, second))
     torch.testing.assert_close(*scenes, rtol=0, atol=0)
-    assert (first.geometry.cfg.compat, second.geometry.cfg.compat) == ("right", "original")
+    units = [student.geometry.field.cfg.deformation_unit for student in (first, second)]
+    assert units == ["training cell", "cell"]
     assert second.config.resolution == 160  # that of the published pipeline
 
 
@@ -106,7 +103,7 @@ def test_a_teacher_works_from_its_folder_as_from_its_file(tmp_path, name):
     assert sorted(os.listdir(folder)) == (["scheduler", "unet", "vae"] if is_mvdream else ["scheduler", "unet"])
     cls = MVDreamTeacher if is_mvdream else RichDreamerTeacher
     one, two = (cls({"path": str(place), "image_size": 16, "n_view": 1}) for place in (path, folder))
-    inputs = draw(2, 4, 8, 8), torch.tensor([3, 900]), draw(2, 5, 12), draw(2, 16)
+    inputs = draw(2, 4, 8, 8), torch.tensor([3, 900]), Condition(draw(2, 5, 12), draw(2, 16))
     torch.testing.assert_close(one.predict(*inputs), two.predict(*inputs), rtol=0, atol=0)
     torch.testing.assert_close(one.schedule.alphas_cumprod, two.schedule.alphas_cumprod, rtol=0, atol=0)
 

@@ -4,13 +4,14 @@ import shutil
 import pytest
 import torch
 import yaml
-from tiny_student import geometry_options, write_pipeline
+from tiny_student import geometry_options, training_options, write_pipeline
 
 from triplaneturbo import TextToMeshPipeline
-from triplaneturbo.errors import EmptyFieldError, WeightsError, WriteError
+from triplaneturbo.errors import ConfigError, EmptyFieldError, WeightsError, WriteError
 from triplaneturbo.exporters.files import read_mesh
-from triplaneturbo.geometry import FewStepTriplaneDualStableDiffusion
+from triplaneturbo.geometry import FewStepTriplanes
 from triplaneturbo.legacy.state_dicts import to_original
+from triplaneturbo.types import TextStates
 from triplaneturbo.weights.files import load_tensors, save_tensors
 
 
@@ -61,11 +62,12 @@ def test_resolution(pipe):
 
 
 def test_merged_adapters_give_what_the_training_modules_give(pipe, folder):
-    geometry = FewStepTriplaneDualStableDiffusion(geometry_options(pipe.base))
+    geometry = FewStepTriplanes(geometry_options(pipe.base))
     state = load_tensors(folder / "student.safetensors")
     geometry.load_state_dict({name.removeprefix("geometry."): tensor for name, tensor in state.items()})
-    tokens, _ = pipe.text_encoder.encode(["a red cube"])
-    expected = geometry.generate(tokens, pipe._noise([0]), 4).tensors["planes"]
+    tokens, pooled = pipe.text_encoder.encode(["a red cube"])
+    condition = TextStates(tokens, pooled, tokens[:1], tokens[:1])
+    expected = geometry.generate(condition, pipe._noise([0]), 4).tensors["planes"]
     torch.testing.assert_close(pipe.generate(["a red cube"]).tensors["planes"], expected, atol=1e-4, rtol=1e-4)
 
 
@@ -84,34 +86,98 @@ def test_saved_and_loaded_again(pipe, tmp_path, copy_base):
 
 def test_from_a_training_run(pipe, folder, tmp_path):
     """A checkpoint holds more than the pipeline needs; the configuration gives steps and sizes."""
-    experiment = {
-        "data_type": "x",
-        "system_type": "y",
-        "data": {"dim_gaussian": [6, 4, 8, 8], "n_steps": 4},
-        "system": {"geometry": geometry_options(pipe.base), "num_steps_sampling": 4},
-    }
+    experiment = training_options(pipe.base)
     (tmp_path / "parsed.yaml").write_text(yaml.safe_dump(experiment))
     state = {**load_tensors(folder / "student.safetensors"), "background.weight": torch.zeros(2)}
     torch.save({"state_dict": state, "epoch": 0}, tmp_path / "last.ckpt")
     trained = TextToMeshPipeline.from_training(tmp_path / "parsed.yaml", tmp_path / "last.ckpt", "cpu")
     assert torch.equal(planes(trained("a red cube")), planes(pipe("a red cube")))
     assert (trained.config.resolution, trained.config.num_inference_steps) == (16, 4)
-    experiment["system"] |= {"export_resolution": 24, "num_steps_sampling": 2}
+    experiment["system"] |= {"export_resolution": 24, "inference_steps": 2}
     (tmp_path / "parsed.yaml").write_text(yaml.safe_dump(experiment))
     finer = TextToMeshPipeline.from_training(tmp_path / "parsed.yaml", tmp_path / "last.ckpt", "cpu")
     assert (finer.config.resolution, finer.config.num_inference_steps) == (24, 2)
 
 
-def test_a_training_run_that_does_not_say_how_many_steps_has_those_of_its_system(pipe, folder, tmp_path):
+@pytest.mark.parametrize(("dialect", "steps"), [("published", 50), ("ours", 4)])
+def test_a_training_run_that_does_not_say_how_many_steps_has_those_of_its_system(
+    pipe, folder, tmp_path, dialect, steps
+):
     """As an export of this run, which builds the system."""
-    experiment = {
-        "data_type": "x",
-        "system_type": "multiprompt-dual-renderer-multistep-generator-system",
-        "system": {"geometry": geometry_options(pipe.base)},
-    }
+    experiment = training_options(pipe.base)
+    del experiment["system"]["inference_steps"]
+    if dialect == "published":
+        sd = {"pretrained_model_name_or_path": str(pipe.base)}
+        experiment = {
+            "data_type": "multiview-multiprompt-dualrenderer-multistep-datamodule-v2",
+            "data": {
+                "prompts": ["a red cube"],
+                "condition_processor_type": "stable-diffusion-multi-prompt-processor-callable",
+                "condition_processor": sd,
+            },
+            "system_type": "multiprompt-dual-renderer-multistep-generator-system",
+            "system": {
+                "num_steps_training": 4,
+                "geometry_type": "few-step-triplane-dual-stable-diffusion",
+                "geometry": PUBLISHED_GEOMETRY | {"space_generator_config": PUBLISHED_GENERATOR | sd},
+                "renderer_type": "generative-space-mesh-rasterize-renderer",
+            },
+        }
     (tmp_path / "parsed.yaml").write_text(yaml.safe_dump(experiment))
     trained = TextToMeshPipeline.from_training(tmp_path / "parsed.yaml", folder / "student.safetensors", "cpu")
-    assert trained.config.num_inference_steps == 50
+    assert trained.config.num_inference_steps == steps
+
+
+# The geometry of tiny_student.py in the published names.
+PUBLISHED_GENERATOR = {
+    "training_type": "self_lora_rank_2-cross_lora_rank_2-locon_rank_2",
+    "output_dim": 8,
+    "cross_lora_type": "vanilla",
+    "locon_type": "vanilla_v1",
+    "vae_attn_type": "basic",
+}
+PUBLISHED_GEOMETRY = {
+    "sdf_bias": "sphere",
+    "sdf_bias_params": 0.5,
+    "split_channels": "v1",
+    "isosurface_resolution": 16,
+}
+
+
+@pytest.mark.parametrize(("compat", "unit", "keeps"), [("right", "training cell", True), ("original", "cell", False)])
+def test_folders_of_the_first_version_are_read(pipe, folder, tmp_path, compat, unit, keeps):
+    """Their pipeline.json has the published option names, and `compat`."""
+    content = json.loads((folder / "pipeline.json").read_text())
+    del content["keep_end_token"]
+    content |= {"geometry": PUBLISHED_GEOMETRY | {"space_generator_config": PUBLISHED_GENERATOR}, "compat": compat}
+    content["geometry"] = content["geometry"] | {"compat": compat}
+    content["base"] = "base"
+    (tmp_path / "pipeline.json").write_text(json.dumps(content))
+    (tmp_path / "base").symlink_to(pipe.base)
+    state = load_tensors(folder / "student.safetensors")
+    earlier = {name.replace("geometry.field.", "geometry."): tensor for name, tensor in state.items()}
+    assert earlier.keys() != state.keys()
+    save_tensors(tmp_path / "student.safetensors", earlier)
+    old = TextToMeshPipeline.from_pretrained(tmp_path, "cpu")
+    assert torch.equal(planes(old("a red cube")), planes(pipe("a red cube")))
+    assert old.geometry.field.cfg.deformation_unit == unit
+    assert old.text_encoder.keep_end_token == keeps
+
+
+@pytest.mark.parametrize(
+    ("part", "options", "message"),
+    [
+        ("system", {"geometry": {"type": "free-parameters"}}, "makes meshes with few-step-triplanes and unlit"),
+        ("data", {"conditions": {}}, "reads prompts with clip-text"),
+    ],
+)
+def test_a_training_of_something_else_is_no_pipeline(pipe, folder, tmp_path, part, options, message):
+    experiment = training_options(pipe.base)
+    experiment[part] |= options
+    experiment["system"]["type"] = "scene-distillation"
+    (tmp_path / "parsed.yaml").write_text(yaml.safe_dump(experiment))
+    with pytest.raises(ConfigError, match=message):
+        TextToMeshPipeline.from_training(tmp_path / "parsed.yaml", folder / "student.safetensors", "cpu")
 
 
 def test_averaged_weights_are_preferred(pipe, folder, tmp_path):
@@ -130,12 +196,13 @@ def test_files_of_the_original_are_renamed(pipe, folder, tmp_path):
     torch.save({"state_dict": released, "epoch": 0, "global_step": 0}, tmp_path / "released.pth")
     original = TextToMeshPipeline.from_pretrained(folder, "cpu", weights=tmp_path / "released.pth")
     assert torch.equal(planes(original("a red cube")), planes(pipe("a red cube")))
-    assert original.geometry.cfg.compat == "original"
+    assert original.geometry.field.cfg.deformation_unit == "cell"
     original.save_pretrained(tmp_path / "saved", copy_base=False)
     again = TextToMeshPipeline.from_pretrained(tmp_path / "saved", "cpu")
-    assert again.geometry.cfg.compat == "original"
-    assert again.text_encoder.compat == original.text_encoder.compat == "right"  # only the deformation is the file's
-    assert pipe.geometry.cfg.compat == "right"
+    assert again.geometry.field.cfg.deformation_unit == "cell"
+    assert again.text_encoder.keep_end_token  # only the deformation is the file's
+    assert original.text_encoder.keep_end_token
+    assert pipe.geometry.field.cfg.deformation_unit == "training cell"
 
 
 def test_several_meshes_go_to_folders(pipe, tmp_path):
@@ -165,7 +232,7 @@ def test_mistakes_in_calls(pipe):
 @pytest.mark.parametrize(("bias", "side"), [(5.0, "outside"), (-5.0, "inside")])
 def test_a_field_without_a_surface_is_an_error(folder, tmp_path, bias, side):
     config = json.loads((folder / "pipeline.json").read_text())
-    config["geometry"] |= {"sdf_bias": bias, "sdf_bias_params": None}
+    config["geometry"]["field"] |= {"bias": bias, "bias_size": None}
     (tmp_path / "pipeline.json").write_text(json.dumps(config))
     shutil.copy(folder / "student.safetensors", tmp_path)
     (tmp_path / "base").symlink_to((folder / "base").resolve())

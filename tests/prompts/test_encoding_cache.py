@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from triplaneturbo.errors import WeightsError
-from triplaneturbo.prompts import DualTextProcessor, TextEncoder, TextProcessor
+from triplaneturbo.prompts import ClipText, TextEncoder
 from triplaneturbo.prompts.cache import EncodingCache, fingerprint
 
 
@@ -50,17 +50,17 @@ def test_prompts_are_gathered_into_few_files(tmp_path: Path, encoders: tuple[str
 def test_the_fingerprint_follows_the_content(tmp_path: Path, encoders: tuple[str, str]) -> None:
     first, second = encoders
     (tmp_path / "copy").symlink_to(first)
-    assert fingerprint(first, "right") == fingerprint(tmp_path / "copy", "right")
-    assert len({fingerprint(first, "right"), fingerprint(first, "original"), fingerprint(second, "right")}) == 3
+    assert fingerprint(first, "kept") == fingerprint(tmp_path / "copy", "kept")
+    assert len({fingerprint(first, "kept"), fingerprint(first, "lost"), fingerprint(second, "kept")}) == 3
 
 
 def test_states_of_the_other_way_to_cut_a_prompt_are_not_taken(tmp_path: Path, encoders: tuple[str, str]) -> None:
     """The model reads 6 tokens. One cache holds what both ways of cutting give."""
     long = ["a b c d e f g h"]
-    right, original = (TextEncoder(encoders[0], compat=way).encode(long)[0] for way in ("right", "original"))
-    assert not torch.equal(right, original)
-    TextEncoder(encoders[0], compat="right", cache_dir=tmp_path).precompute(long)
-    assert torch.equal(TextEncoder(encoders[0], compat="original", cache_dir=tmp_path).encode(long)[0], original)
+    kept, lost = (TextEncoder(encoders[0], keep_end_token=keep).encode(long)[0] for keep in (True, False))
+    assert not torch.equal(kept, lost)
+    TextEncoder(encoders[0], cache_dir=tmp_path).precompute(long)
+    assert torch.equal(TextEncoder(encoders[0], keep_end_token=False, cache_dir=tmp_path).encode(long)[0], lost)
 
 
 @pytest.mark.parametrize("keep", [0, 20, -3])
@@ -104,21 +104,24 @@ def test_a_shard_that_vanished_is_named(tmp_path: Path) -> None:
 
 def test_no_files_unless_asked_for(tmp_path: Path, encoders: tuple[str, str]) -> None:
     config = {"pretrained_model_name_or_path": encoders[0], "cache_dir": str(tmp_path / "cache")}
-    assert TextProcessor(config).precompute(["a"]) == 0
+    assert ClipText(config).precompute(["a"]) == 0
     assert not (tmp_path / "cache").exists()
 
 
-def test_processors_fill_the_cache_with_all_they_need(tmp_path: Path, encoders: tuple[str, str]) -> None:
+@pytest.mark.parametrize(("by_view", "count"), [(False, 4), (True, 4 + 8)])
+def test_an_encoder_fills_the_cache_with_all_it_needs(
+    tmp_path: Path, encoders: tuple[str, str], by_view: bool, count: int
+) -> None:
+    """Two prompts, the negative and the empty one; by view each prompt from four sides, too."""
     config = {
         "pretrained_model_name_or_path": encoders[0],
-        "pretrained_model_name_or_path_2nd": encoders[1],
         "negative_prompt": "h",
+        "by_view": by_view,
         "use_cache": True,
         "cache_dir": str(tmp_path),
     }
-    assert DualTextProcessor(config).precompute(["a", "b"]) == 4 + 3
-    processor = DualTextProcessor(config)
-    for encoder in (processor.encoder, processor.encoder_2nd):
-        encoder.model.register_forward_pre_hook(lambda *_: pytest.fail("the text model ran"))
-    first, second = processor(["b"])
-    assert not torch.equal(first.tokens, second.tokens)
+    assert ClipText(config).precompute(["a", "b"]) == count
+    condition = ClipText(config)
+    condition.encoder.model.register_forward_pre_hook(lambda *_: pytest.fail("the text model ran"))
+    states = condition(["b"])
+    assert (states.by_view is not None) == by_view

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import CLIPTextModel
 
+from triplaneturbo.cameras import orbit_cameras
 from triplaneturbo.errors import ConfigError, WeightsError
-from triplaneturbo.prompts import DualTextProcessor, TextEncoder, TextProcessor
+from triplaneturbo.prompts import ClipText, TextEncoder
 
 START, END = 0, 1
 LENGTH = 6
@@ -23,10 +24,10 @@ def test_tokens_are_padded_to_the_length_of_the_model(encoders: tuple[str, str])
 
 
 @pytest.mark.parametrize(
-    ("compat", "expected"), [("right", [START, *ids("a b c d"), END]), ("original", [START, *ids("a b c d e")])]
+    ("keep", "expected"), [(True, [START, *ids("a b c d"), END]), (False, [START, *ids("a b c d e")])]
 )
-def test_a_long_prompt_keeps_its_end_token(encoders: tuple[str, str], compat: str, expected: list[int]) -> None:
-    encoder = TextEncoder(encoders[0], compat=compat)
+def test_a_long_prompt_keeps_its_end_token(encoders: tuple[str, str], keep: bool, expected: list[int]) -> None:
+    encoder = TextEncoder(encoders[0], keep_end_token=keep)
     assert encoder.tokenize(["a b c d e f g"]).tolist() == [expected]
 
 
@@ -95,48 +96,79 @@ def test_an_incomplete_folder_is_named(tmp_path: Path, encoders: tuple[str, str]
         TextEncoder(tmp_path)
 
 
-def test_processor(encoders: tuple[str, str]) -> None:
-    processor = TextProcessor({"pretrained_model_name_or_path": encoders[0], "negative_prompt": "h h", "spawn": True})
-    states = processor(["a b", "c"])
+def test_states_of_prompts_of_the_negative_and_of_the_empty_one(encoders: tuple[str, str]) -> None:
+    states = ClipText({"pretrained_model_name_or_path": encoders[0], "negative_prompt": "h h"})(["a b", "c"])
     tokens, pooled = TextEncoder(encoders[0]).encode(["a b", "c", "h h", ""])
     torch.testing.assert_close(states.tokens, tokens[:2])
     torch.testing.assert_close(states.pooled, pooled[:2])
     torch.testing.assert_close(states.negative, tokens[2:3])
     torch.testing.assert_close(states.empty, tokens[3:])
+    assert states.by_view is None
 
 
-def test_dual_processor(encoders: tuple[str, str]) -> None:
-    processor = DualTextProcessor(
-        {
-            "pretrained_model_name_or_path": encoders[0],
-            "pretrained_model_name_or_path_2nd": encoders[1],
-            "negative_prompt": "g",
-            "negative_prompt_2nd": "h",
-        }
-    )
-    for states, folder, negative in zip(processor(["a b"]), encoders, "gh", strict=True):
-        tokens, _ = TextEncoder(folder).encode(["a b", negative])
-        torch.testing.assert_close(states.tokens, tokens[:1])
-        torch.testing.assert_close(states.negative, tokens[1:])
+def test_an_encoder_can_lose_the_end_token(encoders: tuple[str, str]) -> None:
+    for quirks in ([], ["lost-end-token"]):
+        condition = ClipText({"pretrained_model_name_or_path": encoders[0], "quirks": quirks})
+        assert condition.encoder.keep_end_token == (not quirks)
 
 
-def test_one_encoder_serves_both_sides_of_one_folder(encoders: tuple[str, str]) -> None:
-    config = {"pretrained_model_name_or_path": encoders[0], "pretrained_model_name_or_path_2nd": encoders[0] + "/"}
-    processor = DualTextProcessor(config)
-    assert processor.encoder is processor.encoder_2nd
-    assert len(list(processor.parameters())) == len(list(processor.encoder.parameters()))
+def by_view(folder: str, **options) -> ClipText:
+    return ClipText({"pretrained_model_name_or_path": folder, "by_view": True, **options})
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ({"front_threshold": 30}, "prompts do not depend on the view"),
-        ({"use_perp_neg": True}, "prompts do not depend on the view"),
-        ({"prompt_library": "x"}, "set it under data"),
-        ({"use_local_text_embeddings": False}, "leave it out"),
-        ({"negative_promt": "x"}, "did you mean 'negative_prompt'"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused(encoders: tuple[str, str], option: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        TextProcessor({"pretrained_model_name_or_path": encoders[0], **option})
+def test_text_by_view_is_that_of_the_prompt_with_the_side(
+    encoders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    condition, seen = by_view(encoders[0]), []
+    encode = condition.encoder.encode
+
+    def spy(prompts):
+        seen.append(list(prompts))
+        return encode(prompts)
+
+    monkeypatch.setattr(condition.encoder, "encode", spy)
+    states = condition(["a b", "c"])
+    sides = [[f"a b, {side} view", f"c, {side} view"] for side in ("front", "side", "back", "overhead")]
+    assert seen[1:] == sides
+    assert states.by_view.shape == (4, 2, LENGTH, 16)
+    for side, prompts in enumerate(sides):
+        torch.testing.assert_close(states.by_view[side], encode(prompts)[0])
+
+
+# Azimuth 0 is the front; the limits are 45, 45 and 60 degrees.
+SIDES = {(0, 15): 0, (44, 15): 0, (-44, 15): 0, (46, 15): 1, (90, 0): 1, (-90, 0): 1, (270, 0): 1, (134, 15): 1}
+SIDES |= {(136, 15): 2, (180, 0): 2, (-180, 0): 2, (-136, 15): 2, (224, 15): 2, (0, 59): 0, (0, 61): 3, (180, 90): 3}
+
+
+def cameras_at(places: list[tuple[float, float]]):
+    azimuth, elevation = torch.tensor(places, dtype=torch.float32).unbind(1)
+    full = torch.ones(len(places))
+    return orbit_cameras(elevation, azimuth, 2 * full, 60 * full, n_view=1, relative=False)
+
+
+def test_a_camera_sees_one_of_four_sides(encoders: tuple[str, str]) -> None:
+    states = by_view(encoders[0])(["a", "b"])
+    cameras = cameras_at(list(SIDES))
+    assert states.sides(cameras).tolist() == list(SIDES.values())
+    prompts = torch.arange(len(SIDES)) % 2
+    text = states.seen_from(cameras, prompts)
+    for row, (side, prompt) in enumerate(zip(SIDES.values(), prompts, strict=True)):
+        assert torch.equal(text[row], states.by_view[side, prompt])
+
+
+def test_where_a_side_ends_is_an_option(encoders: tuple[str, str]) -> None:
+    states = by_view(encoders[0], view_limits=[90, 10, 20])(["a"])
+    assert states.sides(cameras_at([(89, 0), (91, 0), (169, 0), (171, 0), (0, 21)])).tolist() == [0, 1, 1, 2, 3]
+    with pytest.raises(ConfigError, match=r"view_limits\[1\] must be in \[0, 180\]"):
+        by_view(encoders[0], view_limits=[45, 200, 60])
+
+
+def test_text_by_view_must_be_asked_for(encoders: tuple[str, str]) -> None:
+    states = ClipText({"pretrained_model_name_or_path": encoders[0]})(["a"])
+    with pytest.raises(ValueError, match=r"set by_view=true for this encoder in data\.conditions"):
+        states.seen_from(cameras_at([(0, 0)]), torch.tensor([0]))
+
+
+def test_an_unknown_option_names_the_nearest(encoders: tuple[str, str]) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'negative_prompt'"):
+        ClipText({"pretrained_model_name_or_path": encoders[0], "negative_promt": "x"})

@@ -124,7 +124,7 @@ def test_a_batch_equals_single_calls_with_and_without_a_surface(detached):
     numbers[1, -1] = 3.0
     weights = torch.randn(6, 14, 18, 3, generator=torch.Generator().manual_seed(1))
     view = cameras(0.0, 70.0, 150.0, 220.0, 10.0, 300.0, n_view=2)
-    subject = renderer(isosurface_resolution=15, allow_empty_flag=detached, surface_samples=True)
+    subject = renderer(isosurface_resolution=15, detach_if_empty=detached, surface_samples=True)
 
     def draw(single, rows):
         leaf = single.clone().requires_grad_()
@@ -196,8 +196,6 @@ def test_gradient_shares():
     check({"sdf_grad_shrink": [0, 1.0, 0.5, 100], "def_grad_shrink": 0.1}, 0.75, 0.1)
     check({"sdf_grad_shrink": 0.0, "def_grad_shrink": 1.0}, 0.0, 1.0)
     check({"sdf_grad_shrink": 0.0, "def_grad_shrink": 0.0}, 0.0, 0.0)
-    check({"sdf_grad_shrink": 0.2, "def_grad_shrink": 0.7, "compat": "original"}, 0.2, 0.2)
-    check({"sdf_grad_shrink": 0.2, "def_grad_shrink": 0.0, "compat": "original"}, 0.2, 0.0)
 
 
 def test_silhouettes_move_with_the_surface():
@@ -242,9 +240,9 @@ def test_a_field_without_surface_gets_a_stand_in(sign):
     (expected,) = torch.autograd.grad(whole.square().sum(), size)
     assert expected.abs().sum() > 0
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
-    flagged = renderer(allow_empty_flag=True).surfaces(scene)[0]
+    flagged = renderer(detach_if_empty=True).surfaces(scene)[0]
     assert not flagged.vertices.requires_grad
-    assert renderer(allow_empty_flag=False).surfaces(scene)[0].vertices.requires_grad
+    assert renderer(detach_if_empty=False).surfaces(scene)[0].vertices.requires_grad
 
 
 def test_the_stand_in_is_a_point_inside_and_two_layers_outside():
@@ -281,12 +279,11 @@ def test_small_pieces_can_be_dropped():
         return torch.minimum(big, small)
 
     (kept,) = renderer().surfaces(solids(two_balls, 0.5))
-    dropping = {"isosurface_remove_outliers": True, "isosurface_outlier_n_faces_threshold": 0.5}
-    (dropped,) = renderer(**dropping).surfaces(solids(two_balls, 0.5))
+    (dropped,) = renderer(smallest_component=0.5).surfaces(solids(two_balls, 0.5))
     assert kept.vertices.norm(dim=-1).max() > 1
     assert dropped.vertices.norm(dim=-1).max() < 0.51
     # The small ball has (0.15 / 0.5)^2 = 0.09 of the faces.
-    (all_of_it,) = renderer(isosurface_remove_outliers=True).surfaces(solids(two_balls, 0.5))
+    (all_of_it,) = renderer(smallest_component=0.01).surfaces(solids(two_balls, 0.5))
     torch.testing.assert_close(all_of_it.vertices, kept.vertices)
 
 
@@ -308,11 +305,11 @@ def test_background_belongs_to_the_prompt_of_the_view():
     view = cameras(0.0, 90.0, 180.0, 270.0, n_view=2)
     text = torch.tensor([[0.1, 0.1, 0.1], [0.9, 0.9, 0.9]])
     corner = {}
-    for compat in ("right", "original"):
-        subject = renderer(background=text_color, compat=compat)
-        corner[compat] = subject(ball(0.3, 0.3), view, text, size=(8, 8)).rgb[:, 0, 0, 0]
-    torch.testing.assert_close(corner["right"], torch.tensor([0.1, 0.1, 0.9, 0.9]))
-    torch.testing.assert_close(corner["original"], torch.tensor([0.1, 0.9, 0.1, 0.9]))
+    for quirks in ((), ("mixed-backgrounds",)):
+        subject = renderer(background=text_color, quirks=list(quirks))
+        corner[quirks] = subject(ball(0.3, 0.3), view, text, size=(8, 8)).rgb[:, 0, 0, 0]
+    torch.testing.assert_close(corner[()], torch.tensor([0.1, 0.1, 0.9, 0.9]))
+    torch.testing.assert_close(corner["mixed-backgrounds",], torch.tensor([0.1, 0.9, 0.1, 0.9]))
 
 
 def test_background_rays():
@@ -321,34 +318,46 @@ def test_background_rays():
     def background(seen):
         return lambda directions, text: seen.append(directions) or torch.zeros_like(directions)
 
-    for options, ray_size, expected in (
-        ({}, None, -view.positions / 1.6),
-        ({"enable_bg_rays": True}, None, ray_directions(view, 8, 10)),
-        ({"enable_bg_rays": True, "compat": "original"}, (4, 4), ray_directions(view, 8, 10, focal_height=4)),
+    lower = {"enable_bg_rays": True, "background_focal_height": 4}
+    for options, expected in (
+        ({}, -view.positions / 1.6),
+        ({"enable_bg_rays": True}, ray_directions(view, 8, 10)),
+        (lower, ray_directions(view, 8, 10, focal_height=4)),
     ):
         seen = []
         subject = renderer(background=background(seen), **options)
-        subject(ball(0.3), view, TEXT, size=(8, 10), ray_size=ray_size)
+        subject(ball(0.3), view, TEXT, size=(8, 10))
         expected = expected[:, None, None].expand(2, 8, 10, 3) if expected.dim() == 2 else expected
         torch.testing.assert_close(seen[0], expected)
-    with pytest.raises(ValueError, match="ray_size"):
-        subject(ball(0.3), view, TEXT, size=(8, 10))
 
 
-def test_original_depth_is_clip_space_z():
+def test_depth_can_be_clip_space_z():
     view = cameras(0.0)
     arguments = ball(0.5), view, TEXT
     right = renderer()(*arguments, size=(16, 16)).depth[0, ..., 0]
-    original = renderer(compat="original")(*arguments, size=(16, 16)).depth[0, ..., 0]
+    clip_z = renderer(quirks=["clip-depth"])(*arguments, size=(16, 16)).depth[0, ..., 0]
     hit = right > 0
     along_axis = -(ray_directions(view, 16, 16)[0] @ view.c2w[0, :3, 2])
-    torch.testing.assert_close(original[hit], (1.00020002 * right * along_axis - 0.20002)[hit], atol=1e-5, rtol=0)
+    torch.testing.assert_close(clip_z[hit], (1.00020002 * right * along_axis - 0.20002)[hit], atol=1e-5, rtol=0)
+
+
+def test_normals_for_losses_can_be_colours_smoothed_at_edges():
+    arguments = ball(0.5), cameras(0.0), TEXT
+    plain, smoothed = (
+        renderer(quirks=quirks)(*arguments, size=(16, 16)).extras["comp_normal"]
+        for quirks in ([], ["smoothed-normals"])
+    )
+    hit = plain.norm(dim=-1) > 0
+    inside = eroded(hit, 1)
+    torch.testing.assert_close(smoothed[inside], (plain[inside] + 1) / 2)
+    assert (smoothed[eroded(~hit, 1)] == 0).all()
+    assert (smoothed - (plain + 1) / 2 * hit[..., None]).abs().max() > 0.01  # at edges
 
 
 def test_options_that_make_no_sense_are_refused():
     with pytest.raises(ConfigError, match=r"isosurface_resolution must be in \[6, 2048\]"):
         renderer(isosurface_resolution=5)
-    with pytest.raises(ConfigError, match="no graphics context"):
-        renderer(context_type="cuda")
+    with pytest.raises(ConfigError, match="allowed: 'clip-depth'"):
+        renderer(quirks=["clip-z"])
     with pytest.raises(ValueError, match="do not fit"):
         renderer()(ball(0.5, 0.5), cameras(0.0), TEXT.expand(2, -1), size=(4, 4))

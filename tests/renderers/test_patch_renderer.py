@@ -18,10 +18,10 @@ PICTURES = ("rgb", "normal", "normal_white", "disparity", "opacity", "depth")
 BASE = {"num_samples_per_ray": 8, "num_samples_per_ray_importance": 12}
 
 
-def renderer(randomized=False, base="generative-space-sdf-volume-renderer", **options):
+def renderer(randomized=False, **options):
     options = {"patch_size": 5, "global_downsample": 3, **options}
-    base_options = {**BASE, "randomized": randomized}
-    return PatchRenderer({"base_renderer_type": base, "base_renderer": base_options, **options}, **surroundings())
+    base = {"type": "volume", **BASE, "randomized": randomized}
+    return PatchRenderer({"base_renderer": base, **options}, **surroundings())
 
 
 def ball(*sizes):
@@ -32,19 +32,23 @@ def draws(*samples):
     return Draws(seed=0, samples=samples, device=torch.device("cpu"))
 
 
-@register("rays-with-compat")
-class RaysWithCompat(VolumeRenderer):
+@register("rays-of-a-stranger")
+class RaysOfAStranger(VolumeRenderer):
     @dataclass(kw_only=True)
     class Config(VolumeRenderer.Config):
-        compat: str = "right"
+        gain: float = 1.0
 
 
-@pytest.mark.parametrize(("own", "expected"), [({}, "original"), ({"compat": "right"}, "right")])
-def test_compat_is_handed_on(own, expected):
-    options = {"base_renderer_type": "rays-with-compat", "base_renderer": own}
-    handed_down = {"seed": 3, "compat": "original"}
-    subject = build("patch-renderer", options, handed_down=handed_down, **surroundings())
-    assert subject.base_renderer.cfg.compat == expected
+def test_the_wrapped_renderer_is_any_with_its_own_options_and_no_others():
+    wrapped = {"type": "rays-of-a-stranger", "gain": 3.0, "radius": 2.0}
+    subject = build("renderer", {"type": "patch", "base_renderer": wrapped}, **surroundings())
+    assert isinstance(subject.base_renderer, RaysOfAStranger)
+    assert (subject.base_renderer.cfg.gain, subject.base_renderer.cfg.radius) == (3.0, 2.0)
+    assert subject.base_renderer.material is subject.material
+    with pytest.raises(ConfigError, match=r"set base_renderer\.radius"):
+        build("renderer", {"type": "patch", "base_renderer": wrapped, "radius": 2.0}, **surroundings())
+    with pytest.raises(ConfigError, match=r"base_renderer has no option 'gian'; did you mean 'gain'"):
+        build("renderer", {"type": "patch", "base_renderer": {**wrapped, "gian": 1}}, **surroundings())
 
 
 def test_patch_is_sharp_and_the_rest_is_the_enlarged_coarse_picture():
@@ -134,4 +138,4 @@ def test_wrong_use_is_explained():
     with pytest.raises(ConfigError, match=r"global_downsample must be in \[1, 1024\]"):
         renderer(global_downsample=0)
     with pytest.raises(ConfigError, match="single rays"):
-        PatchRenderer({"base_renderer_type": "generative-space-mesh-rasterize-renderer"}, **surroundings())
+        PatchRenderer({"base_renderer": "mesh"}, **surroundings())

@@ -132,9 +132,9 @@ def test_extras_are_consistent_with_the_pictures():
     torch.testing.assert_close(points.norm(dim=-1, keepdim=True) - 0.5, extras["sdf"], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("use_volsdf", [False, True])
-def test_gradient_of_the_size_is_the_change_of_the_picture(use_volsdf):
-    subject = renderer(num_samples_per_ray_importance=64, inv_std=30.0, use_volsdf=use_volsdf, ray_range="box")
+@pytest.mark.parametrize("law", ["neus", "volsdf"])
+def test_gradient_of_the_size_is_the_change_of_the_picture(law):
+    subject = renderer(num_samples_per_ray_importance=64, inv_std=30.0, law=law, ray_range="box")
     subject = subject.double()
     view = cameras(30.0, fovy=50.0)
     view = type(view)(**{k: v.double() if isinstance(v, torch.Tensor) else v for k, v in vars(view).items()})
@@ -243,13 +243,11 @@ def test_a_law_for_another_kind_of_field_is_refused(law, kind, allowed):
 
 
 def test_options_that_make_no_sense_are_refused():
-    with pytest.raises(ConfigError, match="occupancy grid"):
-        renderer(estimator="occgrid")
     with pytest.raises(ConfigError, match="near_plane"):
         renderer(near_plane=2.0, far_plane=1.0)
     with pytest.raises(ConfigError, match=r"num_samples_per_ray must be in \[2, 65536\]"):
         renderer(num_samples_per_ray=1)
-    with pytest.raises(ConfigError, match="remove it"):
-        renderer(grid_prune=False)
+    with pytest.raises(ConfigError, match="allowed: 'neus', 'volsdf', 'density'"):
+        renderer(law="volume")
     with pytest.raises(ValueError, match="do not fit"):
         renderer()(ball(0.5, 0.5), cameras(0.0), TEXT.expand(2, -1), size=(4, 4))

@@ -10,7 +10,6 @@ def build():
 
     def make(**options):
         recipe = {
-            "channels": 4,
             "bias": "sphere",
             "bias_size": 0.5,
             "deformable": True,
@@ -18,7 +17,7 @@ def build():
         }
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            return PlaneField({**recipe, **options})
+            return PlaneField({**recipe, **options}, channels=4)
 
     return make
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from triplaneturbo.materials import NoMaterial
+from triplaneturbo.materials import Unlit
 from triplaneturbo.scenes.isosurface import extract_meshes
 from triplaneturbo.scenes.surface import FieldSurface
 
@@ -17,7 +17,7 @@ def displacement(mesh):
 
 def test_points_near_the_start_sphere_go_to_it(build, scene_of):
     scene = scene_of(build(deformable=False), torch.zeros(1, 6, 4, 6, 6))
-    surface = FieldSurface(scene, NoMaterial(), 21)
+    surface = FieldSurface(scene, Unlit(), 21)
     direction = torch.nn.functional.normalize(torch.randn(100, 3), dim=1)
     torch.testing.assert_close(surface.project(0.45 * direction), 0.5 * direction)
     torch.testing.assert_close(surface.project(0.58 * direction), 0.5 * direction)
@@ -33,7 +33,7 @@ def test_meshes_converge_to_it_where_the_grid_deforms(build, scene_of, unit):
     scene = scene_of(field, wavy_planes())
     distances, from_level_set = [], []
     for resolution in (24, 48):
-        (mesh,) = extract_meshes(scene, NoMaterial(), resolution, ["a"])
+        (mesh,) = extract_meshes(scene, Unlit(), resolution, ["a"])
         distances.append(displacement(mesh).mean().item())
         from_level_set.append(scene.value(mesh.vertices[None]).abs().mean().item())
     assert distances[0] < 0.1 * mesh.surface.cell
@@ -42,18 +42,18 @@ def test_meshes_converge_to_it_where_the_grid_deforms(build, scene_of, unit):
 
 
 def test_projecting_twice_is_projecting_once(build, scene_of):
-    (mesh,) = extract_meshes(scene_of(build(training_resolution=24), wavy_planes()), NoMaterial(), 24, ["a"])
+    (mesh,) = extract_meshes(scene_of(build(training_resolution=24), wavy_planes()), Unlit(), 24, ["a"])
     once = mesh.surface.project(mesh.vertices)
     assert (mesh.surface.project(once) - once).norm(dim=1).mean() < 0.05 * displacement(mesh).mean()
 
 
 def test_its_colours_are_those_of_the_mesh(build, scene_of):
-    (mesh,) = extract_meshes(scene_of(build(), wavy_planes()), NoMaterial(), 16, ["a"])
+    (mesh,) = extract_meshes(scene_of(build(), wavy_planes()), Unlit(), 16, ["a"])
     torch.testing.assert_close(mesh.surface.colors(mesh.vertices), mesh.colors)
 
 
 def test_the_level_is_that_of_the_extraction(build, scene_of):
     scene = scene_of(build(deformable=False, level=0.1), torch.zeros(1, 6, 4, 6, 6))
-    (mesh,) = extract_meshes(scene, NoMaterial(), 32, ["a"])
+    (mesh,) = extract_meshes(scene, Unlit(), 32, ["a"])
     points = mesh.surface.project(mesh.vertices)
     torch.testing.assert_close(points.norm(dim=1), torch.full((len(points),), 0.6))

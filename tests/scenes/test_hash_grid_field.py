@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from triplaneturbo.errors import ConfigError
-from triplaneturbo.materials import NoMaterial
+from triplaneturbo.materials import Unlit
 from triplaneturbo.scenes import FieldScene, HashGridField
 from triplaneturbo.scenes.isosurface import extract_meshes
 
@@ -57,7 +57,7 @@ def test_a_density_starts_as_a_blob_and_is_cut_at_its_level():
     """Without features softplus(10 (1 - |p| / 0.5)) is 5 where |p| = 0.25 (1 - 0.49 / 10)."""
     field = build(kind="density", level=5.0, density_blob=10.0, bias_size=0.5)
     field.value_network.layers[-1].weight.data.zero_()
-    (mesh,) = extract_meshes(FieldScene(field), NoMaterial(), 48, ["a blob"])
+    (mesh,) = extract_meshes(FieldScene(field), Unlit(), 48, ["a blob"])
     raw = torch.tensor(5.0).expm1().log()
     expected = 0.5 * (1 - raw / 10)
     torch.testing.assert_close(

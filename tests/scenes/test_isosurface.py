@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from triplaneturbo.errors import EmptyFieldError
-from triplaneturbo.materials import NoMaterial
+from triplaneturbo.materials import Unlit
 from triplaneturbo.ops.mesh import signed_volume
 from triplaneturbo.scenes import Field, base
 from triplaneturbo.scenes.isosurface import check_surface, extract, extract_meshes
@@ -84,7 +84,7 @@ def test_without_deformation_there_is_none(build):
 
 def test_start_sphere_is_extracted_where_it_is(build, scene_of):
     scene = scene_of(build(radius=1.5, deformable=False), torch.zeros(1, 6, 4, 6, 6))
-    mesh = extract_meshes(scene, NoMaterial(), 65, ["a ball"])[0]
+    mesh = extract_meshes(scene, Unlit(), 65, ["a ball"])[0]
     torch.testing.assert_close(mesh.vertices.norm(dim=1), torch.full((len(mesh.vertices),), 0.5), rtol=0, atol=5e-3)
     assert signed_volume(mesh.vertices, mesh.faces).item() == pytest.approx(4 / 3 * torch.pi / 8, rel=0.01)
     assert mesh.colors.shape == mesh.vertices.shape
@@ -93,7 +93,7 @@ def test_start_sphere_is_extracted_where_it_is(build, scene_of):
 
 def test_vertices_carry_the_colours_of_the_field(build, scene_of):
     scene = scene_of(build(training_resolution=12), 0.3 * torch.randn(2, 6, 4, 6, 6))
-    material = NoMaterial({"color_activation": "sigmoid-mipnerf"})
+    material = Unlit({"color_activation": "sigmoid-mipnerf"})
     meshes = extract_meshes(scene, material, 12, ["one", "two"])
     for number, mesh in enumerate(meshes):
         expected = material(scene.prompt(number).query(mesh.vertices[None]).features)[0].clamp(0, 1)
@@ -125,7 +125,7 @@ def test_small_pieces_are_dropped_when_asked(build, scene_of, monkeypatch):
     small = (points - torch.tensor([0.8, 0.8, 0.8])).norm(dim=-1) - 0.12
     scene = scene_of(build(deformable=False), torch.zeros(1, 6, 4, 6, 6))
     monkeypatch.setattr(scene.field, "grid", lambda *a, **k: (torch.minimum(large, small)[None], None))
-    meshes = [extract_meshes(scene, NoMaterial(), 24, ["two"], smallest_component=share)[0] for share in (0.0, 0.2)]
+    meshes = [extract_meshes(scene, Unlit(), 24, ["two"], smallest_component=share)[0] for share in (0.0, 0.2)]
     assert [mesh.vertices.amax().item() > 0.6 for mesh in meshes] == [True, False]
 
 

@@ -6,7 +6,7 @@ import torch
 from triplaneturbo.cameras import orbit_cameras
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.exporters.texture import add_texture
-from triplaneturbo.materials import NoMaterial
+from triplaneturbo.materials import Unlit
 from triplaneturbo.renderers.mesh import MeshRenderer
 from triplaneturbo.renderers.volume import VolumeRenderer
 from triplaneturbo.scenes import FieldScene, HashGridField, MeshScene, PlaneField
@@ -17,7 +17,7 @@ TEXT = torch.zeros(2, 1)
 
 
 def two_balls():
-    field = PlaneField({"channels": 2, "bias": "sphere", "bias_size": 0.5, "network": {"n_neurons": 4}})
+    field = PlaneField({"bias": "sphere", "bias_size": 0.5, "network": {"n_neurons": 4}}, channels=2)
     return FieldScene(field, {"planes": 0.2 * torch.randn(2, 6, 2, 5, 5)})
 
 
@@ -28,7 +28,7 @@ def views_of(scene, renderer):
 
 
 def surroundings():
-    return {"material": NoMaterial(), "background": lambda directions, text: torch.full_like(directions, 0.5)}
+    return {"material": Unlit(), "background": lambda directions, text: torch.full_like(directions, 0.5)}
 
 
 def test_a_detached_scene_sends_its_gradients_back_once():
@@ -57,7 +57,7 @@ def test_a_scene_without_tensors_trains_its_field():
 def test_meshes_of_a_field_are_drawn_as_the_field_is():
     """A mesh that was extracted at the renderer's resolution, coloured by the same field, gives the same pictures."""
     scene, renderer = two_balls(), MeshRenderer({"isosurface_resolution": 20}, **surroundings())
-    meshes = extract_meshes(scene, NoMaterial(), 20, ["a", "b"])
+    meshes = extract_meshes(scene, Unlit(), 20, ["a", "b"])
     explicit = MeshScene(meshes, scene.field, scene.tensors)
     searched, given = views_of(scene, renderer), views_of(explicit, renderer)
     for name in ("rgb", "normal", "opacity", "depth"):
@@ -67,7 +67,7 @@ def test_meshes_of_a_field_are_drawn_as_the_field_is():
 
 
 def test_gradients_reach_the_vertices_and_colours_of_meshes():
-    meshes = extract_meshes(two_balls(), NoMaterial(), 16, ["a", "b"])
+    meshes = extract_meshes(two_balls(), Unlit(), 16, ["a", "b"])
     leaves = [tensor.requires_grad_() for mesh in meshes for tensor in (mesh.vertices, mesh.colors)]
     copy, send_back = MeshScene(meshes).detached()
     views = views_of(copy, MeshRenderer({}, **surroundings()))
@@ -79,9 +79,9 @@ def test_gradients_reach_the_vertices_and_colours_of_meshes():
 
 def test_explicit_meshes_are_exported_with_the_colours_of_their_field():
     scene = two_balls()
-    meshes = extract_meshes(scene, NoMaterial(), 24, ["a", "b"])
+    meshes = extract_meshes(scene, Unlit(), 24, ["a", "b"])
     plain = [Mesh(mesh.vertices, mesh.faces) for mesh in meshes]
-    painted = extract_meshes(MeshScene(plain, scene.field, scene.tensors), NoMaterial(), 2, ["a", "b"])
+    painted = extract_meshes(MeshScene(plain, scene.field, scene.tensors), Unlit(), 2, ["a", "b"])
     for mesh, expected in zip(painted, meshes, strict=True):
         assert torch.equal(mesh.vertices, expected.vertices)
         torch.testing.assert_close(mesh.colors, expected.colors)

@@ -45,7 +45,7 @@ def test_learning_rates_follow_their_schedules():
         ({"params": {"empty": {"lr": 1.0}}}, ConfigError, "nothing to train"),
         ({"args": {"momentum": 0.9}}, ConfigError, "momentum"),
         ({"name": "SGD"}, ConfigError, "'AdamW'"),
-        ({"scheduler": {}}, ConfigError, "as a schedule"),
+        ({"scheduler": {}}, UnknownNameError, "'scheduler'; allowed: args, name, params"),
     ],
 )
 def test_errors_name_what_is_wrong(options, error, message):

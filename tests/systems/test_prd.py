@@ -12,9 +12,8 @@ from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError, WeightsError
 from triplaneturbo.legacy.state_dicts import to_original
 from triplaneturbo.schedule import Progress
-from triplaneturbo.systems.base import read_weights
-from triplaneturbo.systems.losses import regularisation
 from triplaneturbo.systems.prd import pick_timesteps
+from triplaneturbo.systems.training import read_weights
 
 
 class Spy:
@@ -57,31 +56,34 @@ def run(tiny_world, tmp_path, monkeypatch):
     return start
 
 
+# What ends the names of draws of the renderers in published configurations.
+LABELS = {"mesh": "", "volume": "_2nd"}
+
+
 def direct_loss(system, batch, share):
     """The sum of all losses of a step as one graph, with the score gradient as a fixed direction."""
-    cfg = system.cfg
-    draws = Draws(cfg.seed, batch.samples, torch.device("cpu")).within("train")
+    draws = Draws(system.run.seed, batch.samples, torch.device("cpu")).within("train")
     clean = draws.normal("start", *batch.latent_shape).flatten(0, 1)
     times = system.draw_timesteps(draws)
     total = 0.0
-    for part, cameras in enumerate(batch.cameras):
-        local = draws.within(f"part{part}")
+    for number, cameras in enumerate(batch.cameras):
+        local = draws.within(f"part{number}")
         noise = local.normal("noise", *batch.latent_shape).flatten(0, 1)
-        t = times[part].repeat_interleave(6)
+        t = times[number].repeat_interleave(6)
         generator = system.geometry.space_generator
         noisy = generator.schedule.add_noise(clean.detach(), noise, t)
         clean = generator.predict_clean(noisy, t, batch.condition.tokens)
         scene = system.geometry.decode(clean)
         views = [
-            system.render(renderer, scene, cameras, batch, local.within(f"renderer{slot}"))
-            for slot, renderer in system.slots.items()
+            system.render(renderer, scene, cameras, batch, local.within(f"renderer{LABELS[name]}"))
+            for name, renderer in system.renderers.items()
         ]
-        scores = system.guidance(views, cameras, batch.guidance, local, Progress())
-        for slot, view, score in zip(system.slots, views, scores, strict=True):
+        scores = system.guidance(views, cameras, batch.conditions, local, Progress())
+        for name, view, score in zip(system.renderers, views, scores, strict=True):
             reference = (view.rgb * score.rgb).sum() + (view.normal * score.normal).sum()
             reference = reference + (view.disparity * score.disparity).sum()
-            weight = cfg.loss.weight("asd", slot, Progress())
-            total = total + share * (weight * reference + regularisation(view, cfg.loss, slot, Progress())[0])
+            objective = system.objectives[name]
+            total = total + share * (objective.score(Progress()) * reference + objective(view, Progress())[0])
     return total
 
 
@@ -98,7 +100,7 @@ def test_gradients_are_those_of_the_whole_loss(run):
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6 * float(scale), msg=name)
 
 
-def test_a_step_can_follow_every_part(run):
+def test_a_step_can_follow_every_round(run):
     system, data, spy = run("system.step_every_part=true", "system.gradient_accumulation_steps=1", max_steps=4)
     assert len(spy.batches) == 2
     assert len(spy.gradients) == 4
@@ -114,7 +116,7 @@ def test_schedules_see_steps_and_epochs(run):
 def test_one_renderer_is_enough(run):
     for slot in ("renderer", "renderer_2nd"):
         system, _, spy = run(f"system.{slot}_type=''", "data.n_steps=1", "system.num_parts_training=1")
-        assert len(system.slots) == 1
+        assert len(system.renderers) == 1
         assert all(gradient.isfinite().all() for gradient in spy.gradients[0].values())
 
 
@@ -128,7 +130,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted(run, monkeypatch):
 
 
 def test_training_that_diverges_stops(run, monkeypatch):
-    monkeypatch.setattr("triplaneturbo.systems.prd.MAX_SKIPPED_IN_A_ROW", 4)
+    monkeypatch.setattr("triplaneturbo.systems.training.MAX_SKIPPED_IN_A_ROW", 4)
     with pytest.raises(RuntimeError, match="4 times in a row"):
         run("data.n_steps=1", "system.num_parts_training=1", "system.renderer_type=''", spoil=range(99), max_steps=99)
 
@@ -151,7 +153,7 @@ def test_generation_is_the_same_every_time_and_at_every_place_of_a_list(run):
     planes = system.generate(batch).tensors["planes"]
     assert torch.equal(planes, system.generate(batch).tensors["planes"])
     text = dataclasses.replace(batch.condition, tokens=batch.condition.tokens[1:], pooled=batch.condition.pooled[1:])
-    second = dataclasses.replace(batch, prompts=batch.prompts[1:], samples=(77,), condition=text)
+    second = dataclasses.replace(batch, prompts=batch.prompts[1:], samples=(77,), conditions={"second": text})
     torch.testing.assert_close(system.generate(second).tensors["planes"], planes[1:], rtol=1e-4, atol=1e-4)
 
 
@@ -160,7 +162,7 @@ def test_only_what_is_trained_is_saved(run):
     state = system.state_dict()
     trained = {name for name, p in system.named_parameters() if p.requires_grad}
     frozen = {name for name, p in system.named_parameters() if not p.requires_grad} - {
-        "renderer_2nd.base_renderer.variance._inv_std"
+        "renderers.volume.base_renderer.variance._inv_std"
     }
     assert trained <= state.keys()
     assert not frozen & state.keys()
@@ -197,14 +199,14 @@ def test_timesteps_are_drawn_within_their_part():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("system.num_steps_training=3", "multiple of num_parts_training"),
+        ("system.num_steps_training=3", r"training_timesteps \(3\) must be a multiple of rounds \(2\)"),
         ("system.predition_type=epsilon", "predicts 'v_prediction'"),
         ("system.scheduler_dir=elsewhere", "elsewhere"),
         ("system.ema_decay=1.0", "ema_decay"),
         ("system.step_every_part=true", "one of the two options"),
         ("system.geometry_convert_from=x", "geometry_convert_from"),
-        ("system.guidance_type=''", "guidance_type"),
-        ("data.n_steps=3", "num_parts_training"),
+        ("system.guidance=null", "training needs system.guidance"),
+        ("data.n_steps=3", r"data\.camera_sets \(3\) must be system\.rounds \(2\)"),
     ],
 )
 def test_options_without_meaning_are_refused(run, override, message):
@@ -212,13 +214,10 @@ def test_options_without_meaning_are_refused(run, override, message):
         run(override)
 
 
-def test_compat_and_seed_reach_the_parts_that_have_them(tiny_world, tmp_path):
-    system, data, _ = assemble(
-        tiny_world, tmp_path, "compat=original", "seed=5", "system.renderer.compat=right", max_steps=1
-    )
-    assert system.geometry.cfg.compat == "original"
-    assert system.renderer.cfg.compat == "right"
-    assert (data.cfg.compat, data.cfg.seed, system.cfg.seed) == ("original", 5, 5)
+def test_another_geometry_is_refused(run):
+    """One that does not denoise has no rounds."""
+    with pytest.raises(ConfigError, match=r"free-parameters does not denoise.*trained by scene-distillation"):
+        run("system.geometry={type: free-parameters}")
 
 
 def test_weights_of_a_file_are_the_averaged_ones(run, tmp_path):
@@ -240,8 +239,8 @@ def test_weights_of_the_original_are_renamed(run, tmp_path):
     for name, value in system.geometry.state_dict().items():
         assert torch.equal(other.geometry.state_dict()[name], value)
     assert other.progress.step == 7
-    assert other.geometry.cfg.compat == "original"  # it belongs to the file
-    assert (other.cfg.compat, other.renderer.cfg.compat, system.geometry.cfg.compat) == ("right",) * 3
+    units = [each.geometry.field.cfg.deformation_unit for each in (other, system)]
+    assert units == ["cell", "training cell"]  # it belongs to the file
     torch.save({"state_dict": {k: v for k, v in original.items() if "sdf_network.layers.0" not in k}}, path)
     with pytest.raises(WeightsError, match="sdf_network"):
         assemble(*run.world, f"system.weights={path}")

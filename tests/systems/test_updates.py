@@ -31,13 +31,13 @@ def make(tiny_world, tmp_path):
 
 
 def test_the_weight_of_the_teachers_scales_nothing_else(make):
-    """The scalar is lambda_asd <gradient, picture> + lambda_sparsity sqrt(opacity^2 + .01), worked out by hand."""
+    """The scalar is score <gradient, picture> + sparsity sqrt(opacity^2 + .01), worked out by hand."""
     system, _ = make("system.loss.lambda_asd_2nd=0.25", "system.loss.lambda_sparsity_2nd=2.0")
     picture = torch.full((2, 3, 3, 3), 0.5)
     flat = torch.zeros(2, 3, 3, 1)
     views = Views(rgb=picture, normal=picture, disparity=flat, opacity=flat, depth=flat, extras={"sdf_grad": [flat]})
     score = ScoreGradient(torch.full_like(picture, 4.0), None, None, {})
-    loss = system.loss(views, score, "_2nd", share=1.0)
+    loss = system.loss(views, score, "volume", share=1.0)
     eikonal = 0.1 * 1.0  # the configured weight times (|0| - 1)^2
     torch.testing.assert_close(loss, torch.tensor(0.25 * 54 * 0.5 * 4.0 + 2.0 * 0.1 + eikonal))
 
@@ -71,7 +71,7 @@ def test_skipped_updates_are_counted_across_lives(make, tmp_path, monkeypatch):
     system.trainer.save_checkpoint(tmp_path / "a.ckpt")
     later, go_on = make(max_steps=2)
     broken = torch.tensor(float("nan"))
-    monkeypatch.setattr("triplaneturbo.systems.prd.average_gradients", lambda parameters, wishes: (broken, wishes))
+    monkeypatch.setattr("triplaneturbo.systems.training.average_gradients", lambda parameters, wishes: (broken, wishes))
     with pytest.raises(RuntimeError, match="20 times in a row"):
         go_on(ckpt_path=tmp_path / "a.ckpt", weights_only=True)
     assert later.skipped == 26

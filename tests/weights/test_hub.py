@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from triplaneturbo.config import load_config
+from triplaneturbo.config import read_config
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.evaluation.prepare import main
 from triplaneturbo.weights.hub import (
@@ -236,7 +236,7 @@ def test_the_command_line(tmp_path, capsys):
 def test_assets_go_where_the_recipes_look_for_them():
     targets = {asset.target for asset in EVERYTHING}
     for path in (ROOT / "configs").glob("*.yaml"):
-        text = json.dumps(vars(load_config([path], ["data.prompt_library=x"])), default=str)
+        text = json.dumps(read_config([path], ["data.prompt_library=x"]).tree)
         named = {part for part in text.split('"') if part.startswith("pretrained/")}
         assert named
         assert named <= targets

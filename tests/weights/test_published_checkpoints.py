@@ -9,6 +9,7 @@ from published_layout import draw, published_unet, published_vae, tiny_unet, tin
 
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.guidance import MVDreamTeacher, RichDreamerTeacher
+from triplaneturbo.types import Condition
 from triplaneturbo.weights.ldm import build_unet, build_vae
 
 OTHERS = {"cond_stage_model.model.ln_final.weight": torch.ones(3), "betas": torch.ones(5)}
@@ -24,7 +25,7 @@ def test_mvdream_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     x, t, text, camera = draw(2, 4, 8, 8), torch.tensor([3, 900]), draw(2, 5, 12), draw(2, 16)
     with torch.no_grad():
         expected = unet(x, t, text, class_labels=camera).sample
-        torch.testing.assert_close(teacher.predict(x, t, text, camera), expected)
+        torch.testing.assert_close(teacher.predict(x, t, Condition(text, camera)), expected)
         picture = draw(1, 3, 16, 16).sigmoid()
         latents = teacher.encode(picture, torch.zeros(1, 4, 8, 8))
         torch.testing.assert_close(latents, vae.encode(2 * picture - 1).latent_dist.mean * 0.18215)
@@ -38,7 +39,9 @@ def test_richdreamer_file(tmp_path: Path) -> None:
     teacher = RichDreamerTeacher({"path": str(path), "image_size": 8, "n_view": 1})
     x, t, text, camera = draw(2, 4, 8, 8), torch.tensor([3, 900]), draw(2, 5, 12), draw(2, 16)
     with torch.no_grad():
-        torch.testing.assert_close(teacher.predict(x, t, text, camera), unet(x, t, text, class_labels=camera).sample)
+        torch.testing.assert_close(
+            teacher.predict(x, t, Condition(text, camera)), unet(x, t, text, class_labels=camera).sample
+        )
 
 
 def test_running_averages_go_before_the_weights() -> None:

@@ -14,6 +14,7 @@ from triplaneturbo.evaluation.published_layouts import FULL, contents
 from triplaneturbo.evaluation.random_weights import ASSETS, draw_tensors, main
 from triplaneturbo.guidance import MVDreamTeacher, RichDreamerTeacher, StableDiffusionTeacher
 from triplaneturbo.prompts.text_encoder import TextEncoder
+from triplaneturbo.types import Condition
 from triplaneturbo.weights.files import load_tensors
 from triplaneturbo.weights.hub import CLIP, MVDREAM, RICHDREAMER, STABLE_DIFFUSION_1, STABLE_DIFFUSION_2, STUDENT
 from triplaneturbo.weights.stand_ins import NOTE
@@ -59,7 +60,7 @@ def test_the_teachers_of_the_recipe_load_and_are_finite(tiny_stand_ins):
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     camera = torch.eye(4).flatten().expand(2, -1)
     for teacher, width in teachers:
-        out = teacher.predict(noise, torch.tensor([20, 980]), torch.ones(2, 5, width), camera)
+        out = teacher.predict(noise, torch.tensor([20, 980]), Condition(torch.ones(2, 5, width), camera))
         assert 0.05 < out.std() < 5
         if teacher.vae is not None:
             latents = teacher.encode(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)), noise[:1])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from triplaneturbo.background.base import Background
 from triplaneturbo.bounds import Range, Share, Width
+from triplaneturbo.errors import ConfigError
 from triplaneturbo.ops.activations import ColorActivation, colors_of
 from triplaneturbo.ops.hashgrid import HashGrid
 from triplaneturbo.registry import register
@@ -60,6 +61,10 @@ class HashGridEnvironment(Background):
         """The network from text to weights."""
         eval_color: tuple[Share, Share, Share] | None = None
         """The colour of every direction in evaluation mode; None: the learned map."""
+
+        def __post_init__(self) -> None:
+            if not self.hypernet.widths or self.hypernet.widths[-1] != 3:
+                raise ConfigError(f"hypernet.widths must end with the 3 colour channels, not be {self.hypernet.widths}")
 
     def configure(self) -> None:
         encoding, hypernet = self.cfg.encoding, self.cfg.hypernet

@@ -78,7 +78,7 @@ class DiffusionTeacher(Teacher):
         self.eval()
         if self.vae is not None and self.cfg.gradient_checkpoint:
             self.vae.enable_gradient_checkpointing()
-        if self.trained is not None:
+        if hasattr(self, "trained"):
             self.trained.requires_grad_(True)
 
     # What differs between teachers
@@ -174,6 +174,7 @@ class DiffusionTeacher(Teacher):
         ]
         return (latents * gradient).sum() / (question.frames * question.n_prompts), logs
 
+    @torch.no_grad()
     def estimate(self, latents: Float[Tensor, "N c s s"], question: Question, draws: DiffusionDraws) -> ScoreEstimates:
         """Ask the network: without text at t, with text at t, and what else the rule wants."""
         schedule, frames = self.schedule_on(latents.device), question.frames

@@ -78,7 +78,7 @@ class ScoreDistillation(Guidance):
     @property
     def trained(self) -> dict[str, nn.Module]:
         """By teacher, what is trained beside it."""
-        return {name: t.trained for name, t in self.teachers.items() if t.trained is not None}
+        return {name: teacher.trained for name, teacher in self.teachers.items() if hasattr(teacher, "trained")}
 
     def forward(
         self,

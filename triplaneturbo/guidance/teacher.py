@@ -93,8 +93,9 @@ class Teacher(Module):
 
     multi_view: ClassVar[bool] = False
     """Whether it sees all views of a prompt at once, or one."""
-    trained: nn.Module | None = None
-    """What is trained beside it, in the system's optimiser and checkpoints as `teachers.NAME`; or None."""
+    trained: nn.Module
+    """What is trained beside it, in the system's optimiser and checkpoints as `teachers.NAME`; most have none. There is
+    no value here: it would hide the module that `configure` of a subclass sets."""
 
     def check(self, n_view: int, conditions: Collection[str]) -> None:
         """Make sure that the teacher goes with the data.
@@ -138,6 +139,6 @@ class Teacher(Module):
     def train(self, mode: bool = True) -> "Teacher":
         """Teachers stay in evaluation mode, whatever the system around them does; what is trained follows it."""
         super().train(False)
-        if self.trained is not None:
+        if hasattr(self, "trained"):
             self.trained.train(mode)
         return self

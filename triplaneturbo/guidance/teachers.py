@@ -47,22 +47,29 @@ class StableDiffusionTeacher(DiffusionTeacher):
         self._freeze()
 
 
-@register("mvdream")
-class MVDreamTeacher(DiffusionTeacher):
-    """All views of a prompt as colour pictures with their cameras (Shi et al. 2023)."""
+class MultiViewTeacher(DiffusionTeacher):
+    """Sees all views of a prompt at once, which know of each other."""
 
     @dataclass(kw_only=True)
     class Config(DiffusionTeacher.Config):
+        n_view: Annotated[int, Range(1, 1024)] = 4
+        """Views of a prompt."""
+
+    multi_view = True
+
+
+@register("mvdream")
+class MVDreamTeacher(MultiViewTeacher):
+    """All views of a prompt as colour pictures with their cameras (Shi et al. 2023)."""
+
+    @dataclass(kw_only=True)
+    class Config(MultiViewTeacher.Config):
         path: ProjectPath
         """A diffusers folder (unet, vae, scheduler), or the published checkpoint sd-v2.1-base-4view.pt."""
         vae_path: ProjectPath | None = None
         """A diffusers folder to take the autoencoder from, when it is not in `path`."""
-        n_view: Annotated[int, Range(1, 1024)] = 4
-        """Views of a prompt."""
         image_size: Pixels = 256
         """Side of the pictures it looks at."""
-
-    multi_view = True
 
     def configure(self) -> None:
         if Path(self.cfg.path).is_dir():
@@ -82,23 +89,19 @@ class MVDreamTeacher(DiffusionTeacher):
 
 
 @register("richdreamer")
-class RichDreamerTeacher(DiffusionTeacher):
+class RichDreamerTeacher(MultiViewTeacher):
     """All views of a prompt as normals and disparity, in pixel space (Qiu et al. 2023)."""
 
     @dataclass(kw_only=True)
-    class Config(DiffusionTeacher.Config):
+    class Config(MultiViewTeacher.Config):
         path: ProjectPath
         """A diffusers folder (unet, scheduler), or the published checkpoint nd_mv_ema.ckpt."""
-        n_view: Annotated[int, Range(1, 1024)] = 4
-        """Views of a prompt."""
         image_size: Pixels = 32
         """Side of the pictures it looks at."""
         cam_method: CamMethod = "rel_x2"
         """Camera distance as it is told: twice the relative one, the relative one, the absolute one."""
         quirks: list[Literal["unit-range"]] = option([])
         """unit-range: it is shown pictures in [0, 1], not in [-1, 1] as in its training."""
-
-    multi_view = True
 
     def configure(self) -> None:
         self.vae = None

@@ -11,6 +11,7 @@ after. An override in the published dialect changes a file in ours, too.
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, NamedTuple
 
 from triplaneturbo.bounds import from_project
@@ -121,12 +122,12 @@ def _foreign(dialect: str, files: Sequence[Layer], overrides: Sequence[Layer], r
     layers = [*files]
     translator = Translator()
     translate = translator if dialect == "published" else _DIALECTS[dialect].translate
-    for layer in files:
-        given.add(layer)
+    present = _components([*files, *overrides]) if dialect == "published" else {}
     for layer in overrides:
-        if dialect != "published" or _is_published(layer.tree, {}) or _in_both(layer.tree, given.tree):
+        if dialect != "published" or _is_published(layer.tree, present) or _in_both(layer.tree, present):
             layers.append(layer)
-            given.add(layer)
+    for layer in layers:
+        given.add(layer)
     resolved, environment = resolve(given.tree)
     merged = Merged(translate(_marked(resolved, environment)))
     merged.from_environment = _take_marks(merged.tree, ())
@@ -209,15 +210,16 @@ def _inside(key: str, value: Any, table: Mapping[str, Option], prefix: str = "")
     return isinstance(value, Mapping) and any(known.startswith(f"{name}.") for known in table)
 
 
-def _in_both(tree: Tree, file: Tree) -> bool:
-    """Whether an override names an option that is called the same in both dialects, as those of components do that were
-    never published."""
-    (key, *_) = tree
-    if key in ("data", "system") and file.get(f"{key}_type") not in COMPONENTS[key]:
-        return True
-    first = {role: next(iter(components.values()))[0] for role, components in COMPONENTS.items()}
-    present: Tree = {"data": {"type": first["data"]}, "system": {part: {"type": first[part]} for part in PARTS}}
-    present["system"]["type"] = first["system"]
+def _components(layers: Sequence[Layer]) -> Tree:
+    """A tree of ours with the components that layers in the published dialect name, and no more."""
+    tree: Tree = reduce(merge, (layer.tree for layer in layers), {})
+    parts = {part: tree[part] for part in ("data", "system") if isinstance(tree.get(part), Mapping)}
+    named = {part: {k: v for k, v in options.items() if k.endswith("_type")} for part, options in parts.items()}
+    return Translator()({key: tree[key] for key in ("data_type", "system_type") if key in tree} | named)
+
+
+def _in_both(tree: Tree, present: Tree) -> bool:
+    """Whether an override names an option that is called the same in both dialects."""
     try:
         translated = Translator(present, complete=False)(tree)
     except ConfigError:

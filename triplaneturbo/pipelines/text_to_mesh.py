@@ -68,7 +68,10 @@ def read_pipeline(folder: Path) -> PipelineConfig:
     if not path.is_file():
         raise WeightsError(f"{folder} has no {CONFIG_FILE}: it is not a folder that save_pretrained has written")
     try:
-        return parse_config(PipelineConfig, translate_pipeline(read_json(path)), CONFIG_FILE)
+        config = parse_config(PipelineConfig, translate_pipeline(read_json(path)), CONFIG_FILE)
+        parse_config(FewStepTriplanes.Config, config.geometry, f"{CONFIG_FILE}: geometry")
+        parse_config(Unlit.Config, config.material, f"{CONFIG_FILE}: material")
+        return config
     except ConfigError as error:
         raise WeightsError(f"{path} cannot be used: {error}") from error
 
@@ -77,7 +80,8 @@ def of_training(experiment: ExperimentConfig) -> PipelineConfig:
     """What a pipeline needs of the configuration of a training.
 
     Raises:
-        ConfigError: its geometry is not few-step-triplanes, or its material is another than unlit.
+        ConfigError: its geometry is not few-step-triplanes, its material not unlit, or its generator not told by
+            clip-text.
     """
     data, system = experiment.data.cfg, experiment.system.cfg
     geometry, material = getattr(system, "geometry", None), getattr(system, "material", None)
@@ -86,7 +90,10 @@ def of_training(experiment: ExperimentConfig) -> PipelineConfig:
             "a pipeline makes meshes with few-step-triplanes and unlit material; other trainings export with "
             "launch.py --export"
         )
-    encoder = data.conditions[data.generator_condition or next(iter(data.conditions))]
+    encoders = getattr(data, "conditions", {})
+    encoder = encoders.get(getattr(data, "generator_condition", None) or next(iter(encoders), ""))
+    if encoder is None or encoder.type != "clip-text":
+        raise ConfigError("a pipeline reads prompts with clip-text; data.conditions names no such encoder")
     return PipelineConfig(
         geometry=as_tree(geometry.cfg),
         material=as_tree(material.cfg),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -24,6 +25,8 @@ class SceneDistillation(SceneSystem):
         guidance: Annotated[Chosen, Part("guidance", "score-distillation")] | None = None
         """What judges the pictures; needed in training only."""
 
+    in_training_only = ("teachers",)
+
     def setup(self, stage: str) -> None:
         """In training load the teachers. They are kept out of the module tree, neither trained nor saved, except for
         what is trained beside them.
@@ -39,6 +42,18 @@ class SceneDistillation(SceneSystem):
         self._guidance = (self.cfg.guidance.build(),)
         if self.guidance.trained:
             self.teachers = nn.ModuleDict(self.guidance.trained)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Raises ConfigError: the optimiser leaves out what is trained beside a teacher."""
+        optimizer = super().configure_optimizers()
+        updated = set(map(id, self.scheduled_optimizer.parameters))
+        for name, part in self.guidance.trained.items():
+            if not any(id(parameter) in updated for parameter in part.parameters()):
+                raise ConfigError(
+                    f"what is trained beside the teacher {name!r} is in no group of system.optimizer.params: add "
+                    "teachers, such as {teachers: {lr: 1e-4}}"
+                )
+        return optimizer
 
     @property
     def guidance(self) -> Any:

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -57,6 +57,9 @@ class TrainingSystem(Component, pl.LightningModule):
     """
 
     role = "system"
+
+    in_training_only: ClassVar[tuple[str, ...]] = ()
+    """Parts that `setup` adds for training. Where they are not there, their tensors in checkpoints are passed over."""
 
     @dataclass(kw_only=True)
     class Config(Component.Config):
@@ -192,10 +195,15 @@ class TrainingSystem(Component, pl.LightningModule):
         Raises:
             WeightsError: `strict`, and tensors are missing, unexpected, or of another shape or kind.
         """
+        state_dict = self._without_absent_parts(state_dict)
         problem = misfit(state_dict, self.state_dict()) if strict else ""
         if problem:
             raise WeightsError(f"the checkpoint does not belong to this system: {problem}")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _without_absent_parts(self, tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+        absent = tuple(f"{name}." for name in self.in_training_only if not hasattr(self, name))
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(absent)}
 
     def load_weights(self, path: str) -> None:
         """Start from the weights of a checkpoint of ours or of the original; averaged ones, if it has them.
@@ -210,7 +218,7 @@ class TrainingSystem(Component, pl.LightningModule):
         given, self.progress = read_weights(path)
         ignored = tuple(f"{name}." for name in self.cfg.weights_ignore_modules or ())
         own = self.state_dict()
-        state = translate_state(given, own, path)
+        state = translate_state(self._without_absent_parts(given), own, path)
         state = {name: value for name, value in state.items() if not name.startswith(ignored)}
         present = {name.split(".")[0] for name in state}
         problem = misfit(state, {name: value for name, value in own.items() if name.split(".")[0] in present})

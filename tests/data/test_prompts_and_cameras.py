@@ -1,20 +1,30 @@
 """The data module: options, batches, evaluation, state."""
 
 import itertools
+from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 
-from triplaneturbo.data.multiprompt import MultipromptDataModule
+from triplaneturbo.data import PromptsAndCameras
 from triplaneturbo.errors import ConfigError, UnknownNameError
+from triplaneturbo.prompts import ConditionEncoder
+from triplaneturbo.registry import register
+from triplaneturbo.types import Run, TextStates
 
 PROMPTS = [f"prompt {i}" for i in range(5)]
 
 
 def module(rank=0, processes=1, fn="fit", **options):
-    data = MultipromptDataModule({"prompts": PROMPTS, "batch_size": 8, "n_steps": 2, "seed": 3, **options})
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=processes, training=True, state=SimpleNamespace(fn=fn))
+    data = PromptsAndCameras({"prompts": PROMPTS, "batch_size": 8, "camera_sets": 2, **options})
+    data.enter(Run(seed=3))
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    state = SimpleNamespace(fn=fn)
+    data.trainer = SimpleNamespace(
+        global_rank=rank, world_size=processes, training=fn == "fit", state=state, strategy=strategy
+    )
     return data
 
 
@@ -22,7 +32,7 @@ def stream(data, n):
     return list(itertools.islice(iter(data.train_dataloader()), n))
 
 
-def test_a_step_has_fresh_cameras_for_each_part():
+def test_a_step_has_fresh_cameras_for_each_round():
     (batch,) = stream(module(), 1)
     assert len(batch.cameras) == 2
     assert [len(cameras) for cameras in batch.cameras] == [8, 8]
@@ -73,8 +83,8 @@ def test_evaluation_shows_every_prompt_on_one_process():
     assert [batch.cameras for batch in module().predict_dataloader()] == [()] * 5
 
 
-def test_the_original_turntable_repeats_its_first_view():
-    (batch, *_) = module(n_test_views=4, compat="original").test_dataloader()
+def test_a_turntable_can_repeat_its_first_view():
+    (batch, *_) = module(n_test_views=4, quirks=["repeated-first-view"]).test_dataloader()
     torch.testing.assert_close(batch.cameras[0].azimuth_deg, torch.tensor([0.0, 120, 240, 360]))
 
 
@@ -91,8 +101,8 @@ def test_the_turntable_stands_where_the_options_say():
 @pytest.mark.parametrize(("relative", "scale"), [(True, 3**0.5), (False, 1.0)])
 def test_distances_are_in_world_units_or_relative_to_the_field_of_view(relative, scale):
     """1 / tan(60 / 2 degrees) is sqrt 3."""
-    ranges = {"unsup_fovy_range": [60, 60], "unsup_camera_distance_range": [1.25, 1.25]}
-    (batch,) = stream(module(relative_radius=relative, **ranges), 1)
+    ring = {"fovy": [60, 60], "distance": [1.25, 1.25], "relative_distance": relative}
+    (batch,) = stream(module(cameras=ring), 1)
     for cameras in batch.cameras:
         torch.testing.assert_close(cameras.positions.norm(dim=1), torch.full((8,), 1.25 * scale))
 
@@ -129,17 +139,16 @@ def test_one_prompt_can_be_picked_for_evaluation():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 6}, "multiple of n_view"),
-        ({"obj_library": "objaverse"}, "obj_library"),
-        ({"rgb_bg": [0, 0, 0]}, "3D data"),
-        ({"light_sample_strategy": "dreamfusion"}, "not lit"),
-        ({"pure_zeros": True}, "pure_zeros"),
-        ({"resolution_milestones": [100]}, "resolution_milestones"),
-        ({"unsup_fovy_range": [60, 40]}, "unsup_fovy_range"),
-        ({"unsup_fovy_range": [0, 60]}, "unsup_fovy_range"),
-        ({"unsup_fovy_range": [60, 200]}, "unsup_fovy_range"),
+        ({"batch_size": 6}, "multiple of cameras.n_view=4, not 6"),
+        ({"batch_size": 8, "cameras": {"n_view": 3}}, "multiple of cameras.n_view=3, not 8"),
+        ({"cameras": {"fovy": [60, 40]}}, r"cameras\.fovy must be \[low, high\]"),
+        ({"cameras": {"fovy": [0, 60]}}, r"cameras\.fovy\[0\]"),
+        ({"cameras": {"fovy": [60, 200]}}, r"cameras\.fovy\[1\]"),
+        ({"cameras": {"elevation": [30, -30]}}, r"cameras\.elevation must be \[low, high\]"),
+        ({"cameras": "volume"}, r"cameras\.type is 'volume', which is a renderer; wanted is a cameras: .*ring"),
         ({"n_test_views": -1}, "n_test_views"),
-        ({"dim_gaussian": [5, 4, 8, 8]}, r"dim_gaussian\[0\] is 5; allowed: 6"),
+        ({"latent_shape": [5, 4, 8, 8]}, r"latent_shape\[0\] is 5; allowed: 6"),
+        ({"conditions": {"sd": {}}, "generator_condition": "ds"}, "'ds'; data.conditions has sd"),
         ({"eval_prompt": " "}, "eval_prompt"),
         ({"prompts": []}, "at least one"),
         ({"prompts": None}, "--prompt"),
@@ -152,4 +161,58 @@ def test_errors_name_the_option(options, message):
 
 def test_unknown_options_name_the_nearest():
     with pytest.raises(UnknownNameError, match="'n_view'"):
-        module(n_views=4)
+        module(cameras={"n_views": 4})
+    with pytest.raises(UnknownNameError, match="'camera_sets'"):
+        module(camera_set=4)
+
+
+@register("test-numbered-text")
+class NumberedText(ConditionEncoder):
+    """States that are a number. Counts how many encoders were built."""
+
+    @dataclass(kw_only=True)
+    class Config(ConditionEncoder.Config):
+        number: float = 0.0
+
+    built: ClassVar[list[float]] = []
+
+    def configure(self):
+        self.built.append(self.cfg.number)
+
+    def forward(self, prompts):
+        states = torch.full((len(prompts), 1, 1), self.cfg.number)
+        return TextStates(states, states[:, 0], states[:1], states[:1])
+
+
+def encoded(monkeypatch, fn="fit", **options):
+    """A micro-batch after its way to the device, and the encoders that were built for it, by number."""
+    monkeypatch.setattr(NumberedText, "built", [])
+    encoders = {name: {"type": "test-numbered-text", "number": i} for i, name in enumerate(("sd", "rd"), start=1)}
+    data = module(fn=fn, conditions=encoders, **options)
+    batch = data.training_batch(0, range(2))
+    for _ in range(2):
+        batch = data.on_after_batch_transfer(batch, 0)
+    return batch, NumberedText.built
+
+
+def test_a_batch_says_what_every_encoder_says_and_the_generators_comes_first(monkeypatch):
+    batch, built = encoded(monkeypatch)
+    assert [(name, float(s.tokens[0])) for name, s in batch.conditions.items()] == [("sd", 1), ("rd", 2)]
+    assert float(batch.condition.tokens[1]) == 1
+    assert built == [1, 2]
+    batch, _ = encoded(monkeypatch, generator_condition="rd")
+    assert list(batch.conditions) == ["rd", "sd"]
+    assert float(batch.condition.tokens[0]) == 2
+
+
+def test_evaluation_loads_the_encoder_of_the_generator_only(monkeypatch):
+    for name, number in (("sd", 1), ("rd", 2)):
+        batch, built = encoded(monkeypatch, fn="test", generator_condition=name)
+        assert list(batch.conditions) == [name]
+        assert built == [number]
+
+
+def test_an_encoder_must_be_named():
+    data = module()
+    with pytest.raises(ConfigError, match=r"data\.conditions is empty: name an encoder"):
+        data.on_after_batch_transfer(data.training_batch(0, range(2)), 0)
