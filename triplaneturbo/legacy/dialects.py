@@ -219,10 +219,8 @@ def _components(layers: Sequence[Layer]) -> Tree:
 
 
 def _in_both(tree: Tree, present: Tree) -> bool:
-    """Whether an override names an option that is called the same in both dialects."""
-    first = {role: next(iter(components.values()))[0] for role, components in COMPONENTS.items()}
-    present: Tree = {"data": {"type": first["data"]}, "system": {part: {"type": first[part]} for part in PARTS}}
-    present["system"]["type"] = first["system"]
+    """Whether an override names an option that is called the same in both dialects, as those of components do that were
+    never published."""
     try:
         translated = Translator(present, complete=False)(tree)
     except ConfigError:
