@@ -113,9 +113,14 @@ class Reading:
 
         Raises:
             UnknownNameError: a name or an option that does not exist.
-            ConfigError: a value that an option cannot have.
+            ConfigError: a value that an option cannot have. Either says where it was given.
         """
-        return parse_config(ExperimentConfig, copy.deepcopy(self.tree), "")
+        try:
+            return parse_config(ExperimentConfig, copy.deepcopy(self.tree), "")
+        except ConfigError as error:
+            (place,) = re.findall(r"^[\w.]*", str(error))
+            origin = _origin(place.rstrip("."), self.origins)
+            raise error if origin == "default" else type(error)(f"{error} ({origin})") from None
 
     def complete(self) -> Tree:
         """The tree with all defaults; what was given stays as it was written."""

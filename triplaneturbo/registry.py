@@ -102,7 +102,7 @@ def find(role: str, name: str, place: str = "") -> type:
     start = f"{place} is {name!r}" if place else f"{name!r} was asked for"
     others = [other for other, known in _CLASSES if known == name]
     if others:
-        raise UnknownNameError(f"{start}, which is a {others[0]}; wanted is a {role}: {', '.join(names(role))}")
+        raise UnknownNameError(f"{start}, which is {_an(others[0])}; wanted is {_an(role)}: {', '.join(names(role))}")
     raise UnknownNameError(f"{start}, but no {role} has that name; {nearest(name, names(role))}")
 
 
@@ -115,3 +115,10 @@ def names(role: str) -> list[str]:
     if role not in ROLES:
         raise ConfigError(f"there is no role {role!r}; there are {', '.join(ROLES)}")
     return sorted(name for known, name in _CLASSES if known == role)
+
+
+def _an(role: str) -> str:
+    """The role with its article."""
+    if role in ("data", "cameras"):
+        return f"one of {role}"
+    return f"an {role}" if role[0] in "aeiou" else f"a {role}"

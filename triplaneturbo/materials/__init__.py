@@ -1,5 +1,6 @@
 """Field features to colours."""
 
+from triplaneturbo.materials.base import Material
 from triplaneturbo.materials.unlit import Unlit
 
-__all__ = ["Unlit"]
+__all__ = ["Material", "Unlit"]
