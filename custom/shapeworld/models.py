@@ -8,7 +8,7 @@ scorer            a CLIP model that judges pictures by caption
 
 import tempfile
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn as nn
@@ -191,10 +191,11 @@ def standardise_latents(vae: AutoencoderKL, mean: Float[Tensor, " C"], std: Floa
     decode.weight.div_(gain[None, :, None, None])
 
 
+@runtime_checkable
 class Saved(Protocol):
     """What diffusers and transformers write as a folder."""
 
-    def save_pretrained(self, save_directory: str | Path) -> Any: ...
+    def save_pretrained(self, save_directory: str | Path) -> object: ...
 
 
 def save_part(part: Saved, folder: Path) -> None:
