@@ -219,8 +219,11 @@ class ScorerStage(TrainingStage):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Also limits the temperature after every update."""
         optimizer = super().configure_optimizers()
-        optimizer.register_step_post_hook(lambda *_: self.model.logit_scale.data.clamp_(max=4.6))
+        optimizer.register_step_post_hook(self._limit_temperature)
         return optimizer
+
+    def _limit_temperature(self, *of_the_hook: object) -> None:
+        self.model.logit_scale.data.clamp_(max=4.6)
 
     def augment(self, pictures: Float[Tensor, "B 3 H W"], generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
         """Shift, blur a third mildly and a sixth strongly, change contrast, tint, noise: generated views are soft."""

@@ -115,6 +115,14 @@ def test_all_pictures_of_a_caption_are_right_answers():
     assert sum(ScorerStage.losses(stage, batch(0, 1)).values()).item() == pytest.approx(expected)
 
 
+def test_an_update_leaves_the_temperature_of_the_scorer_at_its_limit():
+    stage = ScorerStage({"optimizer": {"name": "AdamW"}})
+    optimizer = stage.configure_optimizers()
+    stage.model.logit_scale.data.fill_(9.0)
+    optimizer.step()
+    assert stage.model.logit_scale.item() == pytest.approx(4.6)
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_recipe_trains_as_long_as_the_shipped_weights_and_its_rate_follows_half_a_cosine(stage):
     """After a linear warm-up down to 1 %; four straight lines leave the curve by at most 4 % of the highest rate."""
