@@ -54,13 +54,20 @@ def test_an_example_trains_and_exports(title, tmp_path, monkeypatch, caplog):
         Image.new("RGB", (20, 20), "red").save(tmp_path / f"{prompt.replace(' ', '_')}.png")
     (tmp_path / "cameras.json").write_text(json.dumps([[15, 30 * k, 3.0, 40] for k in range(12)]))
     (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
-    files = {"Condition: an image": "data.conditions.picture.folder=.", "Cameras": "data.cameras.path=cameras.json"}
-    files["Data"] = "data.lines=prompts.txt"
+    files = {
+        "Condition: an image": "data.conditions.picture.picture_dir=.",
+        "Cameras": "data.cameras.path=cameras.json",
+    }
+    files["Data"] = "data.lines_path=prompts.txt"
     options = [*([files[title]] if title in files else []), "exp_root_dir=out", "tag=t", "use_timestamp=false"]
+    if "scene-distillation" not in recipe:
+        options += ["system.rounds=1", "data.camera_sets=1"]
     if title != "Data":
         options += [f"--prompt={prompt}" for prompt in PROMPTS]
     common = ["--config", "mine.yaml", "trainer.accelerator=cpu", "trainer.max_steps=2", *options]
-    assert launch.main([*common, "--train", "trainer.limit_test_batches=0", "trainer.log_every_n_steps=1"]) == 0, caplog.text
+    assert launch.main([*common, "--train", "trainer.limit_test_batches=0", "trainer.log_every_n_steps=1"]) == 0, (
+        caplog.text
+    )
     (log,) = tmp_path.glob("out/*/t/losses.jsonl")
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert rows[-1]["step"] >= 2
