@@ -1,34 +1,38 @@
-"""The README's module, added as a stranger would: a file in a folder of extensions, two options on the command line."""
+"""The README's module is the first example of docs/extending.md, and a mistake in its options is found."""
 
-import json
+import re
 
 import pytest
 from miniature import write_configuration
 from readme import python_blocks
+from test_extending import SECTIONS
 
 import launch
-from triplaneturbo import launcher, registry
+from triplaneturbo import launcher
+
+(SOURCE,) = [block for block in python_blocks() if "custom/unit_score.py" in block]
 
 
-@pytest.fixture
-def extensions(tmp_path, monkeypatch):
-    folder = tmp_path / "extensions"
+def test_the_readme_shows_an_example_that_is_tested():
+    assert SECTIONS["Rule"]["python"] == SOURCE
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("{type: unit-score, flor: 0.01}", "did you mean 'floor'"),
+        ("{type: unit-score, floor: many}", "floor must be a finite number, not 'many'"),
+        ("{type: mesh}", "which is a renderer; wanted is a rule: asd, csd, sds, unit-score, vsd"),
+        ("unit-scor", "did you mean 'unit-score'"),
+    ],
+)
+def test_a_mistake_in_its_options_is_found(tiny_world, tmp_path, monkeypatch, capsys, options, message):
+    folder = tmp_path / "examples_rule"  # as in test_extending.py: a process knows one class of that name
     folder.mkdir()
+    (folder / "unit_score.py").write_text(SOURCE)
     monkeypatch.setattr(launcher, "CUSTOM_FOLDER", folder)
-    (source,) = [block for block in python_blocks() if "custom/unit_score.py" in block]
-    (folder / "unit_score.py").write_text(source)
-    return folder
-
-
-def test_a_new_rule_trains(extensions, tiny_world, tmp_path, capsys):
     config = str(write_configuration(tiny_world, tmp_path))
-    options = ["system.guidance_type=unit-score-guidance", "system.guidance.floor=0.01", "trainer.max_steps=2"]
-    assert launch.main(["--config", config, "--train", *options, "trainer.log_every_n_steps=1"]) == 0
-    assert registry.find("unit-score-guidance").__module__ == "extensions.unit_score"
-    losses = (tmp_path / "tiny" / "trial" / "losses.jsonl").read_text().splitlines()
-    steps = [json.loads(line) for line in losses]
-    assert len(steps) == 2
-    assert all(step["grad_norm"] > 0 for step in steps)
-    options[1] = "system.guidance.flor=0.01"
-    assert launch.main(["--config", config, "--train", *options]) == 2
-    assert "did you mean 'floor'" in capsys.readouterr().err
+    assert launch.main(["--config", config, "--train", f"system.guidance.teachers.mvdream.rule={options}"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(re.escape(message), said)
+    assert "(command line: system.guidance.teachers.mvdream.rule=" in said

@@ -118,8 +118,8 @@ class Reading:
         try:
             return parse_config(ExperimentConfig, copy.deepcopy(self.tree), "")
         except ConfigError as error:
-            (place,) = re.findall(r"^[\w.]*", str(error))
-            origin = _origin(place.rstrip("."), self.origins)
+            place, option = re.findall(r"^([\w.]*)(?: has no option '(\w+)')?", str(error))[0]
+            origin = _origin(f"{place}.{option}".rstrip("."), self.origins)
             raise error if origin == "default" else type(error)(f"{error} ({origin})") from None
 
     def complete(self) -> Tree:
