@@ -49,8 +49,8 @@ def test_modules_of_the_reference_can_be_imported_and_hold_what_it_lists(module)
 
 def test_all_registered_names_are_in_the_reference():
     registry.import_rooms()
-    classes = {name: registry.find(name) for name in registry.names()}
-    ours = {(name, cls.__qualname__) for name, cls in classes.items() if cls.__module__.startswith("triplaneturbo.")}
+    classes = [(name, registry.find(role, name)) for role in registry.ROLES for name in registry.names(role)]
+    ours = {(name, cls.__qualname__) for name, cls in classes if cls.__module__.startswith("triplaneturbo.")}
     row = re.compile(r"^\| `([\w-]+)` \| \[`(\w+)`\]\[[\w.]+\] \|$", re.MULTILINE)
     assert {found for text in PAGES.values() for found in row.findall(text)} == ours
 

@@ -15,8 +15,8 @@ from test_resume import FAST
 import launch
 from triplaneturbo.interruption import Wishes, interruption, interrupts_blocked, stoppable
 from triplaneturbo.systems import checkpoint
-from triplaneturbo.systems.base import GeneratorSystem
 from triplaneturbo.systems.prd import ProgressiveRenderingDistillation as System
+from triplaneturbo.systems.scene import SceneSystem
 from triplaneturbo.weights.files import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -119,7 +119,7 @@ def test_updates_of_all_parts_of_a_batch_belong_together(train, at):
 
 def test_a_validation_is_left_and_the_weights_are_not_their_averages(train, at, whole):
     options = ("trainer.max_steps=4", "trainer.val_check_interval=4")  # batches: two updates
-    at(GeneratorSystem, "validation_step", 1, signal.SIGTERM)
+    at(SceneSystem, "validation_step", 1, signal.SIGTERM)
     code, part = train("part", *options)
     assert (code, steps(part)) == (143, ([3], 3))
     assert not list((part / "save").rglob("*.png"))

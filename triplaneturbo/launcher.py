@@ -83,7 +83,6 @@ def launch(request: Launch) -> None:
         ConfigError: configuration, extension, or command line cannot be used.
     """
     _set_up_logging(request.verbose)
-    import_extensions(Path.cwd() / "custom", CUSTOM_FOLDER)
     reading = read_configuration(request)
     experiment = reading.experiment()
     training = request.mode == "train"
@@ -116,7 +115,6 @@ def _launch(request: Launch, trial: Trial, trainer: pl.Trainer) -> None:
 
 def show(request: Launch) -> None:
     """Print the whole configuration of `request`, and where each value comes from."""
-    import_extensions(Path.cwd() / "custom", CUSTOM_FOLDER)
     print(read_configuration(request).show())  # noqa: T201 - what it is for
 
 
@@ -126,7 +124,8 @@ def read_experiment(request: Launch) -> tuple[ExperimentConfig, Path | None]:
 
 
 def read_configuration(request: Launch) -> Reading:
-    """The tree of `request`, with the number of processes in it."""
+    """Import the extensions, and read the tree of `request`, with the number of processes in it."""
+    import_extensions(Path.cwd() / "custom", CUSTOM_FOLDER)
     overrides = list(request.overrides)
     values: dict[str, Any] = {}
     _require_gpus(request.gpus)

@@ -47,7 +47,7 @@ class SceneDistillation(SceneSystem):
         """Raises ConfigError: the optimiser leaves out what is trained beside a teacher."""
         optimizer = super().configure_optimizers()
         updated = set(map(id, self.scheduled_optimizer.parameters))
-        for name, part in self.guidance.trained.items():
+        for name, part in (self.guidance.trained if hasattr(self, "_guidance") else {}).items():
             if not any(id(parameter) in updated for parameter in part.parameters()):
                 raise ConfigError(
                     f"what is trained beside the teacher {name!r} is in no group of system.optimizer.params: add "

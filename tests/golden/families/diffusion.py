@@ -14,6 +14,7 @@ from torch import Tensor
 from workbench import Workbench, cameras, translated
 
 from triplaneturbo.geometry.adapters import N_PLANES
+from triplaneturbo.guidance import Guidance
 from triplaneturbo.losses import LossConfig, Objective
 from triplaneturbo.scenes import FieldScene
 from triplaneturbo.systems import prd
@@ -103,14 +104,18 @@ def training_recurrence(case: Case, workbench: Workbench, monkeypatch: pytest.Mo
         denoised.append(latents)
         return FieldScene(system.geometry.field, {"planes": latents.unflatten(0, (-1, N_PLANES))})
 
-    def guidance(*arguments: Any) -> list[Tensor]:
-        return [case["w_fidelity"][len(denoised) - 1].unflatten(0, (-1, N_PLANES))]
+    class Fidelity(Guidance):
+        def check(self, *arguments: Any) -> None:
+            """Goes with everything."""
+
+        def forward(self, *arguments: Any) -> list[Tensor]:
+            return [case["w_fidelity"][len(denoised) - 1].unflatten(0, (-1, N_PLANES))]
 
     monkeypatch.setattr(system.geometry.space_generator, "denoise", network)
     monkeypatch.setattr(system.geometry, "decode", decode)
     monkeypatch.setattr(system, "render", lambda renderer, scene, *others: scene.tensors["planes"])
     monkeypatch.setattr(system, "loss", loss)
-    monkeypatch.setattr(system, "_guidance", (guidance,), raising=False)
+    monkeypatch.setattr(system, "_guidance", (Fidelity(),), raising=False)
     monkeypatch.setattr(system, "manual_backward", backward)
     latent = case["latent0"].unflatten(0, (-1, N_PLANES))
     # Where nothing is to be added, no number may matter.
