@@ -1,7 +1,8 @@
 """Text and noise to six feature planes, and the scene they make."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -80,7 +81,7 @@ class FewStepTriplanes(Geometry):
         self.space_generator.merge()
         self.merged = True
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moving weights leaves a recording with their old addresses."""
         self._replay = GraphReplay()
         return super()._apply(fn, recurse)

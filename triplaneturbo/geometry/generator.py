@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -192,6 +192,8 @@ class TriplaneGenerator(Module):
 class PlaneHead(nn.Conv2d):
     """The last convolution of the decoder, in float32: rounding its output would show as a rough surface."""
 
+    bias: nn.Parameter
+
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
         self.split = False
@@ -208,18 +210,18 @@ class PlaneHead(nn.Conv2d):
         return torch.cat(tuple(halves), dim=1).flatten(0, 1)
 
 
-def _widen(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _widen(module: nn.Conv2d, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The estimate of x_0 at t = 999 magnifies errors of the last layer 15 times: keep it in float32."""
     return (inputs[0].to(module.weight.dtype),)
 
 
-def _drop_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+def _drop_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             state.pop(prefix + name, None)
 
 
-def _keep_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, *unused: Any) -> None:
+def _keep_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, *unused: object) -> None:
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             state.setdefault(prefix + name, parameter)

@@ -126,7 +126,7 @@ class RichDreamerTeacher(MultiViewTeacher):
             return F.adaptive_avg_pool2d(pictures, self.cfg.image_size)
         return F.avg_pool2d(pictures, factor)  # the same, with a gradient that CUDA repeats bit for bit
 
-    def encode(self, pictures: Float[Tensor, "N 4 S S"], vae_noise: None) -> Float[Tensor, "N 4 S S"]:
+    def encode(self, pictures: Float[Tensor, "N 4 S S"], vae_noise: Tensor | None) -> Float[Tensor, "N 4 S S"]:
         return pictures if "unit-range" in self.cfg.quirks else 2 * pictures - 1
 
     def camera(self, cameras: Cameras) -> Float[Tensor, "M 16"]:
