@@ -4,8 +4,8 @@ import math
 import types
 import typing
 from collections.abc import Callable, ItemsView, ValuesView
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_type_hints
+from dataclasses import Field, dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, get_type_hints
 
 import torch.nn as nn
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -15,7 +15,12 @@ from triplaneturbo.registry import find, import_rooms, names
 from triplaneturbo.schedule import Schedule
 from triplaneturbo.storage import Json
 
-Options = TypeVar("Options")
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+Options = TypeVar("Options", bound=_Dataclass)
 Kind = TypeVar("Kind", bound=nn.Module)
 # An option as it is written or as its declaration wants it, a component of whatever class was named: what type it has
 # is decided when a configuration is read.
@@ -82,7 +87,7 @@ def convert(hint: Dynamic, value: Dynamic, place: str) -> Dynamic:
         return value
     if hint is Schedule:
         return _parse_schedule(value, place)
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return parse_config(hint, value, place)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(hint, value, place)
@@ -122,7 +127,8 @@ def _convert_sequence(hint: Dynamic, value: object, place: str) -> Dynamic:
         kinds = kinds[:1] * len(value)
     if len(kinds) != len(value):
         raise ConfigError(f"{place} must have {len(kinds)} entries, not {list(value)!r}")
-    return origin(convert(kind, item, f"{place}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+    items = [convert(kind, item, f"{place}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))]
+    return items if origin is list else tuple(items)
 
 
 def _convert_union(hint: object, value: object, place: str) -> Dynamic:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
@@ -136,7 +136,7 @@ def _watch_environment(asked: list[str]) -> None:
 
 
 def _from_environment(
-    written: Tree | list[Json], node: DictConfig | ListConfig, place: Place, asked: list[str]
+    written: Tree | list[Json], node: Json, place: Place, asked: list[str]
 ) -> Iterator[tuple[Place, str]]:
     for key, value in written.items() if isinstance(written, dict) else enumerate(written):
         if isinstance(value, (dict, list)):

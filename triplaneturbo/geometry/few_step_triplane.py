@@ -36,6 +36,10 @@ class FewStepTriplanes(Geometry):
         smallest_component: Share = 0.0
         """Components of exported meshes with less than this share of the largest one's faces are dropped."""
 
+    field: PlaneField
+    bbox: Tensor
+    """Two corners of the cube."""
+
     def configure(self) -> None:
         cfg = self.cfg
         self.space_generator = TriplaneGenerator(cfg.space_generator)

@@ -74,6 +74,8 @@ class TriplaneGenerator(Module):
     def configure(self) -> None:
         cfg = self.cfg
         unet, vae, scheduler = _load(Path(cfg.pretrained_model_name_or_path))
+        if vae.post_quant_conv is None:
+            raise ConfigError(f"the autoencoder in {cfg.pretrained_model_name_or_path} has no post_quant_conv")
         self.unet, self.decoder, self.post_quant_conv = unet, vae.decoder, vae.post_quant_conv
         self.schedule = NoiseSchedule.from_config(scheduler)
         if cfg.prediction_type not in (None, self.schedule.prediction_type):
@@ -88,7 +90,7 @@ class TriplaneGenerator(Module):
             adapt_decoder(self.decoder, ranks, cfg.decoder_attention)
         self.decoder.conv_out = PlaneHead(self.decoder.conv_out.in_channels, self.cfg.output_dim)
         if self.cfg.prompt_bias:
-            self.prompt_bias = nn.Parameter(torch.zeros(N_PLANES, 77, unet.config.cross_attention_dim))
+            self.prompt_bias = nn.Parameter(torch.zeros(N_PLANES, 77, unet.config["cross_attention_dim"]))
         if self.cfg.gradient_checkpoint:
             self.unet.enable_gradient_checkpointing()
             vae.enable_gradient_checkpointing()
@@ -98,7 +100,7 @@ class TriplaneGenerator(Module):
 
     @property
     def latent_channels(self) -> int:
-        return self.unet.config.in_channels
+        return self.unet.config["in_channels"]
 
     def denoise(
         self,
@@ -146,6 +148,7 @@ class TriplaneGenerator(Module):
         never computed).
         """
         dtype = self._prepare(latents.device)
+        assert isinstance(self.decoder.conv_out, PlaneHead)
         self.decoder.conv_out.split = split
         hidden = self.post_quant_conv(latents.to(dtype))
         return self.decoder(hidden).unflatten(0, (-1, N_PLANES))
@@ -174,7 +177,7 @@ class TriplaneGenerator(Module):
         """Fold the adapters into the weights, for faster inference. Not to be undone, trained or saved."""
         merge_adapters(self.unet)
         merge_adapters(self.decoder)
-        self.unet.to(memory_format=torch.channels_last)
+        self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # diffusers wraps `to` without its type
 
     def _prepare(self, device: torch.device) -> torch.dtype:
         """Bring frozen weights to the type asked for, and the schedule to the device, when either changed."""

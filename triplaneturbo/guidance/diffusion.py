@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -91,12 +91,13 @@ class DiffusionTeacher(Teacher):
         self, pictures: Float[Tensor, "N C S S"], vae_noise: Float[Tensor, "N c s s"] | None
     ) -> Float[Tensor, "N c s s"]:
         """Latents of pictures in [0, 1]; differentiable. vae_noise: of the posterior sample."""
-        assert self.vae is not None and vae_noise is not None
+        assert self.vae is not None
+        assert vae_noise is not None
         dtype = self._settle(pictures.device)
         with autocast(pictures.device, dtype):
             posterior = self.vae.encode(2 * pictures - 1).latent_dist
         latents = posterior.mean.float() + posterior.std.float() * vae_noise
-        return latents * self.vae.config.scaling_factor
+        return latents * self.vae.config["scaling_factor"]
 
     def camera(self, cameras: Cameras) -> Float[Tensor, "M 16"] | None:
         """What it is told about each camera, or None."""
@@ -132,8 +133,8 @@ class DiffusionTeacher(Teacher):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a latent."""
-        factor = 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
-        return self.unet.config.in_channels, self.cfg.image_size // factor, self.cfg.image_size // factor
+        factor = 1 if self.vae is None else 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        return self.unet.config["in_channels"], self.cfg.image_size // factor, self.cfg.image_size // factor
 
     def draw(
         self, draws: Draws, n_view: int, progress: Progress, timestep_range: tuple[float, float] | None

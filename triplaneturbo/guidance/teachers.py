@@ -112,10 +112,9 @@ class RichDreamerTeacher(MultiViewTeacher):
             self.unet = build_unet(state, self.cfg.path, heads=8)
             self.schedule = NoiseSchedule.from_config(LDM_SCHEDULE)
             log_unused(state, self.cfg.path, (UNET_PREFIX, EMA_PREFIX))
-        if self.unet.config.in_channels != 4:
-            raise ConfigError(
-                f"{self.cfg.path} takes {self.unet.config.in_channels} channels; a normal-disparity model takes 4"
-            )
+        channels = self.unet.config["in_channels"]
+        if channels != 4:
+            raise ConfigError(f"{self.cfg.path} takes {channels} channels; a normal-disparity model takes 4")
         install_cross_view_attention(self.unet, self.cfg.n_view)
         self._freeze()
 

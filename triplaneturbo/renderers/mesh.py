@@ -174,7 +174,8 @@ class MeshRenderer(Renderer[Scene]):
         extras: dict[str, Extra] = {}
         if self.cfg.surface_samples and isinstance(scene, FieldScene):
             found = scene.query(seen, features=True, normals=True)
-            assert found.features is not None and found.gradient is not None
+            assert found.features is not None
+            assert found.gradient is not None
             features, extras = found.features, {"sdf": table.rows(found.value), "sdf_grad": table.rows(found.gradient)}
         else:
             features = scene.features(seen)

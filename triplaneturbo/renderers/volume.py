@@ -244,7 +244,8 @@ class VolumeRenderer(Renderer[FieldScene]):
         edges = self._edges(scene, rays, inv_std)
         t_points, t_intervals = (edges[..., 1:] + edges[..., :-1]) / 2, edges[..., 1:] - edges[..., :-1]
         found = scene.query(rays.points(t_points), features=True, normals=True)
-        assert found.normal is not None and found.features is not None and found.gradient is not None
+        assert found.normal is not None
+        assert found.features is not None
         value, normal, features = (
             x.unflatten(1, t_points.shape[1:]) for x in (found.value, found.normal, found.features)
         )
@@ -262,6 +263,7 @@ class VolumeRenderer(Renderer[FieldScene]):
         )
         if not self.training:
             return pixels, {}
+        assert found.gradient is not None
         return pixels, {
             "sdf": value,
             "sdf_grad": found.gradient.unflatten(1, t_points.shape[1:]),
