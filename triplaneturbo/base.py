@@ -4,8 +4,8 @@ import math
 import types
 import typing
 from collections.abc import Callable, ItemsView, ValuesView
-from dataclasses import Field, dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, get_type_hints
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_type_hints
 
 import torch.nn as nn
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -15,12 +15,7 @@ from triplaneturbo.registry import find, import_rooms, names
 from triplaneturbo.schedule import Schedule
 from triplaneturbo.storage import Json
 
-
-class _Dataclass(Protocol):
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-
-Options = TypeVar("Options", bound=_Dataclass)
+Options = TypeVar("Options")
 Kind = TypeVar("Kind", bound=nn.Module)
 # An option as it is written or as its declaration wants it, a component of whatever class was named: what type it has
 # is decided when a configuration is read.
@@ -53,7 +48,8 @@ def parse_config(cls: type[Options], given: object, owner: str) -> Options:
     if not isinstance(given, dict):
         raise ConfigError(f"{owner or 'the configuration'} must be a mapping of options, not {given!r}")
     hints = get_type_hints(cls, include_extras=True)
-    allowed = {f.name for f in fields(cls) if f.init}
+    declared = fields(cls)  # type: ignore[arg-type]  # no bound of a type variable says that it is a dataclass
+    allowed = {f.name for f in declared if f.init}
     values = {}
     for key, value in given.items():
         if key not in allowed:
@@ -64,7 +60,7 @@ def parse_config(cls: type[Options], given: object, owner: str) -> Options:
         config = cls(**values)
     except TypeError as error:  # a required option is missing: dataclasses name it
         raise ConfigError(f"{owner or 'the configuration'}: {error}") from error
-    for f in fields(cls):  # defaults are written as in YAML too
+    for f in declared:  # defaults are written as in YAML too
         as_in_yaml = hints[f.name] is Schedule or typing.get_origin(hints[f.name]) is typing.Annotated
         if as_in_yaml and f.name not in values:
             object.__setattr__(config, f.name, convert(hints[f.name], getattr(config, f.name), f"{owner}.{f.name}"))

@@ -108,8 +108,8 @@ def _launch(request: Launch, trial: Trial, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
             trial.record(request.configs)
         trainer.loggers = loggers
-        known = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it without declaring it
-        trainer.callbacks = [TrialGuard(trial), *_callbacks(experiment), *known]  # type: ignore[attr-defined]  # as above
+        own = [TrialGuard(trial), *_callbacks(experiment)]
+        trainer.callbacks[:0] = own  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
     if not (training or trial.checkpoint or getattr(experiment.system.cfg, "weights", None)):
         log.warning("neither resume= nor system.weights= is given: what is trained is still at its start values")
     _run(request.mode, trainer, system, datamodule, trial.checkpoint)
@@ -172,12 +172,12 @@ def build_trainer(experiment: ExperimentConfig) -> pl.Trainer:
     try:
         # Under SLURM it looks for checkpoints of its own in the folder that is given here.
         folder = experiment.exp_dir
-        plugins: list = [AtomicCheckpointIO()]
-        trainer = pl.Trainer(**options, logger=False, callbacks=[], plugins=plugins, default_root_dir=folder)
+        checkpoints = AtomicCheckpointIO()
+        trainer = pl.Trainer(**options, logger=False, callbacks=[], plugins=checkpoints, default_root_dir=folder)
     except Exception as error:  # of whatever kind: nothing but the options can be wrong
         raise ConfigError(f"{_refused_trainer_option(experiment)}: {error}") from error
     # Its handlers would stop in the middle of an accumulated update, and under SLURM save there.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]  # meant
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]  # on purpose
     if trainer.strategy.launcher is not None:
         interruption.signal_children = trainer.strategy.launcher.kill
     return trainer
@@ -265,11 +265,8 @@ def _run(
     checkpoint: Path | None,
 ) -> None:
     """Raises ConfigError: Lightning finds that trainer, system and data do not go together."""
-    start: dict[str, Any] = {
-        "datamodule": datamodule,
-        "ckpt_path": checkpoint and str(checkpoint),
-        "weights_only": True,
-    }
+    path = checkpoint and str(checkpoint)
+    start: dict[str, Any] = {"datamodule": datamodule, "ckpt_path": path, "weights_only": True}
     try:
         if mode == "train":
             trainer.fit(system, **start)

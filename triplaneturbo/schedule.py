@@ -71,7 +71,7 @@ class Schedule:
         """The value at `progress`."""
         return self.at(progress.step if self.clock == "step" else progress.epoch)
 
-    def at(self, now: float) -> float:
+    def at(self, now: int | float) -> float:
         """The value at a time of its own clock."""
         (time, value) = self.points[0]
         for next_time, next_value in self.points[1:]:

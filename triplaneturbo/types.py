@@ -82,6 +82,7 @@ class Cameras(_Movable):
         return Cameras(**picked, n_view=n_view)
 
 
+@runtime_checkable
 class Numbered(Protocol):
     """A micro-batch; `step` counts them."""
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -85,7 +84,7 @@ class FewStepTriplanes(Geometry):
         self.space_generator.merge()
         self.merged = True
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FewStepTriplanes":
         """Moving weights leaves a recording with their old addresses."""
         self._replay = GraphReplay()
         return super()._apply(fn, recurse)

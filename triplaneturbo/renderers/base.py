@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -26,11 +26,16 @@ Material = Callable[[Tensor], Tensor]
 Background = Callable[[Tensor, Tensor], Tensor]
 
 
+@runtime_checkable
 class MakesScenes(Protocol):
     """What a renderer asks of a geometry."""
 
     @property
     def makes(self) -> type: ...
+
+
+class MakesFields(MakesScenes, Protocol):
+    """Of one whose scenes are fields."""
 
     @property
     def field(self) -> Field: ...

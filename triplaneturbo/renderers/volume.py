@@ -1,7 +1,7 @@
 """Volume rendering of a signed distance (NeuS or VolSDF) or of a density, samples placed by importance."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn as nn
@@ -20,6 +20,7 @@ from triplaneturbo.registry import register
 from triplaneturbo.renderers.base import (
     START,
     Background,
+    MakesFields,
     MakesScenes,
     Material,
     NormalDirection,
@@ -140,7 +141,7 @@ class VolumeRenderer(Renderer[FieldScene]):
     def check_geometry(self, geometry: MakesScenes) -> None:
         """See `Renderer.check_geometry`; the law must be one for the geometry's kind of field."""
         super().check_geometry(geometry)
-        kind = geometry.field.kind
+        kind = cast(MakesFields, geometry).field.kind  # it makes what this renderer draws: fields
         if (self._law(kind) == "density") != (kind == "density"):
             allowed = "density" if kind == "density" else "neus or volsdf"
             raise ConfigError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from triplaneturbo.systems.scene import SceneSystem
 from triplaneturbo.types import Batch, Cameras, ScoreGradient, TextStates, Views
 
 
+@runtime_checkable
 class Guidance(Protocol):
     """What a system asks of its guidance, see `guidance.distillation.ScoreDistillation`."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Annotated, Any, ClassVar, Generic, Protocol
+from typing import Annotated, Any, ClassVar, Generic, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
@@ -50,6 +50,7 @@ class LoggersConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
+@runtime_checkable
 class Consumed(Protocol):
     """How far a training has come in its data."""
 
@@ -57,6 +58,7 @@ class Consumed(Protocol):
     def samples(self) -> int: ...
 
 
+@runtime_checkable
 class TrainingData(Protocol):
     """What a training asks of its data module, see `data.stream.StreamData`."""
 
@@ -135,7 +137,7 @@ class TrainingSystem(Component, pl.LightningModule, Generic[MicroBatch]):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     @property
-    def data_module(self) -> "TrainingData":
+    def data_module(self) -> TrainingData:
         """What the trainer trains on."""
         return self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
 
