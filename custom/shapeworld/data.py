@@ -1,25 +1,25 @@
 """Exact pictures for the training of the teachers, rendered once at the start and kept on the device."""
 
+import hashlib
+import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Annotated, Literal
 
-import pytorch_lightning as pl
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
 from custom.shapeworld.models import IMAGE_SIZE, build_tokenizer, token_ids
 from custom.shapeworld.render import render
 from custom.shapeworld.splits import scorer_captions, teacher_captions
 from custom.shapeworld.world import Solid, parse_caption
-from triplaneturbo.base import Component
-from triplaneturbo.bounds import Count, FieldOfView, Length, Range, Seed, Share
+from triplaneturbo.bounds import Count, FieldOfView, Length, Range, Share
 from triplaneturbo.cameras import orbit_cameras
+from triplaneturbo.data.stream import StreamData
 from triplaneturbo.draws import keyed_generator
 from triplaneturbo.registry import register
 from triplaneturbo.types import Cameras
@@ -125,51 +125,68 @@ def draw_captions(singles: Sequence[str], stacks: Sequence[str], n: int, single_
     return drawn
 
 
-class _Rows(IterableDataset):
-    """Endless batches of random row numbers."""
+@dataclass(frozen=True)
+class PoolBatch:
+    """Objects that a step is made with.
 
-    def __init__(self, n: int, batch_size: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.n, self.batch_size, self.generator = n, batch_size, generator
+    step: micro-batch counter. sample: the global index of its first object, the key of all its random draws.
+    rows: of the pool.
+    """
 
-    def __iter__(self) -> Iterator[Tensor]:
-        device = self.generator.device
-        while True:
-            yield torch.randint(self.n, (self.batch_size,), generator=self.generator, device=device)
+    step: int
+    sample: int
+    rows: Int[Tensor, " B"]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: torch.device | str) -> "PoolBatch":
+        """The same, with its rows on `device`."""
+        return replace(self, rows=self.rows.to(device))
 
 
-@register("shapeworld-datamodule")
-class ShapeWorldData(Component, pl.LightningDataModule):
-    """Renders a `Pool` on the training device; its batches are row numbers of the pool."""
+@register("shapeworld-data")
+class ShapeWorldData(StreamData):
+    """Renders a `Pool` on the training device; batches are row numbers of the pool, drawn anew for each."""
 
     @dataclass(kw_only=True)
-    class Config:
-        """Options."""
-
-        captions: Literal["teachers", "scorer"] = "teachers"  # whose captions
+    class Config(StreamData.Config):
+        captions: Literal["teachers", "scorer"] = "teachers"
+        """Whose captions."""
         n_objects: Annotated[int, Range(1, 2**24)] = 16384
+        """Size of the pool."""
         n_view: Annotated[int, Range(1, 1024)] = 1
-        batch_size: Count = 256  # objects
-        single_share: Share = 0.4  # of single solids; the rest are stacks
-        background: tuple[Share, Share] = (0.4, 0.6)  # grey levels; the teachers' pictures are on a middle grey
-        fovy: tuple[FieldOfView, FieldOfView] = (60.0, 60.0)  # range, degrees
-        distance: tuple[Length, Length] = (0.8, 1.0)  # range, relative
-        seed: Seed = 0
+        """Views of an object."""
+        batch_size: Count = 256
+        """Objects in a micro-batch of one process."""
+        single_share: Share = 0.4
+        """Share of single solids among the objects; the rest are stacks."""
+        background: tuple[Share, Share] = (0.4, 0.6)
+        """Range of the grey levels behind the objects; the teachers' pictures are on a middle grey."""
+        fovy: tuple[FieldOfView, FieldOfView] = (60.0, 60.0)
+        """Range of the cameras' vertical field of view, degrees."""
+        distance: tuple[Length, Length] = (0.8, 1.0)
+        """Range of the cameras' distance, relative to the field of view."""
 
     pool: Pool
 
+    def configure(self) -> None:
+        self.samples_per_batch, self.samples_per_epoch = self.cfg.batch_size, self.cfg.n_objects
+        pool = [value for name, value in asdict(self.cfg).items() if name != "batch_size"]
+        self.fingerprint = hashlib.blake2b(json.dumps(pool).encode(), digest_size=8).hexdigest()
+
     def setup(self, stage: str) -> None:
         """Render the pictures; `stage` is ignored, there is only training."""
-        start, cfg = time.monotonic(), self.cfg
+        start, cfg, seed = time.monotonic(), self.cfg, self.run.seed
         device = self.trainer.strategy.root_device
         singles, stacks = teacher_captions() if cfg.captions == "teachers" else scorer_captions()
-        captions = draw_captions(singles, stacks, cfg.n_objects, cfg.single_share, cfg.seed)
-        generator = keyed_generator(cfg.seed, "cameras", device=device)
+        captions = draw_captions(singles, stacks, cfg.n_objects, cfg.single_share, seed)
+        generator = keyed_generator(seed, "cameras", device=device)
         cameras = sample_cameras(len(captions), cfg.n_view, generator, fovy=cfg.fovy, distance=cfg.distance)
-        self.pool = render_pool([parse_caption(c) for c in captions], cameras, cfg.background, cfg.seed)
+        self.pool = render_pool([parse_caption(c) for c in captions], cameras, cfg.background, seed)
         logger.info("rendered %d objects x %d views in %.1f s", len(captions), cfg.n_view, time.monotonic() - start)
 
-    def train_dataloader(self) -> DataLoader:
-        """Endless; the system decides when to stop."""
-        generator = keyed_generator(self.cfg.seed, "batches", device=self.pool.tokens.device)
-        return DataLoader(_Rows(len(self.pool), self.cfg.batch_size, generator), batch_size=None)
+    def training_batch(self, step: int, samples: range) -> PoolBatch:
+        """See `StreamData.training_batch`."""
+        generator = keyed_generator(self.run.seed, "batches", samples.start)
+        return PoolBatch(step, samples.start, torch.randint(len(self.pool), (len(samples),), generator=generator))

@@ -6,12 +6,9 @@ richdreamer       U-Net on 32 x 32 normal and disparity pictures, no VAE
 scorer            a CLIP model that judges pictures by caption
 """
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn as nn
@@ -21,6 +18,8 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from custom.shapeworld.world import PALETTE, SHAPES
+from triplaneturbo.storage import copy_file
+from triplaneturbo.weights.files import add_digests
 
 IMAGE_SIZE, ND_SIZE, LATENT_SIZE, LATENT_CHANNELS = 64, 32, 16, 4
 TEXT_LENGTH, TEXT_WIDTH = 16, 128
@@ -192,15 +191,20 @@ def standardise_latents(vae: AutoencoderKL, mean: Float[Tensor, " C"], std: Floa
     decode.weight.div_(gain[None, :, None, None])
 
 
-@contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to write into, which takes the place of `folder` when the block ends without an error."""
-    temporary = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+@runtime_checkable
+class Saved(Protocol):
+    """What diffusers and transformers write as a folder."""
+
+    def save_pretrained(self, save_directory: str | Path) -> object: ...
+
+
+def save_part(part: Saved, folder: Path) -> None:
+    """Write a network, tokenizer or scheduler into `folder`, weights with digests; each file whole or not at all."""
+    with tempfile.TemporaryDirectory() as temporary:
+        part.save_pretrained(temporary)
+        add_digests(temporary)
+        for path in sorted(Path(temporary).iterdir()):
+            copy_file(path, folder / path.name)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from custom.shapeworld.data import PoolBatch
 from custom.shapeworld.models import (
     IMAGE_PROCESSOR,
     LATENT_SCALE,
@@ -24,7 +25,7 @@ from custom.shapeworld.models import (
     build_tokenizer,
     build_unet,
     build_vae,
-    replaced_folder,
+    save_part,
     standardise_latents,
     token_ids,
 )
@@ -35,7 +36,7 @@ from triplaneturbo.errors import WeightsError
 from triplaneturbo.guidance.camera_conditions import mvdream_camera, richdreamer_camera
 from triplaneturbo.guidance.multiview import install_cross_view_attention
 from triplaneturbo.registry import register
-from triplaneturbo.weights.files import add_digests
+from triplaneturbo.storage import write_text
 from triplaneturbo.weights.folders import check_weights, load_unet, load_vae
 
 _AT_ONCE = 512  # pictures or captions that are encoded together before training
@@ -52,7 +53,7 @@ def _edges(pictures: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C2 H1 W1"]:
     return torch.cat([pictures[..., :-1, 1:] - inner, pictures[..., 1:, :-1] - inner], dim=1)
 
 
-@register("shapeworld-vae-system")
+@register("shapeworld-vae")
 class VaeStage(TrainingStage):
     """Trains the autoencoder on renders, normal pictures, and blurred or blended ones.
 
@@ -61,46 +62,46 @@ class VaeStage(TrainingStage):
 
     @dataclass(kw_only=True)
     class Config(TrainingStage.Config):
-        """Options."""
-
         kl_weight: Weight = 1e-4
+        """Of the latents' divergence from standard normal ones."""
 
     stage = "vae"
 
-    def configure(self) -> None:
+    def assemble(self) -> None:
         self.vae = build_vae().to(memory_format=torch.channels_last)
 
-    def pictures(self, rows: Tensor) -> Float[Tensor, "B 3 H W"]:
+    def pictures(self, rows: Tensor, generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
         """Half of the rows as renders, an eighth as normals, the rest as soft renders, in [-1, 1]."""
         rgb = self.pool.rgb[rows, 0].float() / 127.5 - 1
         n = len(rows) // 8
         normals = self.pool.geometry[rows[:n], 0, :3].float() / 127.5 - 1
-        share = torch.rand(n, 1, 1, 1, generator=self.generator, device=self.device)
+        share = torch.rand(n, 1, 1, 1, generator=generator, device=self.device)
         ghosts = torch.lerp(rgb[n : 2 * n], _blur(rgb[2 * n : 3 * n], 4), share)
         return torch.cat([normals, ghosts, _blur(rgb[2 * n : 3 * n], 2), _blur(rgb[3 * n : 4 * n], 4), rgb[4 * n :]])
 
-    def loss(self, rows: Tensor) -> Float[Tensor, ""]:
-        pictures = self.pictures(rows).contiguous(memory_format=torch.channels_last)
+    def losses(self, batch: PoolBatch) -> dict[str, Tensor]:
+        generator = self.generator(batch)
+        pictures = self.pictures(batch.rows, generator).contiguous(memory_format=torch.channels_last)
         with self.autocast():
             moments = self.vae.encode(pictures).latent_dist
-            noise = torch.randn(moments.mean.shape, generator=self.generator, device=self.device)
+            noise = torch.randn(moments.mean.shape, generator=generator, device=self.device)
             decoded = self.vae.decode(moments.mean + moments.std * noise).sample
         decoded, mean, logvar = decoded.float(), moments.mean.float(), moments.logvar.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        error = (decoded - pictures).abs().mean() + (_edges(decoded) - _edges(pictures)).abs().mean()
-        return error + self.cfg.kl_weight * kl
+        return {
+            "pixels": (decoded - pictures).abs().mean(),
+            "edges": (_edges(decoded) - _edges(pictures)).abs().mean(),
+            "kl": self.cfg.kl_weight * kl,
+        }
 
-    @torch.no_grad()
     def save(self, folder: Path) -> None:
         sample = self.pool.rgb[: 4 * _AT_ONCE, 0].float() / 127.5 - 1
         latents = torch.cat([self.vae.encode(part).latent_dist.mean for part in sample.split(_AT_ONCE)])
         standardise_latents(self.vae, latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)))
-        with replaced_folder(folder / "stable_diffusion" / "vae") as path:
-            self.vae.half().save_pretrained(path)
-            add_digests(path)
+        save_part(self.vae.half(), folder / "stable_diffusion" / "vae")
 
 
-@register("shapeworld-diffusion-system")
+@register("shapeworld-diffusion")
 class DiffusionStage(TrainingStage):
     """Trains a teacher by v-prediction, with the empty caption for a tenth of the objects.
 
@@ -109,12 +110,12 @@ class DiffusionStage(TrainingStage):
 
     @dataclass(kw_only=True)
     class Config(TrainingStage.Config):
-        """Options."""
-
         kind: TeacherKind
-        empty_share: Share = 0.1  # of the objects whose caption is dropped
+        """Which teacher."""
+        empty_share: Share = 0.1
+        """Share of the objects whose caption is dropped."""
 
-    def configure(self) -> None:
+    def assemble(self) -> None:
         self.stage = self.cfg.kind
         self.schedule = NoiseSchedule.from_config(build_scheduler().config)
         self.unet = build_unet(self.cfg.kind)
@@ -165,8 +166,8 @@ class DiffusionStage(TrainingStage):
         latents = [LATENT_SCALE * vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in parts]
         return torch.cat(latents).unflatten(0, self.pool.rgb.shape[:2])
 
-    def _condition(self, rows: Tensor) -> Float[Tensor, "B L C"]:
-        dropped = torch.rand(len(rows), generator=self.generator, device=self.device) < self.cfg.empty_share
+    def _condition(self, rows: Tensor, generator: torch.Generator) -> Float[Tensor, "B L C"]:
+        dropped = torch.rand(len(rows), generator=generator, device=self.device) < self.cfg.empty_share
         chosen = self.captions[rows]
         chosen = torch.where(dropped.reshape(-1, *[1] * (chosen.dim() - 1)), self.empty, chosen)
         if self.cfg.kind == "stable_diffusion":
@@ -179,19 +180,20 @@ class DiffusionStage(TrainingStage):
         embed = mvdream_camera if self.cfg.kind == "mvdream" else richdreamer_camera
         return embed(self.pool.cameras).unflatten(0, (-1, N_VIEW))
 
-    def loss(self, rows: Tensor) -> Float[Tensor, ""]:
+    def losses(self, batch: PoolBatch) -> dict[str, Tensor]:
         """Mean squared error of v = alpha eps - sigma x_0; the views of an object share their timestep."""
+        rows, generator = batch.rows, self.generator(batch)
         clean = self.clean[rows].flatten(0, 1)
         n_view = self.clean.shape[1]
         camera = None if self.cameras is None else self.cameras[rows].flatten(0, 1)
-        t = torch.randint(1000, (len(rows),), generator=self.generator, device=self.device).repeat_interleave(n_view)
-        noise = torch.randn(clean.shape, generator=self.generator, device=self.device)
+        t = torch.randint(1000, (len(rows),), generator=generator, device=self.device).repeat_interleave(n_view)
+        noise = torch.randn(clean.shape, generator=generator, device=self.device)
         alpha, sigma = self.schedule.alpha_sigma(t, clean)
         noisy = (alpha * clean + sigma * noise).contiguous(memory_format=torch.channels_last)
         with self.autocast():
-            text = self._condition(rows).repeat_interleave(n_view, dim=0)
+            text = self._condition(rows, generator).repeat_interleave(n_view, dim=0)
             predicted = self.unet(noisy, t, text, class_labels=camera).sample
-        return F.mse_loss(predicted.float(), alpha * noise - sigma * clean)
+        return {"velocity": F.mse_loss(predicted.float(), alpha * noise - sigma * clean)}
 
     def save(self, folder: Path) -> None:
         target = folder / self.cfg.kind
@@ -199,27 +201,34 @@ class DiffusionStage(TrainingStage):
         if self.cfg.kind == "stable_diffusion":
             parts |= {"text_encoder": self.text_encoder.half(), "tokenizer": self.tokenizer}
         for name, part in parts.items():
-            with replaced_folder(target / name) as path:
-                part.save_pretrained(path)
-                add_digests(path)
+            save_part(part, target / name)
         if self.cfg.kind == "stable_diffusion":
-            (target / "model_index.json").write_text(json.dumps(PIPELINE, indent=2) + "\n")
+            write_text(target / "model_index.json", json.dumps(PIPELINE, indent=2) + "\n")
 
 
-@register("shapeworld-scorer-system")
+@register("shapeworld-scorer")
 class ScorerStage(TrainingStage):
     """Trains a CLIP model by contrast; pictures of the same caption are all right answers to it."""
 
     stage = "scorer"
 
-    def configure(self) -> None:
+    def assemble(self) -> None:
         self.tokenizer = build_tokenizer()
         self.model = build_scorer(self.tokenizer)
 
-    def augment(self, pictures: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Also limits the temperature after every update."""
+        optimizer = super().configure_optimizers()
+        optimizer.register_step_post_hook(self._limit_temperature)
+        return optimizer
+
+    def _limit_temperature(self, *of_the_hook: object) -> None:
+        self.model.logit_scale.data.clamp_(max=4.6)
+
+    def augment(self, pictures: Float[Tensor, "B 3 H W"], generator: torch.Generator) -> Float[Tensor, "B 3 H W"]:
         """Shift, blur a third mildly and a sixth strongly, change contrast, tint, noise: generated views are soft."""
         n, device = len(pictures), self.device
-        up, left = torch.randint(-4, 5, (2,), generator=self.generator, device=device)
+        up, left = torch.randint(-4, 5, (2,), generator=generator, device=device)
         height, width = pictures.shape[-2:]
         y = (torch.arange(height, device=device) + up) % height
         x = (torch.arange(width, device=device) + left) % width
@@ -230,29 +239,26 @@ class ScorerStage(TrainingStage):
         )
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=self.generator, device=device)
+            return torch.randn(shape, generator=generator, device=device)
 
         contrast, tint = 1 + 0.15 * normal(n, 1, 1, 1), 0.04 * normal(n, 3, 1, 1)
         return ((soft - 0.5) * contrast + 0.5 + tint + 0.02 * normal(*pictures.shape)).clamp(0, 1)
 
-    def loss(self, rows: Tensor) -> Float[Tensor, ""]:
-        tokens = self.pool.tokens[rows]
-        pictures = self.augment(self.pool.rgb[rows, 0].float() / 255) * 2 - 1
+    def losses(self, batch: PoolBatch) -> dict[str, Tensor]:
+        tokens = self.pool.tokens[batch.rows]
+        pictures = self.augment(self.pool.rgb[batch.rows, 0].float() / 255, self.generator(batch)) * 2 - 1
         with self.autocast():
             output = self.model(input_ids=tokens, pixel_values=pictures)
         logits = output.logits_per_image.float()
         same = (tokens[:, None] == tokens[None]).all(dim=-1).float()
         target = same / same.sum(dim=1, keepdim=True)
-        return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
-
-    def on_train_batch_end(self, outputs: object, batch: Tensor, batch_idx: int) -> None:
-        with torch.no_grad():
-            self.model.logit_scale.clamp_(max=4.6)
-        super().on_train_batch_end(outputs, batch, batch_idx)
+        return {
+            "pictures": 0.5 * F.cross_entropy(logits, target),
+            "captions": 0.5 * F.cross_entropy(logits.T, target),
+        }
 
     def save(self, folder: Path) -> None:
-        with replaced_folder(folder / "scorer") as path:
-            self.model.half().save_pretrained(path)
-            add_digests(path)
-            self.tokenizer.save_pretrained(path)
-            (path / "preprocessor_config.json").write_text(json.dumps(IMAGE_PROCESSOR, indent=2) + "\n")
+        target = folder / "scorer"
+        for part in (self.model.half(), self.tokenizer):
+            save_part(part, target)
+        write_text(target / "preprocessor_config.json", json.dumps(IMAGE_PROCESSOR, indent=2) + "\n")

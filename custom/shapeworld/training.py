@@ -1,75 +1,43 @@
-"""What the trainings of the miniature world's networks share: time budget, averaged weights, saving."""
+"""What the trainings of the miniature world's networks share: their draws, and what is written when one is over."""
 
 import json
 import logging
-import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
-import torch.nn as nn
-from jaxtyping import Float
-from torch import Tensor
 
-from custom.shapeworld.data import Pool
-from triplaneturbo.base import Component
-from triplaneturbo.bounds import ProjectPath, Range, Seed
+from custom.shapeworld.data import Pool, PoolBatch
+from triplaneturbo.bounds import ProjectPath
 from triplaneturbo.draws import keyed_generator
+from triplaneturbo.storage import write_text
+from triplaneturbo.systems.training import TrainingSystem
 
 logger = logging.getLogger(__name__)
 
-
-class AveragedWeights:
-    """Exponential moving average of parameters. The decay grows with the number of updates up to `decay`."""
-
-    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
-        self.parameters = parameters
-        self.averages = [p.detach().clone() for p in parameters]
-        self.decay = decay
-        self.updates = 0
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move the averages towards the parameters."""
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.averages, self.parameters, 1 - decay)
-
-    @torch.no_grad()
-    def apply(self) -> None:
-        """Write the averages into the parameters."""
-        torch._foreach_copy_(self.parameters, self.averages)
+# Share of the newest update in the running mean of the loss.
+_NEWEST = 0.02
 
 
-class TrainingStage(Component, pl.LightningModule):
-    """A training that ends after `minutes` of wall-clock time or `steps`, whichever comes first, then saves fp16.
+class TrainingStage(TrainingSystem):
+    """A training that writes averaged networks in half precision, and a record of itself, when all steps are done.
 
-    Subclasses build their networks in `configure`, and define `loss` and `save`.
+    Subclasses name the stage and define `assemble`, `losses` and `save`.
     """
 
     @dataclass(kw_only=True)
-    class Config:
-        """Options."""
-
+    class Config(TrainingSystem.Config):
         out_dir: ProjectPath = "load/shapeworld"
-        minutes: Annotated[float, Range(0, 1e6, above=True)] = 2.0  # the learning rate follows the elapsed share
-        steps: Annotated[int, Range(1)] = 1_000_000
-        lr: Annotated[float, Range(0, 10)] = 1e-3
-        warmup_steps: Annotated[int, Range(1)] = 100
-        weight_decay: Annotated[float, Range(0, 10)] = 0.01
-        average_decay: Annotated[float, Range(0, 1, below=True)] = 0.998
-        log_every: Annotated[int, Range(1)] = 200
-        seed: Seed = 0
+        """Folder of the miniature world: networks of earlier stages are read there, this one's are written."""
 
     stage: str
 
-    def loss(self, rows: Tensor) -> Float[Tensor, ""]:
-        """The loss of the objects in `rows` of the pool."""
-        raise NotImplementedError
+    def configure(self) -> None:
+        super().configure()
+        self.register_buffer("mean_loss", torch.zeros(()))
+        self.seconds = 0.0
 
     def save(self, folder: Path) -> None:
         """Write the networks below `folder`, which holds all of the miniature world."""
@@ -83,73 +51,63 @@ class TrainingStage(Component, pl.LightningModule):
         """bfloat16 on CUDA, float32 elsewhere."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
 
-    def elapsed_share(self) -> float:
-        """How much of the training is over, 0 to 1."""
-        minutes = (time.monotonic() - self.started) / 60
-        return min(1.0, max(minutes / self.cfg.minutes, self.global_step / self.cfg.steps))
-
-    def learning_rate_factor(self, step: int) -> float:
-        """Linear warm-up, then half a cosine over the elapsed share down to 1 %."""
-        warmup = min(1.0, (step + 1) / self.cfg.warmup_steps)
-        return warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * self.elapsed_share())))
-
-    def configure_optimizers(self) -> dict:
-        self.started = time.monotonic()
-        optimizer = torch.optim.AdamW(
-            [p for p in self.parameters() if p.requires_grad],
-            lr=self.cfg.lr,
-            betas=(0.9, 0.99),
-            weight_decay=self.cfg.weight_decay,
-            fused=self.device.type == "cuda",
-        )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.learning_rate_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    def generator(self, batch: PoolBatch) -> torch.Generator:
+        """Of everything random that is done with `batch`, on the device of the networks."""
+        return keyed_generator(self.run.seed, self.stage, batch.sample, device=self.device)
 
     def on_train_start(self) -> None:
-        self.train()
-        self.generator = keyed_generator(self.cfg.seed, self.stage, device=self.device)
-        trained = [p for p in self.parameters() if p.requires_grad]
-        self.averages = AveragedWeights(trained, self.cfg.average_decay)
-        self.smooth_loss = torch.zeros((), device=self.device)
-        self.started = time.monotonic()
+        super().on_train_start()
+        self._clock = time.monotonic()
 
-    def training_step(self, rows: Tensor) -> Float[Tensor, ""]:
-        loss = self.loss(rows)
-        self.smooth_loss.lerp_(loss.detach(), max(0.02, 1 / (self.global_step + 1)))
-        return loss
+    def update(self, batch: PoolBatch) -> None:
+        """As for any training; also keeps time and the running mean of the loss."""
+        loss = sum(value for name, value in self.measured.items() if name.startswith("loss_"))
+        super().update(batch)
+        if not self.skipped_in_a_row:
+            self.mean_loss.lerp_(loss, max(_NEWEST, 1 / self.progress.step))
+        now = time.monotonic()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
 
-    def on_train_batch_end(self, outputs: object, batch: Tensor, batch_idx: int) -> None:
-        self.averages.update()
-        if self.global_step % self.cfg.log_every == 0:
-            loss = self.smooth_loss.item()
-            logger.info(
-                "%s: step %d, %.0f %%, loss %.4f", self.stage, self.global_step, 100 * self.elapsed_share(), loss
-            )
-        if self.elapsed_share() >= 1:
-            self.trainer.should_stop = True
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["seconds"] = self.seconds
 
-    def on_train_end(self) -> None:
-        """Save the averaged weights, then a record of the training, whose presence means that the stage is done."""
-        seconds = time.monotonic() - self.started
-        self.averages.apply()
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.seconds = checkpoint["seconds"]
+
+    def on_fit_end(self) -> None:
+        """Write the networks, then the record, whose presence means that the stage is done.
+
+        The state of the training is saved by now. A run that was killed before this goes on with no step to do, so that
+        no hook of the training is called in it, but this one is. The networks are of no use for training afterwards.
+        """
+        step, wanted = self.trainer.global_step, self.trainer.max_steps
+        if step < wanted:
+            logger.info("%s is not done: %d of %d steps", self.stage, step, wanted)
+            return
+        if not self.trainer.is_global_zero:
+            return
+        self.to(self.pool.tokens.device)  # from the CPU, where Lightning has put them
+        self.swap_average()
         self.eval()
         folder = Path(self.cfg.out_dir)
-        self.save(folder)
-        cuda = self.device.type == "cuda"
-        record = {
+        with torch.no_grad():
+            self.save(folder)
+        record = self._record()
+        logger.info("%s is done: %s", self.stage, record)
+        write_text(folder / "training" / f"{self.stage}.json", json.dumps(record, indent=2) + "\n")
+
+    def _record(self) -> dict[str, str | int | float | None]:
+        cuda, data = self.device.type == "cuda", self.trainer.datamodule
+        return {
             "stage": self.stage,
-            "seconds": round(seconds, 1),
-            "steps": self.global_step,
-            "objects": self.global_step * self.trainer.datamodule.cfg.batch_size,
-            "views": self.trainer.datamodule.cfg.n_view,
-            "loss": round(self.smooth_loss.item(), 5),
+            "seconds": round(self.seconds, 1),
+            "steps": self.trainer.global_step,
+            "objects": data.position.samples,
+            "views": data.cfg.n_view,
+            "loss": round(self.mean_loss.item(), 5),
             "parameters": sum(p.numel() for p in self.parameters() if p.requires_grad),
             "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
             "peak_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else None,
         }
-        logger.info("%s is done: %s", self.stage, record)
-        path = folder / "training" / f"{self.stage}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial")
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(temporary, path)

@@ -17,6 +17,7 @@ def main() -> None:
 
     from triplaneturbo import TextToMeshPipeline
     from triplaneturbo.config import load_config
+    from triplaneturbo.storage import write_text
     from triplaneturbo.systems.losslog import read_losses
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -39,7 +40,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     record = {"stage": "student", "seconds": seconds, "device": device}
     record |= {"steps": last["step"], "prompts": last["prompts"]}
-    (given.out / "training" / "student.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_text(given.out / "training" / "student.json", json.dumps(record, indent=2) + "\n")
     print(f"wrote {given.out}/student.safetensors: {record}")
 
 

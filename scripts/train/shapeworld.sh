@@ -5,18 +5,18 @@
 #
 # Stages: vae, stable_diffusion, mvdream, richdreamer, scorer, student; `all` (the default) runs the first five in
 # order, those that do not depend on each other side by side: scorer and vae, stable_diffusion, mvdream and richdreamer.
-# A stage that is done (DIR/training/STAGE.json exists and says what it took) is skipped; --force repeats it.
-# --minutes: training time of each named stage in place of its configuration's, at most 9.
-# The student takes longer: each call trains it for M minutes (8.5 if not given) and goes on where the last one
-# stopped; when all steps are done, it goes to DIR/student.safetensors.
+# A stage that is done (DIR/training/STAGE.json exists and says what it took) is skipped; one that was stopped goes on
+# where it stopped. Runs are kept in outputs/, with --out in DIR/outputs/. --force starts each named stage anew.
+# --minutes: each named stage is stopped after M minutes of this call, the student after 8.5 if M is not given; call
+# again until all is done. When all steps of the student are done, it goes to DIR/student.safetensors.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-out=load/shapeworld minutes="" force="" stages=()
+out=load/shapeworld runs=outputs minutes="" force="" stages=()
 python=${PYTHON:-python}
 while [ $# -gt 0 ]; do
   case $1 in
-    --out) out=$2; shift 2 ;;
+    --out) out=$2 runs=$2/outputs; shift 2 ;;
     --minutes) minutes=$2; shift 2 ;;
     --force) force=yes; shift ;;
     --) shift; break ;;
@@ -25,37 +25,46 @@ while [ $# -gt 0 ]; do
   esac
 done
 given=("$@")
-overrides=("system.out_dir=$out" ${minutes:+"system.minutes=$minutes"} "$@")
+
+limited() { # MINUTES COMMAND...: no limit if MINUTES is empty; being stopped by it is no error
+  local limit=${1:+timeout --signal=INT ${1}m} code=0
+  $limit "${@:2}" || code=$?
+  [ $code -eq 124 ] || return $code
+}
 
 train() {
-  if [ -z "$force" ] && [ -f "$out/training/$1.json" ]; then
-    echo "$1 is done: $out/training/$1.json"
+  local record=$out/training/$1.json
+  if [ -z "$force" ] && [ -f "$record" ]; then
+    echo "$1 is done: $record"
     return
   fi
-  "$python" launch.py --config "configs/shapeworld/$1.yaml" --train "${overrides[@]}"
+  [ -z "$force" ] || rm -rf "$record" "$runs/shapeworld/$1"
+  limited "$minutes" "$python" launch.py --config "configs/shapeworld/$1.yaml" --train \
+    "exp_root_dir=$runs" "system.out_dir=$out" ${given[@]+"${given[@]}"} || return
+  [ -f "$record" ] || { echo "$1 is not done yet: give the command again" >&2; return 1; }
 }
 
 student() {
-  local trial=outputs/shapeworld-student/student started=$SECONDS code=0
-  timeout --signal=INT "${minutes:-8.5}m" "$python" launch.py --config configs/shapeworld/prd.yaml --train \
-    name=shapeworld-student tag=student use_timestamp=false resume=auto trainer.limit_test_batches=0 "$@" || code=$?
+  local trial=$runs/shapeworld-student/student started=$SECONDS
+  limited "${minutes:-8.5}" "$python" launch.py --config configs/shapeworld/prd.yaml --train "exp_root_dir=$runs" \
+    name=shapeworld-student tag=student use_timestamp=false resume=auto trainer.limit_test_batches=0 \
+    ${given[@]+"${given[@]}"}
   mkdir -p "$trial"
   echo $((SECONDS - started)) >>"$trial/seconds"
-  [ $code -eq 0 ] || [ $code -eq 124 ] || exit $code
   "$python" scripts/train/pack_student.py "$trial" "$out"
 }
 
 both() { # the second in the background; fails if either does
-  train "$2" & local other=$!
-  train "$1"
-  wait "$other"
+  train "$2" & local other=$! code=0
+  train "$1" || code=$?
+  wait "$other" && return $code
 }
 
 for stage in "${stages[@]:-all}"; do
   case $stage in
     all) both vae scorer; train stable_diffusion; both mvdream richdreamer ;;
     vae | stable_diffusion | mvdream | richdreamer | scorer) train "$stage" ;;
-    student) student ${given[@]+"${given[@]}"} ;;
+    student) student ;;
     *) echo "unknown stage '$stage'; allowed: vae stable_diffusion mvdream richdreamer scorer student all" >&2; exit 2 ;;
   esac
 done

@@ -145,7 +145,7 @@ def test_one_prompt_can_be_picked_for_evaluation():
         ({"cameras": {"fovy": [0, 60]}}, r"cameras\.fovy\[0\]"),
         ({"cameras": {"fovy": [60, 200]}}, r"cameras\.fovy\[1\]"),
         ({"cameras": {"elevation": [30, -30]}}, r"cameras\.elevation must be \[low, high\]"),
-        ({"cameras": "volume"}, r"cameras\.type is 'volume', which is a renderer; wanted is a cameras: .*ring"),
+        ({"cameras": "volume"}, r"cameras\.type is 'volume', which is a renderer; wanted is one of cameras: .*ring"),
         ({"n_test_views": -1}, "n_test_views"),
         ({"latent_shape": [5, 4, 8, 8]}, r"latent_shape\[0\] is 5; allowed: 6"),
         ({"conditions": {"sd": {}}, "generator_condition": "ds"}, "'ds'; data.conditions has sd"),

@@ -1,13 +1,10 @@
 """Overrides in either dialect, on a file in either."""
 
-from pathlib import Path
-
 import pytest
 
 from triplaneturbo.config import read_config
 from triplaneturbo.legacy.translate import take
 
-RECIPE = Path(__file__).parents[2] / "configs/TriplaneTurbo_v1.yaml"
 PUBLISHED = """
 data_type: multiview-multiprompt-dualrenderer-multistep-datamodule-v2
 data: {prompts: [a], batch_size: 8, ray_width: "${data.batch_size}"}

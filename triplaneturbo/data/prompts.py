@@ -96,7 +96,9 @@ class PromptsAndCameras(StreamData[Batch]):
             chosen = check_prompts([cfg.eval_prompt], "data.eval_prompt")
             self.library = replace(self.library, val=chosen, test=chosen)
         self.camera_sampler: CameraSampler = cfg.cameras.build()
-        self.samples_per_batch = cfg.batch_size // self.camera_sampler.cfg.n_view
+        self.n_view, self.camera_sets = self.camera_sampler.cfg.n_view, cfg.camera_sets
+        self.condition_names = cfg.conditions
+        self.samples_per_batch = cfg.batch_size // self.n_view
         self.samples_per_epoch, self.fingerprint = len(self.library.train), self.library.fingerprint
         self._encoders: dict[str, Callable[[Sequence[str]], TextStates]] = {}
 

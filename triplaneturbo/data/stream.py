@@ -1,7 +1,7 @@
 """Endless streams of micro-batches that a resumed run continues exactly."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Generic
 
 import pytorch_lightning as pl
@@ -31,6 +31,12 @@ class StreamData(Component, pl.LightningDataModule, Generic[MicroBatch]):
     """Samples after which all were seen once."""
     fingerprint: str
     """A text that changes with what is trained on."""
+    n_view: int | None = None
+    """Views of a sample, if there are any and it is known before the first batch; so for the next two."""
+    camera_sets: int | None = None
+    """Sets of cameras in a batch."""
+    condition_names: Collection[str] = ()
+    """Names of the encoders that say something about a sample."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.run, self.position = Run(), Position()

@@ -6,6 +6,7 @@ from typing import Annotated
 from triplaneturbo.base import Chosen, Part, option
 from triplaneturbo.bounds import GridPoints, Share
 from triplaneturbo.draws import Draws
+from triplaneturbo.errors import ConfigError
 from triplaneturbo.geometry.base import Geometry
 from triplaneturbo.registry import register
 from triplaneturbo.scenes import FieldScene
@@ -26,6 +27,11 @@ class FreeParameters(Geometry):
         """Components of exported meshes with less than this share of the largest one's faces are dropped."""
 
     def configure(self) -> None:
+        if not self.cfg.field.cls.free:
+            raise ConfigError(
+                f"geometry.field is {self.cfg.field.type!r}, which needs tensors of each prompt; free-parameters hold "
+                "a field that is a scene by itself, such as hash-grid"
+            )
         self.field = self.cfg.field.build()
         self.resolution, self.smallest_component = self.cfg.resolution, self.cfg.smallest_component
 

@@ -177,7 +177,9 @@ class TriplaneGenerator(Module):
         """Fold the adapters into the weights, for faster inference. Not to be undone, trained or saved."""
         merge_adapters(self.unet)
         merge_adapters(self.decoder)
-        self.unet.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # diffusers wraps `to` without its type
+        for parameter in self.unet.parameters():
+            if parameter.dim() == 4:  # plane-wise convolutions have a further axis
+                parameter.data = parameter.data.to(memory_format=torch.channels_last)
 
     def _prepare(self, device: torch.device) -> torch.dtype:
         """Bring frozen weights to the type asked for, and the schedule to the device, when either changed."""

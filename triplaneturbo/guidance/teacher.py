@@ -106,9 +106,6 @@ class Teacher(Module):
         Raises:
             ConfigError: it wants another number of views, or an encoder that is not there.
         """
-        wanted = getattr(self.cfg, "n_view", n_view)
-        if self.multi_view and wanted != n_view:
-            raise ConfigError(f"{type(self).__name__} looks at n_view={wanted} views; data.cameras.n_view is {n_view}")
         if self.cfg.condition not in (None, *conditions):
             raise ConfigError(
                 f"the condition of a teacher is {self.cfg.condition!r}; data.conditions has {', '.join(conditions)}"

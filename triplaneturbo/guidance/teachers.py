@@ -1,5 +1,6 @@
 """The teachers there are. They differ in what they look at, what they are told, and how many views they see at once."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -56,6 +57,13 @@ class MultiViewTeacher(DiffusionTeacher):
         """Views of a prompt."""
 
     multi_view = True
+
+    def check(self, n_view: int, conditions: Collection[str]) -> None:
+        super().check(n_view, conditions)
+        if self.cfg.n_view != n_view:
+            raise ConfigError(
+                f"{type(self).__name__} looks at n_view={self.cfg.n_view} views; data.cameras.n_view is {n_view}"
+            )
 
 
 @register("mvdream")

@@ -220,7 +220,8 @@ def _components(layers: Sequence[Layer]) -> Tree:
 
 
 def _in_both(tree: Tree, present: Tree) -> bool:
-    """Whether an override names an option that is called the same in both dialects."""
+    """Whether an override names an option that is called the same in both dialects, as those of components do that were
+    never published."""
     try:
         translated = Translator(present, complete=False)(tree)
     except ConfigError:

@@ -14,7 +14,7 @@ from diffusers.models import ModelMixin
 from diffusers.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
-from triplaneturbo.config import load_config
+from triplaneturbo.config import read_config
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.geometry import FewStepTriplanes
 from triplaneturbo.legacy.pipelines import suited
@@ -77,8 +77,7 @@ def convert(source: str | Path, folder: str | Path, config: str | Path) -> Kind:
 
 
 def _write_student(state: Mapping[str, Tensor], folder: Path, config: str | Path) -> None:
-    experiment = load_config([config], ["data.prompt_library=none"])
-    pipeline = of_training(experiment)
+    pipeline = of_training(read_config([config], ["data.prompt_library=none"]).tree)
     with torch.device("meta"):
         geometry = FewStepTriplanes(pipeline.geometry)
     own = {PREFIX + name: tensor for name, tensor in geometry.state_dict().items()}

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from triplaneturbo.base import as_tree, parse_config
+from triplaneturbo.base import Part, as_tree, parse_config
 from triplaneturbo.bounds import GridPoints, LatentSize, Range, inside
-from triplaneturbo.config import ExperimentConfig, load_config
+from triplaneturbo.config import read_config
 from triplaneturbo.draws import generation_noise
 from triplaneturbo.errors import ConfigError, WeightsError, WriteError
 from triplaneturbo.exporters.files import check_mesh, write_mesh
@@ -76,30 +76,32 @@ def read_pipeline(folder: Path) -> PipelineConfig:
         raise WeightsError(f"{path} cannot be used: {error}") from error
 
 
-def of_training(experiment: ExperimentConfig) -> PipelineConfig:
-    """What a pipeline needs of the configuration of a training.
+def of_training(tree: Mapping[str, Json]) -> PipelineConfig:
+    """What a pipeline needs of the configuration of a training; nothing else of it is looked at.
 
     Raises:
         ConfigError: its geometry is not few-step-triplanes, its material not unlit, or its generator not told by
             clip-text.
     """
-    data, system = experiment.data.cfg, experiment.system.cfg
-    geometry, material = getattr(system, "geometry", None), getattr(system, "material", None)
-    if not geometry or not material or (geometry.type, material.type) != ("few-step-triplanes", "unlit"):
+    data, system = tree["data"], tree["system"]
+    geometry = Part("geometry")(system.get("geometry"), "system.geometry")
+    material = Part("material", "unlit")(system.get("material", {}), "system.material")
+    if geometry.type != "few-step-triplanes" or material.type != "unlit":
         raise ConfigError(
             "a pipeline makes meshes with few-step-triplanes and unlit material; other trainings export with "
             "launch.py --export"
         )
-    encoders = getattr(data, "conditions", {})
-    encoder = encoders.get(getattr(data, "generator_condition", None) or next(iter(encoders), ""))
+    encoders = data.get("conditions") or {}
+    told = encoders.get(data.get("generator_condition") or next(iter(encoders), ""))
+    encoder = None if told is None else Part("condition", "clip-text")(told, "data.conditions")
     if encoder is None or encoder.type != "clip-text":
         raise ConfigError("a pipeline reads prompts with clip-text; data.conditions names no such encoder")
     return PipelineConfig(
         geometry=as_tree(geometry.cfg),
         material=as_tree(material.cfg),
-        latent_size=data.latent_shape[2:],
-        num_inference_steps=system.inference_steps,
-        resolution=system.export_resolution or geometry.cfg.field.training_resolution,
+        latent_size=tuple(data.get("latent_shape", (6, 4, 32, 32))[2:]),
+        num_inference_steps=system.get("inference_steps", 4),
+        resolution=system.get("export_resolution") or geometry.cfg.field.training_resolution,
         keep_end_token="lost-end-token" not in encoder.cfg.quirks,
     )
 
@@ -231,7 +233,7 @@ class TextToMeshPipeline:
 
         If the run kept averages of its weights, the meshes are made with these.
         """
-        pipeline_config = of_training(load_config([config]))
+        pipeline_config = of_training(read_config([config]).tree)
         base = pipeline_config.geometry["space_generator"]["pretrained_model_name_or_path"]
         return cls(pipeline_config, base, weights).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 

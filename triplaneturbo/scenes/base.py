@@ -8,7 +8,7 @@ a graph, cut into parts or detached is therefore named, and done once for all ki
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -37,6 +37,8 @@ class Field(Module):
     kind: FieldKind = "sdf"
     """sdf: value is a signed distance, negative inside. density: value is a density, 0 or more."""
 
+    free: ClassVar[bool] = True
+    """Whether its parameters alone can be a scene, without tensors of prompts."""
     radius: float
     """Half the edge of the cube, world units."""
     level: float = 0.0

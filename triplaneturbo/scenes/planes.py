@@ -92,6 +92,7 @@ class PlaneField(Field):
         training_resolution: GridPoints = 128
         """Grid points along an edge of the training grid."""
 
+    free = False
     plane_axes: Tensor
 
     def configure(self, channels: int) -> None:

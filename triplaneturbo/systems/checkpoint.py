@@ -71,11 +71,13 @@ class Checkpointer(pl.Callback):
         self.folder = folder
         self.config = config
         self._saved_step = self._last_step = 0
+        self._began = False
         self._saved: Path | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove what a killed run left unfinished; from now on there are updates to lose."""
         self._saved_step = self._last_step = trainer.global_step
+        self._began = True
         interruption.hold()
         if trainer.is_global_zero:
             for path in self.folder.glob(".*.tmp"):
@@ -113,6 +115,8 @@ class Checkpointer(pl.Callback):
         Raises:
             Stopped: there was one.
         """
+        if not self._began:  # a finished run that was resumed
+            self._saved_step = trainer.global_step
         interruption.remains = self._how_to_go_on(trainer)
         interruption.release()
         interruption.check()

@@ -87,8 +87,9 @@ class SceneDistillation(SceneSystem):
 
     def on_fit_start(self) -> None:
         """Raises ConfigError: teachers and data do not go together."""
-        data = self.data_module.cfg
-        self.guidance.check(data.cameras.cfg.n_view, data.conditions)
+        data = self.data_module
+        if data.n_view is not None:
+            self.guidance.check(data.n_view, data.condition_names)
         self.guidance.to(self.device)
 
     def accumulate(self, batch: Batch) -> None:
@@ -111,6 +112,7 @@ class SceneDistillation(SceneSystem):
         Pictures send their gradients to a copy of the scene, renderer after renderer, so that a renderer's graph is
         freed before the next is used and the geometry is passed through once.
         """
+        self.guidance.check(cameras.n_view, batch.conditions)
         leaf, send_back = scene.detached()
         views = {
             name: self.render(renderer, leaf, cameras, batch, draws.within(f"renderer{self.label(name)}"))

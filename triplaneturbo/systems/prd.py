@@ -60,8 +60,8 @@ class ProgressiveRenderingDistillation(SceneDistillation):
     def on_fit_start(self) -> None:
         """Raises ConfigError: the data module does not give a set of cameras for each round."""
         super().on_fit_start()
-        given = self.data_module.cfg.camera_sets
-        if given != self.cfg.rounds:
+        given = self.data_module.camera_sets
+        if given not in (None, self.cfg.rounds):
             raise ConfigError(f"data.camera_sets ({given}) must be system.rounds ({self.cfg.rounds})")
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -79,6 +79,10 @@ class ProgressiveRenderingDistillation(SceneDistillation):
 
     def rounds(self, batch: Batch, share: float) -> Iterator[int]:
         """Go through the rounds; each has its gradient when its number is given out."""
+        if len(batch.cameras) != self.cfg.rounds:
+            raise ValueError(
+                f"a batch has {len(batch.cameras)} sets of cameras, but there are {self.cfg.rounds} rounds"
+            )
         draws = Draws(self.run.seed, batch.samples, self.device).within("train")
         clean = draws.normal("start", *batch.latent_shape).flatten(0, 1)
         times = self.draw_timesteps(draws)

@@ -2,7 +2,7 @@
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import reduce
@@ -62,7 +62,11 @@ class Consumed(Protocol):
 class TrainingData(Protocol):
     """What a training asks of its data module, see `data.stream.StreamData`."""
 
-    cfg: Dynamic
+    n_view: int | None
+    camera_sets: int | None
+
+    @property
+    def condition_names(self) -> Collection[str]: ...
 
     @property
     def position(self) -> Consumed: ...
