@@ -3,8 +3,9 @@
 import math
 import types
 import typing
+from collections.abc import Callable, ItemsView, ValuesView
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, ClassVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_type_hints
 
 import torch.nn as nn
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -12,14 +13,21 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.registry import find, import_rooms, names
 from triplaneturbo.schedule import Schedule
+from triplaneturbo.storage import Json
+
+Options = TypeVar("Options")
+Kind = TypeVar("Kind", bound=nn.Module)
+# An option as it is written or as its declaration wants it, a component of whatever class was named: what type it has
+# is decided when a configuration is read.
+Dynamic = Any
 
 
-def option(default: Any) -> Any:
+def option(default: object) -> Dynamic:
     """A dataclass field with a mutable default or a schedule: `weight: Schedule = option([0, 1.0, 0.1, 100])`."""
     return field(default_factory=lambda: default)
 
 
-def parse_config(cls: type, given: Any, owner: str) -> Any:
+def parse_config(cls: type[Options], given: object, owner: str) -> Options:
     """Build the dataclass `cls` from a mapping, converting schedules and nested dataclasses.
 
     Args:
@@ -40,7 +48,8 @@ def parse_config(cls: type, given: Any, owner: str) -> Any:
     if not isinstance(given, dict):
         raise ConfigError(f"{owner or 'the configuration'} must be a mapping of options, not {given!r}")
     hints = get_type_hints(cls, include_extras=True)
-    allowed = {f.name for f in fields(cls) if f.init}
+    declared = fields(cls)  # type: ignore[arg-type]  # no bound of a type variable says that it is a dataclass
+    allowed = {f.name for f in declared if f.init}
     values = {}
     for key, value in given.items():
         if key not in allowed:
@@ -51,14 +60,14 @@ def parse_config(cls: type, given: Any, owner: str) -> Any:
         config = cls(**values)
     except TypeError as error:  # a required option is missing: dataclasses name it
         raise ConfigError(f"{owner or 'the configuration'}: {error}") from error
-    for f in fields(cls):  # defaults are written as in YAML too
+    for f in declared:  # defaults are written as in YAML too
         as_in_yaml = hints[f.name] is Schedule or typing.get_origin(hints[f.name]) is typing.Annotated
         if as_in_yaml and f.name not in values:
             object.__setattr__(config, f.name, convert(hints[f.name], getattr(config, f.name), f"{owner}.{f.name}"))
     return config
 
 
-def convert(hint: Any, value: Any, place: str) -> Any:
+def convert(hint: Dynamic, value: Dynamic, place: str) -> Dynamic:
     """`value` as the type `hint` wants it, with what is declared beside the type.
 
     Raises:
@@ -74,7 +83,7 @@ def convert(hint: Any, value: Any, place: str) -> Any:
         return value
     if hint is Schedule:
         return _parse_schedule(value, place)
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return parse_config(hint, value, place)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(hint, value, place)
@@ -98,14 +107,14 @@ def convert(hint: Any, value: Any, place: str) -> Any:
     return value
 
 
-def _parse_schedule(value: Any, place: str) -> Schedule:
+def _parse_schedule(value: Dynamic, place: str) -> Schedule:
     try:
         return Schedule.parse(value)
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from error
 
 
-def _convert_sequence(hint: Any, value: Any, place: str) -> Any:
+def _convert_sequence(hint: Dynamic, value: object, place: str) -> Dynamic:
     """A list for `list[T]`, a tuple for `tuple[T, ...]` and, of that length, for `tuple[T, U]`."""
     origin, kinds = typing.get_origin(hint), typing.get_args(hint)
     if not isinstance(value, (list, tuple)):
@@ -114,10 +123,11 @@ def _convert_sequence(hint: Any, value: Any, place: str) -> Any:
         kinds = kinds[:1] * len(value)
     if len(kinds) != len(value):
         raise ConfigError(f"{place} must have {len(kinds)} entries, not {list(value)!r}")
-    return origin(convert(kind, item, f"{place}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+    items = [convert(kind, item, f"{place}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))]
+    return items if origin is list else tuple(items)
 
 
-def _convert_union(hint: Any, value: Any, place: str) -> Any:
+def _convert_union(hint: object, value: object, place: str) -> Dynamic:
     choices = typing.get_args(hint)
     if value is None and type(None) in choices:
         return None
@@ -133,7 +143,7 @@ def _convert_union(hint: Any, value: Any, place: str) -> Any:
     raise ConfigError("; or ".join(reasons))
 
 
-def _to_float(value: Any, place: str) -> float:
+def _to_float(value: object, place: str) -> float:
     """Of a number, or of a text such as 1e-15, which YAML does not read as a number."""
     try:
         number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
@@ -154,9 +164,9 @@ class Component:
     class Config:
         """Options; one line of meaning under each field."""
 
-    cfg: Any
+    cfg: Dynamic
 
-    def __init__(self, cfg: Any = None, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, cfg: object = None, *args: Any, **kwargs: Any) -> None:
         super().__init__()
         self.cfg = parse_config(self.Config, cfg, type(self).__name__)
         self.configure(*args, **kwargs)
@@ -169,15 +179,25 @@ class Module(Component, nn.Module):
     """A component with parameters or buffers."""
 
 
+class Modules(nn.ModuleDict, Generic[Kind]):
+    """Modules of one kind by name."""
+
+    if TYPE_CHECKING:  # which kind: ModuleDict does not say it
+
+        def __getitem__(self, key: str) -> Kind: ...
+        def values(self) -> ValuesView[Kind]: ...
+        def items(self) -> ItemsView[str, Kind]: ...
+
+
 @dataclass(frozen=True)
 class Chosen:
     """A component that a configuration names: its registered name, its class, its options, checked but not built."""
 
     type: str
-    cls: type
-    cfg: Any
+    cls: Callable[..., Dynamic]
+    cfg: Dynamic
 
-    def build(self, **siblings: Any) -> Any:
+    def build(self, **siblings: object) -> Dynamic:
         """Construct it. siblings: further arguments of the constructor, such as the material of a renderer."""
         return self.cls(self.cfg, **siblings)
 
@@ -193,7 +213,7 @@ class Part:
     role: str
     usual: str = ""
 
-    def __call__(self, value: Any, place: str) -> Chosen:
+    def __call__(self, value: object, place: str) -> Chosen:
         """The component that `value` names.
 
         Raises:
@@ -222,12 +242,12 @@ def _known(role: str) -> list[str]:
     return names(role)
 
 
-def build(role: str, options: Any, place: str = "", **siblings: Any) -> Any:
+def build(role: str, options: object, place: str = "", **siblings: object) -> Dynamic:
     """Construct the component that `options` name, see `Part`."""
     return Part(role)(options, place or role).build(**siblings)
 
 
-def as_tree(value: Any) -> Any:
+def as_tree(value: Dynamic) -> Json:
     """A configuration as it is written in YAML, with all defaults; the inverse of `parse_config`."""
     if isinstance(value, Chosen):
         return {"type": value.type, **as_tree(value.cfg)}

@@ -14,22 +14,20 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from triplaneturbo.base import Chosen, Part, as_tree, parse_config
 from triplaneturbo.bounds import Count, ProjectPath, Range, Seed, inside
 from triplaneturbo.errors import ConfigError
-from triplaneturbo.interpolation import Place, check_size, resolve, resolve_known
+from triplaneturbo.interpolation import Place, check_size, plain, resolve, resolve_known
 from triplaneturbo.legacy import dialects
 from triplaneturbo.places import find_recipe
-
-Tree = dict[str, Any]
+from triplaneturbo.storage import Json, Tree
 
 # Options that hold a path, for the command line, by their names: there the classes are not known yet.
 _PATH = re.compile(r"((.+_)?(path|dir)(_2nd)?|weights|resume)")
@@ -126,14 +124,17 @@ class Reading:
         """The tree with all defaults; what was given stays as it was written."""
         return dialects.merge(as_tree(self.experiment()), self.tree)
 
-    def to_yaml(self, **known: Any) -> str:
+    def to_yaml(self, **known: Json) -> str:
         """Everything as YAML, defaults too, to be kept beside results; `${oc.env:NAME}` stays as it is.
 
         known: further top-level values.
         """
         values = self.complete() | {key: value for key, value in known.items() if value is not None}
         for (*above, key), text in self.from_environment.items():
-            reduce(lambda level, part: level[part], above, values)[key] = text
+            level: Json = values
+            for part in above:
+                level = level[part]
+            level[key] = text
         return _yaml(values)
 
     def show(self) -> str:
@@ -141,12 +142,12 @@ class Reading:
         return _annotated(as_tree(self.experiment()), self.origins)
 
 
-def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = (), **values: Any) -> ExperimentConfig:
+def load_config(paths: Sequence[str | Path], overrides: Sequence[str] = (), **values: Json) -> ExperimentConfig:
     """Read an experiment; see `read_config`."""
     return read_config(paths, overrides, **values).experiment()
 
 
-def read_config(paths: Sequence[str | Path], overrides: Sequence[str] = (), **values: Any) -> Reading:
+def read_config(paths: Sequence[str | Path], overrides: Sequence[str] = (), **values: Json) -> Reading:
     """Read the tree of an experiment, in whatever dialect it is written (`legacy.dialects`).
 
     Args:
@@ -206,7 +207,7 @@ def _with_bases(path: Path, chain: tuple[Path, ...]) -> list[dialects.Layer]:
     where = path.resolve()
     if where in chain:
         raise ConfigError(f"{path} builds on itself: {' -> '.join(map(str, (*chain, where)))}")
-    tree = OmegaConf.to_container(_read(path), resolve=False)
+    tree = _read(path)
     bases = tree.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -216,7 +217,7 @@ def _with_bases(path: Path, chain: tuple[Path, ...]) -> list[dialects.Layer]:
     return [*layers, dialects.Layer(tree, str(path))]
 
 
-def _read(path: str | Path) -> Any:
+def _read(path: str | Path) -> Tree:
     try:
         text = Path(path).read_text(encoding="utf-8")
         check_size(text)
@@ -229,9 +230,9 @@ def _read(path: str | Path) -> Any:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     except (ValueError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: {error}") from error
-    if not OmegaConf.is_dict(layer):
+    if not isinstance(layer, DictConfig):
         raise ConfigError(f"{path} must hold a mapping of options")
-    return layer
+    return plain(layer)
 
 
 def _parse_override(override: str) -> Tree:
@@ -242,14 +243,14 @@ def _parse_override(override: str) -> Tree:
         raise ConfigError(f"{override[:80]!r} does not name an option in the form key.key=value")
     try:
         check_size(value)
-        return _from_here(OmegaConf.to_container(OmegaConf.from_dotlist([override])))
+        return _from_here(plain(OmegaConf.from_dotlist([override])))
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of {override!r} is not valid YAML; quote it: key='\"value\"'") from error
     except (ValueError, OmegaConfBaseException) as error:
         raise ConfigError(f"the value of {override[:80]!r}: {error}") from error
 
 
-def _from_here(options: Any, key: str = "") -> Any:
+def _from_here(options: Json, key: str = "") -> Json:
     """`options` with the relative paths in them as they are from the working directory."""
     if isinstance(options, dict):
         return {key: _from_here(value, str(key)) for key, value in options.items()}
@@ -258,11 +259,11 @@ def _from_here(options: Any, key: str = "") -> Any:
     return options
 
 
-def _annotated(tree: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+def _annotated(tree: Tree, origins: Mapping[str, str]) -> str:
     """YAML with the origin of each value behind it."""
     lines: list[tuple[str, str]] = []
 
-    def write(value: Any, place: str, indent: str) -> None:
+    def write(value: Mapping[str, Json], place: str, indent: str) -> None:
         for key, inner in value.items():
             here = f"{place}.{key}" if place else str(key)
             if isinstance(inner, Mapping) and inner:

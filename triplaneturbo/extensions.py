@@ -107,7 +107,8 @@ def _reason(error: BaseException, extension: Path | None = None) -> str:
         return f"{error.filename}:{error.lineno}: {what}"
     frames = list(_outside_of_imports(traceback.extract_tb(error.__traceback__)))
     own = [frame for frame in frames if extension and frame.filename.startswith(str(extension))]
-    return f"{last.filename}:{last.lineno}: {what}" if (last := (own or frames or [None])[-1]) else what
+    shown = own or frames
+    return f"{shown[-1].filename}:{shown[-1].lineno}: {what}" if shown else what
 
 
 def _outside_of_imports(frames: Iterable[traceback.FrameSummary]) -> Iterable[traceback.FrameSummary]:

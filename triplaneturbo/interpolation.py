@@ -8,14 +8,14 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.storage import Json, Tree
 
 # Larger than any configuration that a person writes: values in a file, characters that interpolations make.
 MAX_VALUES, MAX_CHARACTERS = 100_000, 1_000_000
@@ -71,7 +71,7 @@ RESOLVERS: dict[str, Callable[..., object]] = {
 }
 
 
-def resolve(config: DictConfig) -> tuple[dict[Any, Any], dict[Place, str]]:
+def resolve(config: DictConfig) -> tuple[Tree, dict[Place, str]]:
     """The values of `config`, and by their places the texts of those that come from the environment.
 
     Raises:
@@ -80,25 +80,25 @@ def resolve(config: DictConfig) -> tuple[dict[Any, Any], dict[Place, str]]:
     """
     for name, resolver in RESOLVERS.items():
         OmegaConf.register_resolver(name, resolver, replace=True, annotation_validation="off")
-    written = _container(config, resolve=False)
+    written = plain(config, resolve=False)
     _Weigher(written).check()
     asked: list[str] = []
     _watch_environment(asked)
-    values = _container(config, resolve=True)
+    values = plain(config, resolve=True)
     return values, dict(_from_environment(written, config, (), asked))
 
 
-def resolve_known(config: DictConfig) -> tuple[dict[Any, Any], dict[Place, str]]:
+def resolve_known(config: DictConfig) -> tuple[Tree, dict[Place, str]]:
     """As `resolve`, but what is missing, and interpolations that need it, stay as they are written, as do those of
     environment variables."""
     for name, resolver in RESOLVERS.items():
         OmegaConf.register_resolver(name, resolver, replace=True, annotation_validation="off")
-    written = _container(config, resolve=False)
+    written = plain(config, resolve=False)
     _Weigher(written).check()
     return _known(written, config), {}
 
 
-def _known(written: Any, node: Any) -> Any:
+def _known(written: Json, node: Json) -> Json:
     if isinstance(written, dict):
         return {key: _known(value, _value_of(node, key)) for key, value in written.items()}
     if isinstance(written, list):
@@ -110,7 +110,7 @@ def _known(written: Any, node: Any) -> Any:
     )
 
 
-def _value_of(parent: Any, key: Any) -> Any:
+def _value_of(parent: Json, key: str | int) -> Json:
     """The value of a key; None if it is missing or cannot be resolved."""
     try:
         return parent[key]
@@ -118,9 +118,9 @@ def _value_of(parent: Any, key: Any) -> Any:
         return None
 
 
-def _container(config: DictConfig, *, resolve: bool) -> dict[Any, Any]:
+def plain(config: DictConfig, *, resolve: bool = False) -> Tree:
     """Plain values; those that are missing are an error once interpolations are resolved."""
-    container = OmegaConf.to_container(config, resolve=resolve, throw_on_missing=resolve)
+    container: Json = OmegaConf.to_container(config, resolve=resolve, throw_on_missing=resolve)
     assert isinstance(container, dict)
     return container
 
@@ -136,7 +136,7 @@ def _watch_environment(asked: list[str]) -> None:
 
 
 def _from_environment(
-    written: dict[Any, Any] | list[Any], node: DictConfig | ListConfig, place: Place, asked: list[str]
+    written: Tree | list[Json], node: Json, place: Place, asked: list[str]
 ) -> Iterator[tuple[Place, str]]:
     for key, value in written.items() if isinstance(written, dict) else enumerate(written):
         if isinstance(value, (dict, list)):
@@ -153,7 +153,7 @@ def _from_environment(
 class _Weigher:
     """How many characters the texts of a configuration have once every `${key}` in them is replaced."""
 
-    def __init__(self, written: dict[Any, Any]) -> None:
+    def __init__(self, written: Tree) -> None:
         self.written = written
         self.known: dict[Place, int] = {}
 

@@ -107,7 +107,8 @@ def _launch(request: Launch, trial: Trial, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
             trial.record(request.configs)
         trainer.loggers = loggers
-        trainer.callbacks = [TrialGuard(trial), *_callbacks(experiment), *trainer.callbacks]
+        own = [TrialGuard(trial), *_callbacks(experiment)]
+        trainer.callbacks[:0] = own  # type: ignore[attr-defined]  # Lightning sets the list without declaring it
     if not (training or trial.checkpoint or getattr(experiment.system.cfg, "weights", None)):
         log.warning("neither resume= nor system.weights= is given: what is trained is still at its start values")
     _run(request.mode, trainer, system, datamodule, trial.checkpoint)
@@ -170,12 +171,12 @@ def build_trainer(experiment: ExperimentConfig) -> pl.Trainer:
     try:
         # Under SLURM it looks for checkpoints of its own in the folder that is given here.
         folder = experiment.exp_dir
-        plugins = [AtomicCheckpointIO()]
-        trainer = pl.Trainer(**options, logger=False, callbacks=[], plugins=plugins, default_root_dir=folder)
+        checkpoints = AtomicCheckpointIO()
+        trainer = pl.Trainer(**options, logger=False, callbacks=[], plugins=checkpoints, default_root_dir=folder)
     except Exception as error:  # of whatever kind: nothing but the options can be wrong
         raise ConfigError(f"{_refused_trainer_option(experiment)}: {error}") from error
     # Its handlers would stop in the middle of an accumulated update, and under SLURM save there.
-    trainer._signal_connector.register_signal_handlers = lambda: None
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]  # on purpose
     if trainer.strategy.launcher is not None:
         interruption.signal_children = trainer.strategy.launcher.kill
     return trainer
@@ -197,7 +198,7 @@ def _refused_trainer_option(experiment: ExperimentConfig) -> str:
 def _keep_determinism_fast() -> None:
     """What torch does for `trainer.deterministic` that costs time and gives nothing here."""
     # New tensors are filled with NaN, to show what is read before it is written: as many launches again.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of a module
     # The repeatable gradient of this attention is many times slower for the one wide head of autoencoders. What torch
     # takes in its place needs more memory where networks run in float32.
     torch.backends.cuda.enable_mem_efficient_sdp(False)
@@ -263,7 +264,8 @@ def _run(
     checkpoint: Path | None,
 ) -> None:
     """Raises ConfigError: Lightning finds that trainer, system and data do not go together."""
-    start = {"datamodule": datamodule, "ckpt_path": checkpoint and str(checkpoint), "weights_only": True}
+    path = checkpoint and str(checkpoint)
+    start: dict[str, Any] = {"datamodule": datamodule, "ckpt_path": path, "weights_only": True}
     try:
         if mode == "train":
             trainer.fit(system, **start)
@@ -303,8 +305,9 @@ def _loggers(experiment: ExperimentConfig) -> list[Logger]:
 def _set_up_logging(verbose: bool) -> None:
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    first: bool = rank_zero_only.rank == 0  # type: ignore[attr-defined]  # an attribute that Lightning gives its function
     for name in ("triplaneturbo", "custom"):
-        logging.getLogger(name).setLevel(level if rank_zero_only.rank == 0 else logging.WARNING)
+        logging.getLogger(name).setLevel(level if first else logging.WARNING)
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.WARNING)
     for message in _NOISE:

@@ -69,7 +69,10 @@ class Schedule:
 
     def __call__(self, progress: Progress) -> float:
         """The value at `progress`."""
-        now = progress.step if self.clock == "step" else progress.epoch
+        return self.at(progress.step if self.clock == "step" else progress.epoch)
+
+    def at(self, now: int | float) -> float:
+        """The value at a time of its own clock."""
         (time, value) = self.points[0]
         for next_time, next_value in self.points[1:]:
             share = min(max((now - time) / (next_time - time), 0.0), 1.0)

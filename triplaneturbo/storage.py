@@ -13,8 +13,9 @@ from typing import Any
 
 from triplaneturbo.errors import ConfigError, WriteError
 
-# What a JSON file may hold; who reads it sees whether it is what it should be.
+# What a JSON or YAML file may hold; who reads it sees whether it is what it should be.
 Json = Any
+Tree = dict[str, Json]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MIB = 2**20

@@ -82,6 +82,16 @@ class Cameras(_Movable):
         return Cameras(**picked, n_view=n_view)
 
 
+@runtime_checkable
+class Numbered(Protocol):
+    """A micro-batch; `step` counts them."""
+
+    @property
+    def step(self) -> int: ...
+
+
+MicroBatch = TypeVar("MicroBatch", bound=Numbered)
+
 # Where a camera stands: what a text by view says of it. Front: around +x. In the order of `TextStates.by_view`.
 SIDES = ("front", "side", "back", "overhead")
 
@@ -132,12 +142,9 @@ class Condition(_Movable):
     def join(cls, conditions: Sequence["Condition"]) -> "Condition":
         """Several as one, their pictures one after the other."""
 
-        def joined(name: str) -> Tensor | None:
-            values = [getattr(condition, name) for condition in conditions]
-            return None if values[0] is None else torch.cat(values)
-
-        kind = type(conditions[0])
-        return kind(**{f.name: joined(f.name) for f in fields(kind)})
+        first = conditions[0]
+        given = [f.name for f in fields(first) if getattr(first, f.name) is not None]
+        return replace(first, **{name: torch.cat([getattr(c, name) for c in conditions]) for name in given})
 
 
 @dataclass(frozen=True)
@@ -221,6 +228,10 @@ class Mesh(_Movable):
     surface: ColoredSurface | None = None
 
 
+# A tensor, or a list with an entry a prompt; who reads one knows what stands under its name.
+Extra = Any
+
+
 @dataclass(frozen=True)
 class Views:
     """Rendered pictures, rows prompt-major, [M, H, W, .], all differentiable.
@@ -237,7 +248,7 @@ class Views:
     opacity: Float[Tensor, "M H W 1"]
     depth: Float[Tensor, "M H W 1"]
     normal_white: Float[Tensor, "M H W 3"] | None = None
-    extras: dict[str, Any] = field(default_factory=dict)
+    extras: dict[str, Extra] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

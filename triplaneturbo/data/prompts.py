@@ -1,14 +1,14 @@
 """The data of a method without 3D data: prompts, random cameras, and what encoders say about the prompts."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from triplaneturbo.base import Chosen, Part, option
+from triplaneturbo.base import Chosen, Dynamic, Part, option
 from triplaneturbo.bounds import Count, Elevation, FieldOfView, LatentSize, Length, Pixels, ProjectPath
 from triplaneturbo.cameras import turntable
 from triplaneturbo.data.cameras import CameraSampler
@@ -18,13 +18,13 @@ from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.naming import check_prompts
 from triplaneturbo.registry import register
-from triplaneturbo.types import Batch
+from triplaneturbo.types import Batch, TextStates
 
 log = logging.getLogger(__name__)
 
 
 @register("prompts-and-cameras")
-class PromptsAndCameras(StreamData):
+class PromptsAndCameras(StreamData[Batch]):
     """Batches of prompts, each with fresh sets of cameras. The prompts are run through in a new order each epoch."""
 
     @dataclass(kw_only=True)
@@ -100,7 +100,7 @@ class PromptsAndCameras(StreamData):
         self.condition_names = cfg.conditions
         self.samples_per_batch = cfg.batch_size // self.n_view
         self.samples_per_epoch, self.fingerprint = len(self.library.train), self.library.fingerprint
-        self._encoders: dict[str, Any] = {}
+        self._encoders: dict[str, Callable[[Sequence[str]], TextStates]] = {}
 
     # Training
 
@@ -152,7 +152,7 @@ class PromptsAndCameras(StreamData):
         )
         return self._batch(prompts=(prompts[index],), samples=(index,), step=0, cameras=(cameras,) if n_views else ())
 
-    def _batch(self, **values: Any) -> Batch:
+    def _batch(self, **values: Dynamic) -> Batch:
         cfg = self.cfg
         return Batch(
             **values,
@@ -172,7 +172,7 @@ class PromptsAndCameras(StreamData):
         wanted = [first, *(name for name in names if name != first)] if self.trainer.training else [first]
         return replace(batch, conditions={name: self._encoder(name)(batch.prompts) for name in wanted})
 
-    def _encoder(self, name: str) -> Any:
+    def _encoder(self, name: str) -> Callable[[Sequence[str]], TextStates]:
         if name not in self._encoders:
             self._encoders[name] = self.cfg.conditions[name].build().to(self.trainer.strategy.root_device)
         return self._encoders[name]

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, Generic
 
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, IterableDataset
@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from triplaneturbo.base import Component
 from triplaneturbo.data.library import Position, micro_batches
 from triplaneturbo.errors import ConfigError
-from triplaneturbo.types import Run
+from triplaneturbo.types import MicroBatch, Run
 
 
-class StreamData(Component, pl.LightningDataModule):
+class StreamData(Component, pl.LightningDataModule, Generic[MicroBatch]):
     """Training data as one endless stream.
 
     Micro-batch m of process r holds global samples m * global_batch + r * local + (0 ... local - 1); everything random
@@ -23,6 +23,8 @@ class StreamData(Component, pl.LightningDataModule):
 
     role = "data"
 
+    trainer: pl.Trainer
+    """Lightning sets it before it asks for anything."""
     samples_per_batch: int
     """Samples in a micro-batch of one process."""
     samples_per_epoch: int
@@ -45,14 +47,14 @@ class StreamData(Component, pl.LightningDataModule):
         self.run = run
 
     @abstractmethod
-    def training_batch(self, step: int, samples: range) -> Any:
+    def training_batch(self, step: int, samples: range) -> MicroBatch:
         """Micro-batch `step` with the given global samples, as an object with the attribute `step`: a pure function of
         the seed."""
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(_Stream(self, self.position), batch_size=None)
 
-    def advance(self, batch: Any) -> None:
+    def advance(self, batch: MicroBatch) -> None:
         """Note that training has used `batch`: a checkpoint made now continues after it."""
         used = batch.step + 1 - self.position.batches
         samples = self.position.samples + used * self.samples_per_batch * self.trainer.world_size
@@ -78,14 +80,14 @@ class StreamData(Component, pl.LightningDataModule):
         self.position = Position(state_dict["batches"], state_dict["samples"])
 
 
-class _Stream(IterableDataset):
+class _Stream(IterableDataset, Generic[MicroBatch]):
     """This process's micro-batches."""
 
-    def __init__(self, data: StreamData, start: Position) -> None:
+    def __init__(self, data: StreamData[MicroBatch], start: Position) -> None:
         self.data = data
         self.start = start
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[MicroBatch]:
         trainer = self.data.trainer
         stream = micro_batches(self.start, self.data.samples_per_batch, trainer.global_rank, trainer.world_size)
         return (self.data.training_batch(step, samples) for step, samples in stream)

@@ -73,8 +73,8 @@ class MeshExporter(Exporter):
 
     def __call__(
         self,
-        meshes: list[Mesh],
-        prompts: list[str],
+        meshes: Sequence[Mesh],
+        prompts: Sequence[str],
         folder: str | Path,
         origins: Sequence[Origin] | None = None,
     ) -> list[Path]:
@@ -154,7 +154,7 @@ class NoFiles(Exporter):
     """Writes nothing; for runs that only want their pictures."""
 
     def __call__(
-        self, meshes: list[Mesh], prompts: list[str], folder: str | Path, origins: object = None
+        self, meshes: Sequence[Mesh], prompts: Sequence[str], folder: str | Path, origins: object = None
     ) -> list[Path]:
         """No paths."""
         return []

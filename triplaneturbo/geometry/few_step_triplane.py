@@ -1,7 +1,7 @@
 """Text and noise to six feature planes, and the scene they make."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -34,6 +34,10 @@ class FewStepTriplanes(Geometry):
         """What is read from the planes; training_resolution is also that of exports."""
         smallest_component: Share = 0.0
         """Components of exported meshes with less than this share of the largest one's faces are dropped."""
+
+    field: PlaneField
+    bbox: Tensor
+    """Two corners of the cube."""
 
     def configure(self) -> None:
         cfg = self.cfg
@@ -80,7 +84,7 @@ class FewStepTriplanes(Geometry):
         self.space_generator.merge()
         self.merged = True
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FewStepTriplanes":
         """Moving weights leaves a recording with their old addresses."""
         self._replay = GraphReplay()
         return super()._apply(fn, recurse)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -74,6 +74,8 @@ class TriplaneGenerator(Module):
     def configure(self) -> None:
         cfg = self.cfg
         unet, vae, scheduler = _load(Path(cfg.pretrained_model_name_or_path))
+        if vae.post_quant_conv is None:
+            raise ConfigError(f"the autoencoder in {cfg.pretrained_model_name_or_path} has no post_quant_conv")
         self.unet, self.decoder, self.post_quant_conv = unet, vae.decoder, vae.post_quant_conv
         self.schedule = NoiseSchedule.from_config(scheduler)
         if cfg.prediction_type not in (None, self.schedule.prediction_type):
@@ -88,7 +90,7 @@ class TriplaneGenerator(Module):
             adapt_decoder(self.decoder, ranks, cfg.decoder_attention)
         self.decoder.conv_out = PlaneHead(self.decoder.conv_out.in_channels, self.cfg.output_dim)
         if self.cfg.prompt_bias:
-            self.prompt_bias = nn.Parameter(torch.zeros(N_PLANES, 77, unet.config.cross_attention_dim))
+            self.prompt_bias = nn.Parameter(torch.zeros(N_PLANES, 77, unet.config["cross_attention_dim"]))
         if self.cfg.gradient_checkpoint:
             self.unet.enable_gradient_checkpointing()
             vae.enable_gradient_checkpointing()
@@ -98,7 +100,7 @@ class TriplaneGenerator(Module):
 
     @property
     def latent_channels(self) -> int:
-        return self.unet.config.in_channels
+        return self.unet.config["in_channels"]
 
     def denoise(
         self,
@@ -146,6 +148,7 @@ class TriplaneGenerator(Module):
         never computed).
         """
         dtype = self._prepare(latents.device)
+        assert isinstance(self.decoder.conv_out, PlaneHead)
         self.decoder.conv_out.split = split
         hidden = self.post_quant_conv(latents.to(dtype))
         return self.decoder(hidden).unflatten(0, (-1, N_PLANES))
@@ -194,6 +197,8 @@ class TriplaneGenerator(Module):
 class PlaneHead(nn.Conv2d):
     """The last convolution of the decoder, in float32: rounding its output would show as a rough surface."""
 
+    bias: nn.Parameter
+
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
         self.split = False
@@ -210,18 +215,18 @@ class PlaneHead(nn.Conv2d):
         return torch.cat(tuple(halves), dim=1).flatten(0, 1)
 
 
-def _widen(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _widen(module: nn.Conv2d, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The estimate of x_0 at t = 999 magnifies errors of the last layer 15 times: keep it in float32."""
     return (inputs[0].to(module.weight.dtype),)
 
 
-def _drop_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+def _drop_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             state.pop(prefix + name, None)
 
 
-def _keep_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, *unused: Any) -> None:
+def _keep_frozen(module: nn.Module, state: dict[str, Tensor], prefix: str, *unused: object) -> None:
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             state.setdefault(prefix + name, parameter)

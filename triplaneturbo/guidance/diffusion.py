@@ -1,11 +1,11 @@
 """Teachers that are diffusion models: pictures to latents, noisy latents to a prediction, a rule to a gradient."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from triplaneturbo.bounds import Pixels, ProjectPath, Range, ScheduledShare
 from triplaneturbo.diffusion import NoiseSchedule
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
-from triplaneturbo.guidance.draws import DiffusionDraws
+from triplaneturbo.guidance.draws import DiffusionDraws, Drawn
 from triplaneturbo.guidance.rules import Rule, ScoreEstimates
 from triplaneturbo.guidance.shaping import Limit
 from triplaneturbo.guidance.teacher import Question, Teacher
@@ -57,11 +57,10 @@ class DiffusionTeacher(Teacher):
         def __post_init__(self) -> None:
             low, high = Schedule.parse(self.min_timestep), Schedule.parse(self.max_timestep)
             for time, _ in (*low.points, *high.points):
-                now = Progress(time, time)
-                if low(now) >= high(now):
+                if low.at(time) >= high.at(time):
                     raise ConfigError(
-                        f"min_timestep must be below max_timestep, but at time {time:g} they are {low(now):g} and "
-                        f"{high(now):g}"
+                        f"min_timestep must be below max_timestep, but at time {time:g} they are {low.at(time):g} and "
+                        f"{high.at(time):g}"
                     )
 
     unet: UNet2DConditionModel
@@ -92,11 +91,13 @@ class DiffusionTeacher(Teacher):
         self, pictures: Float[Tensor, "N C S S"], vae_noise: Float[Tensor, "N c s s"] | None
     ) -> Float[Tensor, "N c s s"]:
         """Latents of pictures in [0, 1]; differentiable. vae_noise: of the posterior sample."""
+        assert self.vae is not None
+        assert vae_noise is not None
         dtype = self._settle(pictures.device)
         with autocast(pictures.device, dtype):
             posterior = self.vae.encode(2 * pictures - 1).latent_dist
         latents = posterior.mean.float() + posterior.std.float() * vae_noise
-        return latents * self.vae.config.scaling_factor
+        return latents * self.vae.config["scaling_factor"]
 
     def camera(self, cameras: Cameras) -> Float[Tensor, "M 16"] | None:
         """What it is told about each camera, or None."""
@@ -132,8 +133,8 @@ class DiffusionTeacher(Teacher):
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a latent."""
-        factor = 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
-        return self.unet.config.in_channels, self.cfg.image_size // factor, self.cfg.image_size // factor
+        factor = 1 if self.vae is None else 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        return self.unet.config["in_channels"], self.cfg.image_size // factor, self.cfg.image_size // factor
 
     def draw(
         self, draws: Draws, n_view: int, progress: Progress, timestep_range: tuple[float, float] | None
@@ -157,7 +158,7 @@ class DiffusionTeacher(Teacher):
             vae_noise=None if self.vae is None else draws.normal("vae", *shape).flatten(0, 1),
         )
 
-    def judge(self, question: Question, drawn: list[Any]) -> tuple[Float[Tensor, ""], list[dict[str, Tensor]]]:
+    def judge(self, question: Question, drawn: list[Drawn]) -> tuple[Float[Tensor, ""], list[dict[str, Tensor]]]:
         """See `Teacher.judge`: the gradient of the latents by the rule, carried back through the encoder."""
         draws = DiffusionDraws.join(drawn)
         latents = self.encode(self.preprocess(question), draws.vae_noise)

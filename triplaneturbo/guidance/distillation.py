@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from triplaneturbo.base import Chosen, Module, Part, option
+from triplaneturbo.base import Chosen, Module, Modules, Part, option
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
-from triplaneturbo.guidance.draws import GuidanceDraws
+from triplaneturbo.guidance.draws import Drawn, GuidanceDraws
 from triplaneturbo.guidance.teacher import Question, Sight, Teacher
 from triplaneturbo.registry import register
 from triplaneturbo.schedule import Progress
@@ -66,7 +66,7 @@ class ScoreDistillation(Guidance):
             return name if given is None else given
 
     def configure(self) -> None:
-        self.teachers = nn.ModuleDict({name: self.cfg.teachers[name].build() for name in self.cfg.used})
+        self.teachers = Modules[Teacher]({name: self.cfg.teachers[name].build() for name in self.cfg.used})
         self._shaping = {name: [s.build() for s in t.cfg.shaping.values()] for name, t in self.teachers.items()}
         self._shaping_of_sum = [shaping.build() for shaping in self.cfg.shaping.values()]
 
@@ -156,7 +156,7 @@ class ScoreDistillation(Guidance):
                 _add(leaves, own, self._shaping[name], progress)
         return [self._score(leaf, log, progress) for leaf, log in zip(leaves, logs, strict=True)]
 
-    def _ask(self, teacher: Teacher, question: Question, drawn: list, share: float) -> list[dict[str, Tensor]]:
+    def _ask(self, teacher: Teacher, question: Question, drawn: list[Drawn], share: float) -> list[dict[str, Tensor]]:
         """One teacher's turn: adds to the gradients of the pictures; returns what to log of each sight."""
         loss, logs = teacher.judge(question, drawn)
         prompts = question.n_prompts if "sum-over-prompts" in self.cfg.quirks else 1

@@ -28,13 +28,18 @@ class DiffusionDraws:
         """The draws for several renderers as one."""
         if len(blocks) == 1:
             return blocks[0]
+        noises = [b.vae_noise for b in blocks if b.vae_noise is not None]
         return cls(
             t=torch.cat([b.t for b in blocks]),
             t_min=blocks[0].t_min,
             plus_rand=torch.cat([b.plus_rand for b in blocks]),
             noise=torch.cat([b.noise for b in blocks]),
-            vae_noise=None if blocks[0].vae_noise is None else torch.cat([b.vae_noise for b in blocks]),
+            vae_noise=torch.cat(noises) if noises else None,
         )
+
+
+# What a teacher has drawn; it alone knows what that is.
+Drawn = Any
 
 
 @dataclass(frozen=True)
@@ -42,5 +47,5 @@ class GuidanceDraws:
     """Of each teacher what it drew for each renderer; and the view, of every renderer and prompt, that teachers of
     single views look at."""
 
-    teachers: dict[str, list[Any]]
+    teachers: dict[str, list[Drawn]]
     view: Int[Tensor, " G"]

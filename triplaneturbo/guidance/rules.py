@@ -118,8 +118,8 @@ class Rule(Component):
                 by_prompt = gap.unflatten(0, (-1, e.frames))
                 gap = by_prompt.mean(dim=1, keepdim=True).expand_as(by_prompt).flatten(0, 1)
             return (sigma / alpha) * difference / (gap + self.cfg.eps)
-        weights = {"sds": sigma**2, "sds_sqrt": sigma, "uniform": 1.0, "fantasia3d": alpha * sigma**2}
-        return weights[self.cfg.weighting] * difference
+        weights = {"sds": sigma**2, "sds_sqrt": sigma, "fantasia3d": alpha * sigma**2}
+        return difference if self.cfg.weighting == "uniform" else weights[self.cfg.weighting] * difference
 
     def gap(self, estimates: ScoreEstimates, *, at_plus: bool = False) -> Float[Tensor, "N 1 1 1"]:
         """How far the guided estimate of the clean latent is from the latent: mean_CHW |x - (x_t - sigma e) / alpha|.

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from triplaneturbo.base import Chosen, Module, Part, option
 from triplaneturbo.bounds import ScheduledWeight
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.guidance.draws import Drawn
 from triplaneturbo.schedule import Progress
 from triplaneturbo.types import Cameras, TextStates, Views
 
@@ -110,7 +111,7 @@ class Teacher(Module):
                 f"the condition of a teacher is {self.cfg.condition!r}; data.conditions has {', '.join(conditions)}"
             )
 
-    def draw(self, draws: Draws, n_view: int, progress: Progress, timestep_range: tuple[float, float] | None) -> Any:
+    def draw(self, draws: Draws, n_view: int, progress: Progress, timestep_range: tuple[float, float] | None) -> Drawn:
         """All its random numbers for the pictures of one renderer, keyed by sample; None if it needs none.
 
         timestep_range: the share of all timesteps it is to look at, in place of its own options.
@@ -118,13 +119,13 @@ class Teacher(Module):
         return None
 
     @abstractmethod
-    def judge(self, question: Question, drawn: list[Any]) -> tuple[Float[Tensor, ""], list[dict[str, Tensor]]]:
+    def judge(self, question: Question, drawn: list[Drawn]) -> tuple[Float[Tensor, ""], list[dict[str, Tensor]]]:
         """A scalar whose gradient with respect to the pictures is this teacher's, and what to log of each sight.
 
         It is the mean over the question's prompts of a loss, once for each sight. drawn: what `draw` gave for each.
         """
 
-    def training_loss(self, question: Question, drawn: list[Any]) -> Float[Tensor, ""] | None:
+    def training_loss(self, question: Question, drawn: list[Drawn]) -> Float[Tensor, ""] | None:
         """The loss of what is trained beside the teacher, after `judge` was asked the same; None: nothing is."""
         return None
 

@@ -120,10 +120,9 @@ class RichDreamerTeacher(MultiViewTeacher):
             self.unet = build_unet(state, self.cfg.path, heads=8)
             self.schedule = NoiseSchedule.from_config(LDM_SCHEDULE)
             log_unused(state, self.cfg.path, (UNET_PREFIX, EMA_PREFIX))
-        if self.unet.config.in_channels != 4:
-            raise ConfigError(
-                f"{self.cfg.path} takes {self.unet.config.in_channels} channels; a normal-disparity model takes 4"
-            )
+        channels = self.unet.config["in_channels"]
+        if channels != 4:
+            raise ConfigError(f"{self.cfg.path} takes {channels} channels; a normal-disparity model takes 4")
         install_cross_view_attention(self.unet, self.cfg.n_view)
         self._freeze()
 
@@ -134,7 +133,7 @@ class RichDreamerTeacher(MultiViewTeacher):
             return F.adaptive_avg_pool2d(pictures, self.cfg.image_size)
         return F.avg_pool2d(pictures, factor)  # the same, with a gradient that CUDA repeats bit for bit
 
-    def encode(self, pictures: Float[Tensor, "N 4 S S"], vae_noise: None) -> Float[Tensor, "N 4 S S"]:
+    def encode(self, pictures: Float[Tensor, "N 4 S S"], vae_noise: Tensor | None) -> Float[Tensor, "N 4 S S"]:
         return pictures if "unit-range" in self.cfg.quirks else 2 * pictures - 1
 
     def camera(self, cameras: Cameras) -> Float[Tensor, "M 16"]:

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from triplaneturbo.bounds import from_project
 from triplaneturbo.errors import ConfigError
@@ -20,9 +20,9 @@ from triplaneturbo.legacy import quirks
 from triplaneturbo.legacy.options import COMPONENTS, EXPERIMENT, Option
 from triplaneturbo.legacy.state_dicts import is_original
 from triplaneturbo.legacy.translate import PARTS, Translator, published_names, put, take
+from triplaneturbo.storage import Json, Tree
 from triplaneturbo.weights.files import tensor_names
 
-Tree = dict[str, Any]
 Resolve = Callable[[Tree], tuple[Tree, dict[tuple, str]]]
 
 
@@ -152,7 +152,8 @@ def _repeat_mistakes(merged: Merged, compat: Mapping[str, str]) -> None:
 
 def _trace(merged: Merged, layers: Sequence[Layer], resolve: Resolve, translate: Callable[[Tree], Tree]) -> None:
     """Find out which layer a value of the translated tree came from: the one after which it is there."""
-    whole, before, seen = Merged(), {}, Merged()
+    before: Tree = {}
+    whole, seen = Merged(), Merged()
     for layer in layers:
         whole.add(layer)
         try:
@@ -190,7 +191,7 @@ def _is_published(tree: Tree, present: Tree) -> bool:
     return any(_names_published(key, name, inner, table, present) for name, inner in value.items())
 
 
-def _names_published(role: str, name: str, inner: Any, table: Mapping[str, Option], present: Tree) -> bool:
+def _names_published(role: str, name: str, inner: Json, table: Mapping[str, Option], present: Tree) -> bool:
     option = table.get(name)
     if option is not None and option.to != name and name not in PARTS:
         return True
@@ -203,7 +204,7 @@ def _names_published(role: str, name: str, inner: Any, table: Mapping[str, Optio
     return any(_inside(key, value, inside) for key, value in inner.items())
 
 
-def _inside(key: str, value: Any, table: Mapping[str, Option], prefix: str = "") -> bool:
+def _inside(key: str, value: object, table: Mapping[str, Option], prefix: str = "") -> bool:
     name = f"{prefix}{key}"
     if name in table:
         return table[name].to != name
@@ -231,7 +232,7 @@ def _in_both(tree: Tree, present: Tree) -> bool:
 # Trees
 
 
-def merge(under: Any, over: Any, source: str = "", origins: dict[str, str] | None = None, place: str = "") -> Any:
+def merge(under: Json, over: Json, source: str = "", origins: dict[str, str] | None = None, place: str = "") -> Json:
     """`over` on top of `under`: mappings key by key; a block of another `type`, and anything else, takes its place."""
     origins = {} if origins is None else origins
     replaces = isinstance(over, Mapping) and "type" in over and isinstance(under, Mapping) and "type" in under
@@ -248,7 +249,7 @@ def merge(under: Any, over: Any, source: str = "", origins: dict[str, str] | Non
     return copy.deepcopy(over)
 
 
-def leaves(tree: Any, place: str = "") -> list[tuple[str, Any]]:
+def leaves(tree: Json, place: str = "") -> list[tuple[str, Json]]:
     """Dotted places of values that are no mappings."""
     if isinstance(tree, Mapping) and tree:
         return [leaf for key, value in tree.items() for leaf in leaves(value, f"{place}.{key}" if place else str(key))]
@@ -265,7 +266,7 @@ def _marked(tree: Tree, environment: Mapping[tuple, str]) -> Tree:
     """The tree, with the texts that come from the environment marked, so that they are found after a translation."""
     marked = copy.deepcopy(tree)
     for (*above, key), text in environment.items():
-        level: Any = marked
+        level: Json = marked
         for part in above:
             level = level[part]
         if isinstance(level[key], str):
@@ -275,8 +276,8 @@ def _marked(tree: Tree, environment: Mapping[tuple, str]) -> Tree:
     return marked
 
 
-def _take_marks(tree: Any, place: tuple) -> dict[tuple, str]:
-    found = {}
+def _take_marks(tree: Json, place: tuple) -> dict[tuple, str]:
+    found: dict[tuple, str] = {}
     for key, value in list(tree.items()) if isinstance(tree, dict) else list(enumerate(tree)):
         if isinstance(value, (dict, list)):
             found |= _take_marks(value, (*place, key))

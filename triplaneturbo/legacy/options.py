@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from triplaneturbo.base import convert
+from triplaneturbo.base import Dynamic, convert
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.storage import Json
 
 _NONE = object()
 
@@ -27,11 +28,11 @@ class Option:
     """
 
     to: str = ""
-    value: Callable[[Any, str], Any] | None = None
+    value: Callable[[Json, str], Json] | None = None
     why: str = ""
-    accepts: Any = Any
+    accepts: Dynamic = Any
     refused: str = ""
-    default: Any = _NONE
+    default: Json = _NONE
     note: str = ""
 
     @property
@@ -40,15 +41,15 @@ class Option:
         return self.default is not _NONE
 
 
-def to(place: str, default: Any = _NONE) -> Option:
+def to(place: str, default: Json = _NONE) -> Option:
     """The same value elsewhere."""
     return Option(place, default=default)
 
 
-def named(place: str, names: Mapping[Any, Any], default: Any = _NONE) -> Option:
+def named(place: str, names: Mapping[Json, Json], default: Json = _NONE) -> Option:
     """Another word for the value."""
 
-    def value(given: Any, where: str) -> Any:
+    def value(given: Json, where: str) -> Json:
         if not _hashable(given) or given not in names:
             raise ConfigError(f"{where} is {given!r}; allowed: {', '.join(map(repr, names))}")
         return names[given]
@@ -56,12 +57,12 @@ def named(place: str, names: Mapping[Any, Any], default: Any = _NONE) -> Option:
     return Option(place, value, default=default)
 
 
-def only(*allowed: Any, why: str) -> Option:
+def only(*allowed: Json, why: str) -> Option:
     """No effect: nothing else is there."""
     return Option(why=why, accepts=Literal[allowed])
 
 
-def ignored(accepts: Any, why: str) -> Option:
+def ignored(accepts: Dynamic, why: str) -> Option:
     """No effect, whatever its value is."""
     return Option(why=why, accepts=accepts)
 
@@ -81,11 +82,11 @@ def same(*names: str) -> dict[str, Option]:
     return {name: to(name) for name in names}
 
 
-def _hashable(value: Any) -> bool:
+def _hashable(value: object) -> bool:
     return not isinstance(value, (dict, list))
 
 
-def check(option: Option, value: Any, where: str) -> None:
+def check(option: Option, value: object, where: str) -> None:
     """See that a value without effect is one that the option can have.
 
     Raises:
@@ -264,7 +265,7 @@ MESH = {
 }
 
 
-def _importance(value: Any, where: str) -> Any:
+def _importance(value: Json, where: str) -> Json:
     if value != "importance":
         raise ConfigError(
             f"{where}: estimator {value!r} is not supported: an occupancy grid or proposal network belongs to one "

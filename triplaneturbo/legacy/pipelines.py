@@ -1,15 +1,13 @@
 """Folders of earlier pipelines."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from triplaneturbo.legacy.state_dicts import is_original
 from triplaneturbo.legacy.translate import Translator, put
+from triplaneturbo.storage import Json, Tree
 
-Tree = dict[str, Any]
 
-
-def translate_pipeline(content: Any) -> Any:
+def translate_pipeline(content: Json) -> Json:
     """The content of a pipeline.json that this project's first version wrote in our names; any other as it is."""
     geometry = content.get("geometry") if isinstance(content, Mapping) else None
     if not isinstance(geometry, Mapping) or not ({"space_generator_config", "compat"} & geometry.keys()):

@@ -6,11 +6,9 @@ mistake is an option of the component that can make it.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from triplaneturbo.legacy.translate import put, take
-
-Tree = dict[str, Any]
+from triplaneturbo.storage import Json, Tree
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def _quirk(name: str) -> Callable[[Tree, str], None]:
     return add
 
 
-def _set(option: str, value: Any) -> Callable[[Tree, str], None]:
+def _set(option: str, value: Json) -> Callable[[Tree, str], None]:
     return lambda tree, place: put(tree, f"{place}.{option}", value)
 
 
@@ -72,7 +70,7 @@ def _named(tree: Tree, place: str, kind: str | None = None) -> Iterator[str]:
             yield f"{place}.{name}"
 
 
-def _type(component: Any) -> Any:
+def _type(component: Json) -> Json:
     return component.get("type") if isinstance(component, Mapping) else component
 
 

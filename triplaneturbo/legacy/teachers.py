@@ -2,12 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.legacy.options import TEACHER_PREFIXES
-
-Tree = dict[str, Any]
+from triplaneturbo.storage import Json, Tree
 
 # Of the original's guidance, where the teachers of this project have another.
 DEFAULTS: Tree = {
@@ -30,7 +28,7 @@ _RENAMED = {"weight": "weight", "guidance_scale": "guidance_scale", "image_size"
 _TIMES = {"min_step_percent": "min_timestep", "max_step_percent": "max_timestep"}
 
 
-def translate_teachers(given: Mapping[str, Any], present: Mapping[str, Tree], where: str, complete: bool) -> Tree:
+def translate_teachers(given: Mapping[str, Json], present: Mapping[str, Tree], where: str, complete: bool) -> Tree:
     """The teachers that flat options describe, by name.
 
     Args:
@@ -60,7 +58,7 @@ def _names(present: Mapping[str, Tree]) -> dict[str, str]:
     return found
 
 
-def _teacher(prefix: str, options: Mapping[str, Any], present: Tree, where: str) -> Tree:
+def _teacher(prefix: str, options: Mapping[str, Json], present: Tree, where: str) -> Tree:
     teacher: Tree = {
         ours: options[f"{prefix}_{name}"] for name, ours in _RENAMED.items() if f"{prefix}_{name}" in options
     }
@@ -90,7 +88,7 @@ def _teacher(prefix: str, options: Mapping[str, Any], present: Tree, where: str)
     return teacher | ({"rule": rule} if rule else {})
 
 
-def _rule(prefix: str, options: Mapping[str, Any], present: Any, where: str) -> Tree:
+def _rule(prefix: str, options: Mapping[str, Json], present: Json, where: str) -> Tree:
     """The rule and its options, on top of the `present` one; empty if nothing is said about it."""
     own = {name: options[f"{prefix}_{name}"] for name in ("plus_ratio", "plus_random", "weighting_strategy", "use_sds")
            if f"{prefix}_{name}" in options}  # fmt: skip
@@ -126,7 +124,7 @@ def _rule(prefix: str, options: Mapping[str, Any], present: Any, where: str) -> 
     return {"type": kind, **{key: value for key, value in rule.items() if key != "type"}}
 
 
-def weighting(name: Any, where: str) -> Tree:
+def weighting(name: Json, where: str) -> Tree:
     """The options of a rule that a published weighting stands for."""
     if name not in _WEIGHTINGS:
         raise ConfigError(f"{where} is {name!r}; allowed: {', '.join(map(repr, _WEIGHTINGS))}")

@@ -2,13 +2,11 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.legacy.options import COMPONENTS, EXPERIMENT, Option, check
 from triplaneturbo.legacy.teachers import translate_teachers
-
-Tree = dict[str, Any]
+from triplaneturbo.storage import Json, Tree
 
 PARTS = ("geometry", "material", "background", "guidance", "exporter")
 _RENDERERS = ("renderer", "renderer_2nd")
@@ -16,7 +14,7 @@ _RENDERERS = ("renderer", "renderer_2nd")
 _LABELS = {"renderer": "", "renderer_2nd": "_2nd"}
 
 
-def put(tree: Tree, place: str, value: Any) -> None:
+def put(tree: Tree, place: str, value: Json) -> None:
     """Set the dotted `place` of a tree."""
     *above, last = place.split(".")
     for key in above:
@@ -27,7 +25,7 @@ def put(tree: Tree, place: str, value: Any) -> None:
     tree[last] = value
 
 
-def take(tree: Any, place: str, default: Any = None) -> Any:
+def take(tree: Json, place: str, default: Json = None) -> Json:
     """The value at the dotted `place` of a tree."""
     for key in place.split("."):
         if not isinstance(tree, Mapping) or key not in tree:
@@ -36,7 +34,7 @@ def take(tree: Any, place: str, default: Any = None) -> Any:
     return tree
 
 
-def flat(options: Mapping[str, Any], table: Mapping[str, Option], where: str, prefix: str = "") -> Iterator[tuple]:
+def flat(options: Mapping[str, Json], table: Mapping[str, Option], where: str, prefix: str = "") -> Iterator[tuple]:
     """The options of a component by their names in its table, those inside mappings too.
 
     Raises:
@@ -77,7 +75,7 @@ class Translator:
         self.compat: dict[str, str] = {}
         """By dotted place in our tree, what `compat` says there."""
 
-    def __call__(self, tree: Mapping[str, Any]) -> Tree:
+    def __call__(self, tree: Mapping[str, Json]) -> Tree:
         """The tree in our names; `compat` is filled.
 
         Raises:
@@ -102,7 +100,7 @@ class Translator:
 
     # Components
 
-    def component(self, role: str, name: Any, options: Any, place: str) -> Tree:
+    def component(self, role: str, name: Json, options: Json, place: str) -> Tree:
         """A component with its registered name. A name that is not published keeps its options as they are.
 
         place: dotted, in our tree.
@@ -135,7 +133,7 @@ class Translator:
             self._training_type(take(options, "space_generator_config.training_type"), ours, place)
         return ours
 
-    def _options(self, options: Mapping[str, Any], table: Mapping[str, Option], place: str) -> Tree:
+    def _options(self, options: Mapping[str, Json], table: Mapping[str, Option], place: str) -> Tree:
         ours: Tree = {}
         if self.complete:
             for option in table.values():
@@ -149,20 +147,20 @@ class Translator:
                 put(ours, option.to, translated)
         return ours
 
-    def _base_renderer(self, options: Mapping[str, Any], ours: Tree, place: str) -> None:
+    def _base_renderer(self, options: Mapping[str, Json], ours: Tree, place: str) -> None:
         if "base_renderer_type" in options or "base_renderer" in options:
             inner = f"{place}.base_renderer"
             base = self.component("renderer", options.get("base_renderer_type"), options.get("base_renderer"), inner)
             ours["base_renderer"] = base
 
-    def _outliers(self, options: Mapping[str, Any], ours: Tree, place: str) -> None:
+    def _outliers(self, options: Mapping[str, Json], ours: Tree, place: str) -> None:
         remove = options.get("isosurface_remove_outliers", bool(take(self.present, f"{place}.smallest_component")))
         threshold = options.get("isosurface_outlier_n_faces_threshold", 0.01)
         if not isinstance(remove, bool):
             raise ConfigError(f"{place}.isosurface_remove_outliers must be of type bool, not {remove!r}")
         ours["smallest_component"] = threshold if remove else 0.0
 
-    def _training_type(self, text: Any, ours: Tree, place: str) -> None:
+    def _training_type(self, text: Json, ours: Tree, place: str) -> None:
         if text is not None:
             where = f"{place}.space_generator_config.training_type"
             for key, value in parse_training_type(text, where).items():
@@ -170,7 +168,7 @@ class Translator:
 
     # Data
 
-    def _data(self, name: Any, options: Mapping[str, Any]) -> Tree:
+    def _data(self, name: Json, options: Mapping[str, Json]) -> Tree:
         ours = self.component("data", name, options, "data")
         if ours.get("type", take(self.present, "data.type")) != "prompts-and-cameras":
             return ours
@@ -188,7 +186,7 @@ class Translator:
             )
         return ours
 
-    def _processors(self, options: Mapping[str, Any], kinds: list[str], ours: Tree) -> None:
+    def _processors(self, options: Mapping[str, Json], kinds: list[str], ours: Tree) -> None:
         """The encoders: `first` tells RichDreamer, `second` the other teachers, `generator` the generator."""
         conditions: Tree = {}
         if "guidance" in kinds:
@@ -222,7 +220,7 @@ class Translator:
 
     # System
 
-    def _renderer_names(self, system: Mapping[str, Any]) -> dict[str, str]:
+    def _renderer_names(self, system: Mapping[str, Json]) -> dict[str, str]:
         """By published slot, the name of a renderer here: that of its kind, or that at its place in `present`."""
         if not self.complete:
             return dict(zip(_RENDERERS, take(self.present, "system.renderers") or {}, strict=False))
@@ -233,7 +231,7 @@ class Translator:
                 names[slot] = kind if kind not in names.values() else f"{kind}_2nd"
         return names
 
-    def _system(self, name: Any, options: Mapping[str, Any], renderers: Mapping[str, str]) -> Tree:
+    def _system(self, name: Json, options: Mapping[str, Json], renderers: Mapping[str, str]) -> Tree:
         known = name is None or name in COMPONENTS["system"]
         if not known:
             return self.component("system", name, options, "system")
@@ -255,7 +253,7 @@ class Translator:
         self._scheduler_dir(options, ours)
         return ours
 
-    def _renderer(self, slot: str, options: Mapping[str, Any], renderers: Mapping[str, str], ours: Tree) -> None:
+    def _renderer(self, slot: str, options: Mapping[str, Json], renderers: Mapping[str, str], ours: Tree) -> None:
         if not options.get(f"{slot}_type") and not options.get(slot):
             return
         if slot not in renderers:
@@ -268,7 +266,7 @@ class Translator:
             inner["label"] = _LABELS[slot]
         ours.setdefault("renderers", {})[name] = inner
 
-    def _losses(self, given: Any, renderers: Mapping[str, str], ours: Tree) -> None:
+    def _losses(self, given: Json, renderers: Mapping[str, str], ours: Tree) -> None:
         if not isinstance(given, Mapping):
             raise ConfigError(f"system.loss must be a mapping of options, not {given!r}")
         for key, value in given.items():
@@ -286,7 +284,7 @@ class Translator:
                 if slot in renderers:
                     put(ours, f"losses.{renderers[slot]}.{term}", value)
 
-    def _scheduler_dir(self, options: Mapping[str, Any], ours: Tree) -> None:
+    def _scheduler_dir(self, options: Mapping[str, Json], ours: Tree) -> None:
         given = options.get("scheduler_dir")
         folder = take(ours, "geometry.space_generator.pretrained_model_name_or_path") or take(
             self.present, "system.geometry.space_generator.pretrained_model_name_or_path"
@@ -307,7 +305,7 @@ class Translator:
             elif self.complete and teacher.get("type") == "stable-diffusion" and "conditions" in ours.get("data", {}):
                 teacher["condition"] = "second" if "second" in ours["data"]["conditions"] else "first"
 
-    def _note_compat(self, options: Mapping[str, Any], place: str) -> None:
+    def _note_compat(self, options: Mapping[str, Json], place: str) -> None:
         value = options.get("compat")
         if value is None:
             return
@@ -339,7 +337,7 @@ def _same_encoder(one: Tree, other: Tree) -> bool:
     }
 
 
-def _optimizer(given: Any, renderers: Mapping[str, str]) -> Any:
+def _optimizer(given: Json, renderers: Mapping[str, str]) -> Json:
     """Parts of the system by the names that they have as modules here."""
     if not isinstance(given, Mapping):
         raise ConfigError(f"system.optimizer must be a mapping of options, not {given!r}")
@@ -357,7 +355,7 @@ def module_name(name: str, renderers: Mapping[str, str]) -> str:
     return f"renderers.{renderers[slot]}{dot}{rest}" if slot in renderers else name
 
 
-def parse_training_type(text: Any, where: str) -> Tree:
+def parse_training_type(text: Json, where: str) -> Tree:
     """Read `self_lora_rank_16-cross_lora_rank_16-locon_rank_16[-with_bias]` or `full`; a part left out has rank 0.
 
     Raises:

@@ -48,7 +48,7 @@ class LossConfig:
     terms: dict[str, Chosen] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, given: Any, place: str) -> "LossConfig":
+    def parse(cls, given: object, place: str) -> "LossConfig":
         """Raises ConfigError: a name, a weight or an option is wrong."""
         if isinstance(given, cls):
             return given

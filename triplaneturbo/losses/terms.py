@@ -1,7 +1,6 @@
 """Terms of the loss besides the teachers' gradient: regularisers of what the renderers show."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from triplaneturbo.losses.base import LossTerm, Scalar
 from triplaneturbo.ops.mesh import vertex_normals
 from triplaneturbo.ops.rows import add_rows, gather_rows
 from triplaneturbo.registry import register
-from triplaneturbo.types import Mesh, Views
+from triplaneturbo.types import Extra, Mesh, Views
 
 
 @register("sparsity")
@@ -92,7 +91,7 @@ class LaplacianSmoothness(LossTerm):
         return _mean_over_prompts(_mesh_laplacian, _extra(views, "meshes"))
 
 
-def _extra(views: Views, name: str) -> Any:
+def _extra(views: Views, name: str) -> Extra:
     if name not in views.extras:
         raise ConfigError(
             f"a loss term needs {name!r}, which this renderer does not give (it gives: "
@@ -101,7 +100,7 @@ def _extra(views: Views, name: str) -> Any:
     return views.extras[name]
 
 
-def _mean_over_prompts(term: Callable[[Any], Tensor], values: Any) -> Tensor:
+def _mean_over_prompts(term: Callable[[Extra], Tensor], values: Extra | list[Extra]) -> Tensor:
     """`term` of a tensor, or its mean over a list with one entry a prompt."""
     if isinstance(values, (list, tuple)):
         return torch.stack([term(value) for value in values]).mean()

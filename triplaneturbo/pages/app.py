@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextvars
 import ctypes
+import functools
 import itertools
 import os
 import shutil
@@ -207,9 +208,9 @@ def build_page(generate: Generator) -> gr.Blocks:
                 raise Stopped
             progress(share, desc=desc)
 
-        work = contextvars.copy_context().run, generate, prompt, seed, resolution, report
+        work = functools.partial(contextvars.copy_context().run, generate, prompt, seed, resolution, report)
         try:
-            mesh, picture, text = await asyncio.get_running_loop().run_in_executor(worker, *work)
+            mesh, picture, text = await asyncio.get_running_loop().run_in_executor(worker, work)
         except torch.OutOfMemoryError as error:
             raise gr.Error(f"Out of memory at resolution {resolution}; choose a smaller one.") from error
         except (ValueError, Stopped) as error:
@@ -233,8 +234,9 @@ def build_page(generate: Generator) -> gr.Blocks:
                     stop = gr.Button("Stop", variant="stop")
                 report = gr.Textbox(label="Result", max_lines=12, interactive=False)
             with gr.Column(scale=3):
-                look = {"clear_color": VIEWER_GREY, "camera_position": VIEWPOINT, "height": 440}
-                viewer = gr.Model3D(label="Mesh", interactive=False, **look)
+                viewer = gr.Model3D(
+                    label="Mesh", interactive=False, clear_color=VIEWER_GREY, camera_position=VIEWPOINT, height=440
+                )
                 download = gr.DownloadButton("Download GLB", interactive=False)
                 picture = gr.Image(show_label=False, interactive=False, buttons=["fullscreen", "download"])
         outputs = [viewer, download, picture, report]
@@ -263,8 +265,8 @@ def launch(page: gr.Blocks, flags: argparse.Namespace, files: Path, *, wait: boo
         mcp_server=False,
         footer_links=["api"],
     )
-    if public:
-        visitors.named.add(urlsplit(public).hostname)
+    if public and (host := urlsplit(public).hostname):
+        visitors.named.add(host)
     if wait:
         page.block_thread()
 

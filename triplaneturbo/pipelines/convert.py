@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from diffusers.models import ModelMixin
 from diffusers.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor
 
@@ -63,7 +64,7 @@ def convert(source: str | Path, folder: str | Path, config: str | Path) -> Kind:
         _write_student(state, folder, config)
         return kind
     head = {"head_width": 64} if kind == "mvdream" else {"heads": 8}
-    models = {"unet": build_unet(state, source, **head)}
+    models: dict[str, ModelMixin] = {"unet": build_unet(state, source, **head)}
     if kind == "mvdream":
         if not any(name.startswith(VAE_PREFIX) for name in state):
             raise WeightsError(f"{source} holds no autoencoder ({VAE_PREFIX}*), which MVDream needs")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,7 @@ from triplaneturbo.naming import check_prompts
 from triplaneturbo.prompts.text_encoder import TextEncoder
 from triplaneturbo.scenes import FieldScene
 from triplaneturbo.scenes.isosurface import extract_meshes
-from triplaneturbo.storage import copy_file, make_folder, read_json, write_text
+from triplaneturbo.storage import Json, Tree, copy_file, make_folder, read_json, write_text
 from triplaneturbo.types import Mesh, TextStates
 from triplaneturbo.weights.files import load_exactly, named_tensors, read_checkpoint, save_tensors
 
@@ -76,7 +76,7 @@ def read_pipeline(folder: Path) -> PipelineConfig:
         raise WeightsError(f"{path} cannot be used: {error}") from error
 
 
-def of_training(tree: Mapping[str, Any]) -> PipelineConfig:
+def of_training(tree: Mapping[str, Json]) -> PipelineConfig:
     """What a pipeline needs of the configuration of a training; nothing else of it is looked at.
 
     Raises:
@@ -147,7 +147,7 @@ class TextToMeshOutput:
         write_mesh(path, self.meshes[0])
         return Path(path)
 
-    def export_all(self, folder: str | Path, **options: Any) -> list[Path]:
+    def export_all(self, folder: str | Path, **options: Json) -> list[Path]:
         """Write every mesh with a turntable picture into a folder of its prompt; returns the mesh files.
 
         options: of `MeshExporter`, such as fmt="obj".
@@ -191,7 +191,7 @@ class TextToMeshPipeline:
         self._trained = self._load(tensors, Path(weights))
         self.geometry.merge()
 
-    def _load(self, content: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    def _load(self, content: Tree, path: Path) -> dict[str, Tensor]:
         """Load the trained tensors of a file's `content` into the networks and return them, under our names."""
         parts = nn.ModuleDict({"geometry": self.geometry, "material": self.material})
         trained = translate_state(named_tensors(content, path), parts.state_dict(), path)

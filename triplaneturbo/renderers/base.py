@@ -1,7 +1,8 @@
 """What the renderers share: their siblings and how they are called."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,7 +11,7 @@ from triplaneturbo.base import Module
 from triplaneturbo.bounds import Length
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
-from triplaneturbo.scenes import FieldScene, Scene
+from triplaneturbo.scenes import Field, FieldScene, Scene
 from triplaneturbo.schedule import Progress
 from triplaneturbo.types import Cameras, Views
 
@@ -19,15 +20,36 @@ NormalDirection = Literal["camera", "world", "front"]
 START = Progress()
 
 
+Drawn = TypeVar("Drawn", bound=Scene)
+# Features to colours; directions and pooled texts to colours.
+Material = Callable[[Tensor], Tensor]
+Background = Callable[[Tensor, Tensor], Tensor]
+
+
+@runtime_checkable
+class MakesScenes(Protocol):
+    """What a renderer asks of a geometry."""
+
+    @property
+    def makes(self) -> type: ...
+
+
+class MakesFields(MakesScenes, Protocol):
+    """Of one whose scenes are fields."""
+
+    @property
+    def field(self) -> Field: ...
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """The siblings of a renderer. Not a module, so that their parameters stay theirs alone."""
 
-    material: Any
-    background: Any
+    material: Material
+    background: Background
 
 
-class Renderer(Module):
+class Renderer(Module, Generic[Drawn]):
     """Turns scenes into pictures of them."""
 
     role = "renderer"
@@ -44,10 +66,10 @@ class Renderer(Module):
     draws_scenes: ClassVar[tuple[type, ...]] = (FieldScene,)
     """Kinds of scenes it can draw."""
 
-    def configure(self, *, material: Any, background: Any) -> None:
+    def configure(self, *, material: Material, background: Background) -> None:
         self._surroundings = Surroundings(material, background)
 
-    def check_geometry(self, geometry: Any) -> None:
+    def check_geometry(self, geometry: MakesScenes) -> None:
         """Make sure that the scenes `geometry` makes can be drawn.
 
         Raises:
@@ -65,18 +87,18 @@ class Renderer(Module):
         return scene.radius if self.cfg.radius is None else self.cfg.radius
 
     @property
-    def material(self) -> Any:
+    def material(self) -> Material:
         """What turns features into colours."""
         return self._surroundings.material
 
     @property
-    def background(self) -> Any:
+    def background(self) -> Background:
         """What lies behind the object."""
         return self._surroundings.background
 
     def forward(
         self,
-        scene: Scene,
+        scene: Drawn,
         cameras: Cameras,
         pooled_text: Float[Tensor, "B T"],
         *,

@@ -1,7 +1,7 @@
 """Rasterised pictures of surfaces: every prompt's field becomes a mesh, drawn from its views."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +22,11 @@ from triplaneturbo.renderers.shading import NORMAL_BACKGROUND, WHITE, disparity,
 from triplaneturbo.renderers.surface import surface_meshes
 from triplaneturbo.scenes import FieldScene, MeshScene, Scene
 from triplaneturbo.schedule import Progress
-from triplaneturbo.types import Cameras, Mesh, Views
+from triplaneturbo.types import Cameras, Extra, Mesh, Views
 
 
 @register("mesh")
-class MeshRenderer(Renderer):
+class MeshRenderer(Renderer[Scene]):
     """Marching cubes, rasterisation, antialiasing; differentiable from the pictures to the scene.
 
     The surface of a field is searched on a grid; scenes of meshes are drawn as they are. Colours are the field's at the
@@ -48,9 +48,9 @@ class MeshRenderer(Renderer):
         """Height of the pictures whose focal length, in pixels, the background's rays have; None: their own."""
         normal_direction: NormalDirection = "camera"
         """Axes of the normal picture, see `shading.normals_as_colors`."""
-        sdf_grad_shrink: ScheduledShare = 1.0
+        sdf_grad_shrink: ScheduledShare = option(1.0)
         """Share of the gradient that vertices pass on to the signed distance."""
-        def_grad_shrink: ScheduledShare = 1.0
+        def_grad_shrink: ScheduledShare = option(1.0)
         """The same for the deformation of the grid."""
         detach_if_empty: bool = True
         """Whether the stand-in drawn for a field without a surface passes no gradient on to the geometry."""
@@ -142,9 +142,10 @@ class MeshRenderer(Renderer):
             depth = interpolate(clip, raster, meshes.faces)[..., 2:3]
         else:
             depth = torch.linalg.vector_norm(points - cameras.positions[:, None, None], dim=-1, keepdim=True) * mask
+        extras: dict[str, Extra] = {}
         if isinstance(scene, MeshScene) and scene.texture is None:
-            colors = torch.cat([mesh.colors for mesh in scene.meshes])
-            color, extras = interpolate(colors, raster, meshes.faces), {}
+            colors = torch.cat([mesh.colors for mesh in scene.meshes if mesh.colors is not None])
+            color = interpolate(colors, raster, meshes.faces)
         else:
             color, extras = self._surface_colors(scene, points, visible)
         normal_colors = normals_as_colors(normal, cameras, self.cfg.normal_direction)
@@ -165,14 +166,16 @@ class MeshRenderer(Renderer):
 
     def _surface_colors(
         self, scene: Scene, points: Float[Tensor, "M H W 3"], visible: Tensor
-    ) -> tuple[Float[Tensor, "M H W 3"], dict[str, Any]]:
-        """Colours at the visible points, 0 elsewhere, and with `surface_samples` the field there."""
+    ) -> tuple[Float[Tensor, "M H W 3"], dict[str, Extra]]:
+        """Colours at the visible points, 0 elsewhere, and with `surface_samples` what a field has there."""
         pixels = visible.flatten().nonzero().squeeze(1)
         table = PromptTable(pixels // (visible.numel() // len(scene)), len(scene))
         seen = table.fill(gather_rows(points.reshape(-1, 3), pixels), spare=self.radius_of(scene))
-        extras = {}
-        if self.cfg.surface_samples:
+        extras: dict[str, Extra] = {}
+        if self.cfg.surface_samples and isinstance(scene, FieldScene):
             found = scene.query(seen, features=True, normals=True)
+            assert found.features is not None
+            assert found.gradient is not None
             features, extras = found.features, {"sdf": table.rows(found.value), "sdf_grad": table.rows(found.gradient)}
         else:
             features = scene.features(seen)

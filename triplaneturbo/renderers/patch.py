@@ -1,7 +1,7 @@
 """Full-size pictures for the price of small ones: a coarse picture of everything, a sharp patch pasted into it."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from triplaneturbo.cameras import ray_directions
 from triplaneturbo.draws import Draws, keyed_generator
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.registry import register
-from triplaneturbo.renderers.base import START, Renderer
+from triplaneturbo.renderers.base import START, Background, MakesScenes, Material, Renderer
 from triplaneturbo.renderers.sampling import Jitter
 from triplaneturbo.scenes import FieldScene
 from triplaneturbo.schedule import Progress
@@ -32,7 +32,7 @@ class PatchDraws:
 
 
 @register("patch")
-class PatchRenderer(Renderer):
+class PatchRenderer(Renderer[FieldScene]):
     """Wraps a renderer that can follow arbitrary rays (the volume renderer).
 
     In training two passes are made: rays of the whole picture averaged down by `global_downsample`, and the rays of
@@ -55,15 +55,15 @@ class PatchRenderer(Renderer):
             if self.radius is not None:
                 raise ConfigError("the renderer that is wrapped has the radius: set base_renderer.radius")
 
-    def configure(self, **siblings: Any) -> None:
-        super().configure(**siblings)
-        self.base_renderer = self.cfg.base_renderer.build(**siblings)
+    def configure(self, *, material: Material, background: Background) -> None:
+        super().configure(material=material, background=background)
+        self.base_renderer = self.cfg.base_renderer.build(material=material, background=background)
         if not hasattr(self.base_renderer, "render_rays"):
             raise ConfigError(
                 f"base_renderer.type is {self.cfg.base_renderer.type!r}, which cannot render single rays; use 'volume'"
             )
 
-    def check_geometry(self, geometry: Any) -> None:
+    def check_geometry(self, geometry: MakesScenes) -> None:
         """See `Renderer.check_geometry`."""
         self.base_renderer.check_geometry(geometry)
 
@@ -117,7 +117,7 @@ class PatchRenderer(Renderer):
 
         Coarse rays are averages of unit directions and are used as they are, slightly shorter than 1.
         """
-        height, width = self._check(tuple(directions.shape[1:3]))
+        height, width = self._check((directions.shape[1], directions.shape[2]))
         factor, side = self.cfg.global_downsample, self.cfg.patch_size
         n_view = cameras.n_view
         patches = [

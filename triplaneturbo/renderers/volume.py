@@ -1,7 +1,7 @@
 """Volume rendering of a signed distance (NeuS or VolSDF) or of a density, samples placed by importance."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn as nn
@@ -10,13 +10,23 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from triplaneturbo.base import option
 from triplaneturbo.bounds import Range, ScheduledShare
 from triplaneturbo.cameras import ray_directions
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.ops.volume import compositing_weights, density_alpha, neus_alpha, volsdf_alpha, volsdf_density
 from triplaneturbo.registry import register
-from triplaneturbo.renderers.base import START, NormalDirection, Renderer, check_views
+from triplaneturbo.renderers.base import (
+    START,
+    Background,
+    MakesFields,
+    MakesScenes,
+    Material,
+    NormalDirection,
+    Renderer,
+    check_views,
+)
 from triplaneturbo.renderers.sampling import Jitter, box_range, place_samples
 from triplaneturbo.renderers.shading import (
     NORMAL_BACKGROUND,
@@ -76,7 +86,7 @@ class _Pixels:
 
 
 @register("volume")
-class VolumeRenderer(Renderer):
+class VolumeRenderer(Renderer[FieldScene]):
     """Sums colour, normal and depth along rays with weights w_i = alpha_i prod_{j<i} (1 - alpha_j).
 
     Each ray is cut into even intervals, whose opacity decides where finer ones go (`sampling.place_samples`); the
@@ -109,7 +119,7 @@ class VolumeRenderer(Renderer):
         """The sharpness s itself; replaces the learned one."""
         cos_anneal_end_steps: Annotated[int, Range(0)] = 0
         """Until this step NeuS opacity blends from half the slope plus 1/2, which lights all sides, to the slope."""
-        rgb_grad_shrink: ScheduledShare = 1.0
+        rgb_grad_shrink: ScheduledShare = option(1.0)
         """Share of the gradient that colours pass on to the field."""
         randomized: bool = True
         """Jitter the samples in training."""
@@ -124,14 +134,14 @@ class VolumeRenderer(Renderer):
             if not self.near_plane < self.far_plane:
                 raise ConfigError(f"near_plane ({self.near_plane}) must be less than far_plane ({self.far_plane})")
 
-    def configure(self, **siblings: Any) -> None:
-        super().configure(**siblings)
+    def configure(self, *, material: Material, background: Background) -> None:
+        super().configure(material=material, background=background)
         self.variance = LearnedVariance(self.cfg.learned_variance_init, self.cfg.trainable_variance)
 
-    def check_geometry(self, geometry: Any) -> None:
+    def check_geometry(self, geometry: MakesScenes) -> None:
         """See `Renderer.check_geometry`; the law must be one for the geometry's kind of field."""
         super().check_geometry(geometry)
-        kind = geometry.field.kind
+        kind = cast(MakesFields, geometry).field.kind  # it makes what this renderer draws: fields
         if (self._law(kind) == "density") != (kind == "density"):
             allowed = "density" if kind == "density" else "neus or volsdf"
             raise ConfigError(
@@ -235,6 +245,8 @@ class VolumeRenderer(Renderer):
         edges = self._edges(scene, rays, inv_std)
         t_points, t_intervals = (edges[..., 1:] + edges[..., :-1]) / 2, edges[..., 1:] - edges[..., :-1]
         found = scene.query(rays.points(t_points), features=True, normals=True)
+        assert found.normal is not None
+        assert found.features is not None
         value, normal, features = (
             x.unflatten(1, t_points.shape[1:]) for x in (found.value, found.normal, found.features)
         )
@@ -252,6 +264,7 @@ class VolumeRenderer(Renderer):
         )
         if not self.training:
             return pixels, {}
+        assert found.gradient is not None
         return pixels, {
             "sdf": value,
             "sdf_grad": found.gradient.unflatten(1, t_points.shape[1:]),

@@ -1,7 +1,8 @@
 """Learning from teachers alone: scenes are rendered, teachers say how the pictures should change."""
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,8 +13,32 @@ from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.registry import register
 from triplaneturbo.scenes import FieldScene
+from triplaneturbo.schedule import Progress
 from triplaneturbo.systems.scene import SceneSystem
-from triplaneturbo.types import Batch, Cameras, ScoreGradient, Views
+from triplaneturbo.types import Batch, Cameras, ScoreGradient, TextStates, Views
+
+
+@runtime_checkable
+class Guidance(Protocol):
+    """What a system asks of its guidance, see `guidance.distillation.ScoreDistillation`."""
+
+    @property
+    def trained(self) -> dict[str, nn.Module]: ...
+
+    def check(self, n_view: int, conditions: Collection[str]) -> None: ...
+
+    def to(self, device: torch.device) -> nn.Module: ...
+
+    def __call__(
+        self,
+        views: Sequence[Views],
+        cameras: Cameras,
+        conditions: Mapping[str, TextStates],
+        draws: Draws,
+        progress: Progress,
+        timestep_range: tuple[float, float] | None,
+        share: float,
+    ) -> list[ScoreGradient]: ...
 
 
 @register("scene-distillation")
@@ -56,13 +81,13 @@ class SceneDistillation(SceneSystem):
         return optimizer
 
     @property
-    def guidance(self) -> Any:
+    def guidance(self) -> Guidance:
         """The teachers."""
         return self._guidance[0]
 
     def on_fit_start(self) -> None:
         """Raises ConfigError: teachers and data do not go together."""
-        data = self.trainer.datamodule
+        data = self.data_module
         if data.n_view is not None:
             self.guidance.check(data.n_view, data.condition_names)
         self.guidance.to(self.device)

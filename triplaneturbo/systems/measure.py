@@ -1,7 +1,9 @@
 """What is measured of scenes in tests, beside the pictures."""
 
 from abc import abstractmethod
-from typing import Any
+from collections.abc import Callable
+
+from torch import Tensor
 
 from triplaneturbo.base import Component
 from triplaneturbo.scenes import Scene
@@ -13,5 +15,5 @@ class Measure(Component):
     role = "measure"
 
     @abstractmethod
-    def __call__(self, scene: Scene, prompt: str, material: Any) -> dict[str, float]:
+    def __call__(self, scene: Scene, prompt: str, material: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """By name. material: turns the scene's features into colours."""

@@ -123,10 +123,7 @@ def average_gradients(parameters: list[Tensor], wishes: Wishes) -> tuple[Tensor,
 
     A parameter that no loss has reached gets a zero gradient, so that all processes hold the same tensors.
     """
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    grads = [parameter.grad for parameter in parameters]
+    grads = [_gradient(parameter) for parameter in parameters]
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         flat = torch.cat([*(grad.flatten() for grad in grads), *(grads[0].new_full((1,), wish) for wish in wishes)])
         dist.all_reduce(flat)
@@ -140,4 +137,11 @@ def average_gradients(parameters: list[Tensor], wishes: Wishes) -> tuple[Tensor,
 @torch.no_grad()
 def limit_norm(parameters: list[Tensor], norm: Tensor, limit: float) -> None:
     """Shorten gradients whose norm is `norm` to the norm `limit`, in place, without waiting for the device."""
-    torch._foreach_mul_([parameter.grad for parameter in parameters], (limit / norm.clamp(min=limit)))
+    torch._foreach_mul_([_gradient(parameter) for parameter in parameters], (limit / norm.clamp(min=limit)))
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    """The gradient of a parameter; one that no loss has reached gets a gradient of zeros."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad

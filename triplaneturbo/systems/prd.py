@@ -60,7 +60,7 @@ class ProgressiveRenderingDistillation(SceneDistillation):
     def on_fit_start(self) -> None:
         """Raises ConfigError: the data module does not give a set of cameras for each round."""
         super().on_fit_start()
-        given = self.trainer.datamodule.camera_sets
+        given = self.data_module.camera_sets
         if given not in (None, self.cfg.rounds):
             raise ConfigError(f"data.camera_sets ({given}) must be system.rounds ({self.cfg.rounds})")
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from triplaneturbo.base import Chosen, Part, option
+from triplaneturbo.base import Chosen, Modules, Part, option
 from triplaneturbo.bounds import GridPoints, Range
 from triplaneturbo.draws import Draws, generation_noise
 from triplaneturbo.errors import ConfigError, EmptyFieldError
@@ -35,7 +36,7 @@ VIEWS_AT_ONCE = 4
 FILM_SPEED = {"val": 10, "test": 30}
 
 
-class SceneSystem(TrainingSystem):
+class SceneSystem(TrainingSystem[Batch]):
     """Geometry, material, background and renderers, with their evaluation and export; the method is a subclass's.
 
     The state dict holds what is trained and small buffers; frozen base networks come from their own folders.
@@ -80,7 +81,7 @@ class SceneSystem(TrainingSystem):
         self.material = cfg.material.build()
         self.background = cfg.background.build()
         surroundings = {"material": self.material, "background": self.background}
-        self.renderers = nn.ModuleDict({name: part.build(**surroundings) for name, part in cfg.renderers.items()})
+        self.renderers = Modules[Renderer]({name: part.build(**surroundings) for name, part in cfg.renderers.items()})
         for renderer in self.renderers.values():
             renderer.check_geometry(self.geometry)
         self.objectives = {name: Objective(cfg.losses.get(name) or LossConfig()) for name in self.renderers}
@@ -189,7 +190,8 @@ class SceneSystem(TrainingSystem):
         self._exporter = self.cfg.exporter.build()
         self._empty: list[str] = []
         (n_batches,) = self.trainer.num_predict_batches
-        batches = islice(self.trainer.predict_dataloaders, n_batches)
+        loader = self.trainer.predict_dataloaders or ()
+        batches = islice(loader, None if n_batches == math.inf else int(n_batches))
         self._exporter.check(*self._places([prompt for batch in batches for prompt in batch.prompts]))
 
     def _places(self, prompts: Sequence[str]) -> tuple[list[str], Path, list[Origin]]:

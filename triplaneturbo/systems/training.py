@@ -2,17 +2,19 @@
 
 import logging
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from functools import reduce
+from typing import Annotated, Any, ClassVar, Generic, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from triplaneturbo.base import Component
+from triplaneturbo.base import Component, Dynamic
 from triplaneturbo.bounds import Count, ProjectPath, Range
 from triplaneturbo.errors import ConfigError, WeightsError
 from triplaneturbo.interruption import interruption
@@ -21,7 +23,7 @@ from triplaneturbo.schedule import Progress
 from triplaneturbo.systems.ema import ParameterAverage
 from triplaneturbo.systems.losslog import Records
 from triplaneturbo.systems.optimizer import OptimizerConfig, ScheduledOptimizer, average_gradients, limit_norm
-from triplaneturbo.types import Run
+from triplaneturbo.types import MicroBatch, Numbered, Run
 from triplaneturbo.weights.files import misfit, named_tensors, read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,34 @@ class LoggersConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
-class TrainingSystem(Component, pl.LightningModule):
+@runtime_checkable
+class Consumed(Protocol):
+    """How far a training has come in its data."""
+
+    @property
+    def samples(self) -> int: ...
+
+
+@runtime_checkable
+class TrainingData(Protocol):
+    """What a training asks of its data module, see `data.stream.StreamData`."""
+
+    n_view: int | None
+    camera_sets: int | None
+
+    @property
+    def condition_names(self) -> Collection[str]: ...
+
+    @property
+    def position(self) -> Consumed: ...
+
+    @property
+    def epoch(self) -> int: ...
+
+    def advance(self, batch: Numbered) -> None: ...
+
+
+class TrainingSystem(Component, pl.LightningModule, Generic[MicroBatch]):
     """A training with everything but its loss.
 
     A subclass builds its networks in `assemble`, and says in `losses` what they learn from a batch, or, if one pass
@@ -111,6 +140,11 @@ class TrainingSystem(Component, pl.LightningModule):
     def _trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    @property
+    def data_module(self) -> TrainingData:
+        """What the trainer trains on."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
+
     # A step
 
     @property
@@ -118,20 +152,20 @@ class TrainingSystem(Component, pl.LightningModule):
         """Of a micro-batch in the gradient of an update."""
         return 1 / self.cfg.gradient_accumulation_steps
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:
+    def training_step(self, batch: MicroBatch, batch_idx: int) -> None:
         """Accumulate the gradient of a micro-batch; update after the last one."""
         with self.gradients_kept_local():
             self.accumulate(batch)
         if (batch.step + 1) % self.cfg.gradient_accumulation_steps == 0:
             self.update(batch)
 
-    def accumulate(self, batch: Any) -> None:
+    def accumulate(self, batch: MicroBatch) -> None:
         """Add the gradient of `share` times the loss of a micro-batch to the parameters."""
         losses = self.losses(batch)
         self.measure({f"loss_{name}": value for name, value in losses.items()}, self.share)
-        self.manual_backward(self.share * sum(losses.values()))
+        self.manual_backward(self.share * reduce(torch.add, losses.values()))
 
-    def losses(self, batch: Any) -> dict[str, Tensor]:
+    def losses(self, batch: MicroBatch) -> dict[str, Tensor]:
         """Terms of the loss of a micro-batch by name, weighted; their sum is minimised."""
         raise NotImplementedError
 
@@ -143,9 +177,12 @@ class TrainingSystem(Component, pl.LightningModule):
     def gradients_kept_local(self) -> AbstractContextManager:
         """Gradients of several backward passes are averaged over processes once, by `update`, not by each pass."""
         strategy = self.trainer.strategy
-        return strategy.model.no_sync() if isinstance(strategy, DDPStrategy) else nullcontext()
+        if not isinstance(strategy, DDPStrategy):
+            return nullcontext()
+        assert isinstance(strategy.model, DistributedDataParallel)
+        return strategy.model.no_sync()
 
-    def update(self, batch: Any) -> None:
+    def update(self, batch: MicroBatch) -> None:
         """One optimizer step with the gradients of all processes; skipped if they are not finite.
 
         Raises:
@@ -157,10 +194,12 @@ class TrainingSystem(Component, pl.LightningModule):
             limit_norm(self.scheduled_optimizer.parameters, norm, self.cfg.max_gradient_norm)
         rate = self.scheduled_optimizer.set_learning_rates(self.progress)
         measured, self.measured = self.measured, {}
-        data = self.trainer.datamodule
+        data = self.data_module
         data.advance(batch)
         if norm.isfinite():  # the host waits for the device
-            self.optimizers().step()
+            optimizer = self.optimizers()
+            assert not isinstance(optimizer, list)  # `configure_optimizers` gives one
+            optimizer.step()
             self.progress = Progress(self.trainer.global_step, data.epoch)
             if self.average:
                 self.average.update(self.progress.step)
@@ -170,7 +209,7 @@ class TrainingSystem(Component, pl.LightningModule):
         else:
             self._note_skipped()
         self.zero_grad(set_to_none=True)
-        if len(self.records) >= self.trainer.log_every_n_steps:
+        if len(self.records) >= self.trainer.log_every_n_steps:  # type: ignore[attr-defined]  # set, not declared
             self.records.write(self.trainer.loggers)
 
     def _note_skipped(self) -> None:
@@ -189,7 +228,7 @@ class TrainingSystem(Component, pl.LightningModule):
         self.scheduled_optimizer = ScheduledOptimizer(self.cfg.optimizer, self)
         return self.scheduled_optimizer.optimizer
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Dynamic:
         """As for any module, with errors that name the tensors.
 
         Raises:
@@ -231,7 +270,7 @@ class TrainingSystem(Component, pl.LightningModule):
     def on_train_start(self) -> None:
         """Schedules begin where the trainer does, whatever weights were loaded."""
         self.train()
-        self.progress = Progress(self.trainer.global_step, self.trainer.datamodule.epoch)
+        self.progress = Progress(self.trainer.global_step, self.data_module.epoch)
 
     def on_train_end(self) -> None:
         self.records.write(self.trainer.loggers)
