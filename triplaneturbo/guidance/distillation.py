@@ -29,6 +29,14 @@ class Guidance(Module):
 
     role = "guidance"
 
+    @property
+    def trained(self) -> dict[str, nn.Module]:
+        """By name, what is trained beside it, in the system's optimiser and checkpoints."""
+        return {}
+
+    def check(self, n_view: int, conditions: Collection[str]) -> None:
+        """See `Teacher.check`."""
+
 
 @register("score-distillation")
 class ScoreDistillation(Guidance):
