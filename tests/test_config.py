@@ -337,6 +337,21 @@ def test_overrides_may_be_in_either_dialect():
         assert read_config([RECIPE], [theirs]).tree == read_config([RECIPE], [ours]).tree, theirs
 
 
+def test_options_of_the_published_processors_reach_the_encoders_that_teachers_are_told():
+    full, library = ROOT / "configs/TriplaneTurbo_v1.yaml", "data.prompt_library=some"
+    for theirs, ours in (
+        ("data.guidance_processor.negative_prompt=x", "data.conditions.sd15.negative_prompt=x"),
+        ("data.guidance_processor.negative_prompt_2nd=x", "data.conditions.sd21.negative_prompt=x"),
+        (
+            "data.condition_processor.pretrained_model_name_or_path=/x",
+            "data.conditions.sd21.pretrained_model_name_or_path=/x",
+        ),
+    ):
+        assert read_config([full], [library, theirs]).tree == read_config([full], [library, ours]).tree, theirs
+    given = [library, "data.condition_processor.negative_prompt=x"]
+    assert read_config([full], given).tree == read_config([full], [library]).tree
+
+
 def test_what_is_no_option_of_either_dialect_is_an_error():
     with pytest.raises(UnknownNameError, match="has no option 'mv_wait'"):
         read_config([RECIPE], ["system.guidance.mv_wait=1"]).experiment()

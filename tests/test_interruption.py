@@ -92,14 +92,14 @@ def assert_same_end(one, other):
 
 
 def test_a_training_finishes_its_accumulated_update_and_loses_nothing(train, at, whole, capfd):
-    at(System, "distil_part", 3, signal.SIGTERM)  # in the first of the two batches of the second update
+    at(System, "distil_round", 3, signal.SIGTERM)  # in the first of the two batches of the second update
     code, part = train("part", "trainer.max_steps=4")
     said = capfd.readouterr().err
     assert (code, steps(part)) == (143, ([2], 2))
     closing = f"stopped by SIGTERM after step 2, saved as {part}/ckpts/epoch=0-step=2.ckpt; {GO_ON}"
     assert said.count("stopped by") == said.count(closing) == 1
     assert "Traceback" not in said
-    at(System, "distil_part", 4, signal.SIGINT)  # in the second batch, past the numbers of this process
+    at(System, "distil_round", 4, signal.SIGINT)  # in the second batch, past the numbers of this process
     assert train("part", "trainer.max_steps=4", "resume=auto")[0] == 130
     assert steps(part) == ([2, 4], 4)
     assert train("part", "trainer.max_steps=4", "resume=auto")[0] == 0
@@ -110,7 +110,7 @@ def test_updates_of_all_parts_of_a_batch_belong_together(train, at):
     parts = ("data.n_steps=2", "system.num_parts_training=2")
     options = (*parts, "system.step_every_part=true", ONE_BATCH, "trainer.max_steps=4")
     _, whole = train("whole", *options)
-    at(System, "distil_part", 1, signal.SIGTERM)
+    at(System, "distil_round", 1, signal.SIGTERM)
     code, part = train("part", *options)
     assert (code, steps(part)) == (143, ([2], 2))
     assert train("part", *options, "resume=auto")[0] == 0
@@ -153,7 +153,7 @@ def test_a_signal_while_training_ends_stops_before_the_test(train, at, capfd):
 
 
 def test_without_checkpoints_it_says_that_nothing_is_saved(train, at, capfd):
-    at(System, "distil_part", 1, signal.SIGTERM)
+    at(System, "distil_round", 1, signal.SIGTERM)
     code, folder = train("t", ONE_BATCH, "trainer.max_steps=9", "checkpoint.save_top_k=0", "checkpoint.save_last=false")
     assert code == 143
     assert not (folder / "ckpts").exists()
@@ -161,7 +161,7 @@ def test_without_checkpoints_it_says_that_nothing_is_saved(train, at, capfd):
 
 
 def test_sigusr1_saves_and_goes_on(train, at):
-    at(System, "distil_part", 1, signal.SIGUSR1)
+    at(System, "distil_round", 1, signal.SIGUSR1)
     code, folder = train("t", ONE_BATCH, "trainer.max_steps=3", "checkpoint.save_top_k=-1")
     assert (code, steps(folder)) == (0, ([1, 3], 3))
 

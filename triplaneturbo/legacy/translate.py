@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
-from triplaneturbo.legacy.options import COMPONENTS, EXPERIMENT, Option, check
+from triplaneturbo.legacy.options import COMPONENTS, DUAL_PROCESSOR, EXPERIMENT, PROCESSOR, Option, check
 from triplaneturbo.legacy.teachers import translate_teachers
 from triplaneturbo.storage import Json, Tree
 
@@ -180,11 +180,27 @@ class Translator:
         if self.complete:
             self._processors(options, kinds, ours)
         elif kinds:
-            raise ConfigError(
-                f"data.{kinds[0]}_processor: give the options of an encoder by its name, "
-                f"data.conditions.NAME.option=value; there are {', '.join(take(self.present, 'data.conditions') or {})}"
-            )
+            self._changed_processors(options, ours)
         return ours
+
+    def _changed_processors(self, options: Mapping[str, Json], ours: Tree) -> None:
+        """Options of the published processors for the encoders that are there: the first text is RichDreamer's, the
+        second the other teachers'; the negative prompt of the generator's has no effect."""
+        encoders = list(take(self.present, "data.conditions") or {})
+        generator = take(self.present, "data.generator_condition") or next(iter(encoders), "")
+        told = {"richdreamer": generator, "others": generator}
+        for teacher in (take(self.present, "system.guidance.teachers") or {}).values():
+            if isinstance(teacher, Mapping) and teacher.get("condition"):
+                told["richdreamer" if teacher.get("type") == "richdreamer" else "others"] = teacher["condition"]
+        places = {"guidance_processor": (told["richdreamer"], told["others"]), "condition_processor": (generator, "")}
+        for processor, (first, second) in places.items():
+            given = dict(options.get(processor) or {})
+            table = DUAL_PROCESSOR if second else PROCESSOR
+            for key, value in flat(given, table, f"data.{processor}"):
+                check(table[key], value, f"data.{processor}.{key}")
+                option = key.removesuffix("_2nd")
+                if PROCESSOR[option].to and (second or option != "negative_prompt"):
+                    put(ours, f"conditions.{second if key != option else first}.{PROCESSOR[option].to}", value)
 
     def _processors(self, options: Mapping[str, Json], kinds: list[str], ours: Tree) -> None:
         """The encoders: `first` tells RichDreamer, `second` the other teachers, `generator` the generator."""

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -105,6 +105,8 @@ def training_recurrence(case: Case, workbench: Workbench, monkeypatch: pytest.Mo
         return FieldScene(system.geometry.field, {"planes": latents.unflatten(0, (-1, N_PLANES))})
 
     class Fidelity(Guidance):
+        trained: ClassVar[dict[str, Any]] = {}
+
         def check(self, *arguments: Any) -> None:
             """Goes with everything."""
 
