@@ -53,16 +53,18 @@ def test_an_example_trains_and_exports(title, tmp_path, monkeypatch, caplog):
     for prompt in PROMPTS:
         Image.new("RGB", (20, 20), "red").save(tmp_path / f"{prompt.replace(' ', '_')}.png")
     (tmp_path / "cameras.json").write_text(json.dumps([[15, 30 * k, 3.0, 40] for k in range(12)]))
+    views = [[15, 90 * k, 3.0, 40] for k in range(4)]
+    (tmp_path / "views.json").write_text(json.dumps({"prompt": PROMPTS[0], "views": views}))
     (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
     files = {
         "Condition: an image": "data.conditions.picture.picture_dir=.",
         "Cameras": "data.cameras.path=cameras.json",
     }
-    files["Data"] = "data.lines_path=prompts.txt"
+    files |= {"Data: prompts": "data.lines_path=prompts.txt", "Data: a stream": "data.path=views.json"}
     options = [*([files[title]] if title in files else []), "exp_root_dir=out", "tag=t", "use_timestamp=false"]
     if "scene-distillation" not in recipe:
         options += ["system.rounds=1", "data.camera_sets=1"]
-    if title != "Data":
+    if not title.startswith("Data"):
         options += [f"--prompt={prompt}" for prompt in PROMPTS]
     common = ["--config", "mine.yaml", "trainer.accelerator=cpu", "trainer.max_steps=2", *options]
     assert launch.main([*common, "--train", "trainer.limit_test_batches=0", "trainer.log_every_n_steps=1"]) == 0, (
@@ -77,4 +79,4 @@ def test_an_example_trains_and_exports(title, tmp_path, monkeypatch, caplog):
     where = ["trainer.limit_test_batches=1"] if title == "Measure" else ["--out", "meshes"]
     assert launch.main([*common, mode, *where, "resume=auto"]) == 0, caplog.text
     suffix = {"Exporter": "meshes/*.ply", "Measure": "out/*/t/save/it*-test.jsonl"}.get(title, "meshes/*/model.glb")
-    assert len(list(tmp_path.glob(suffix))) == (1 if title == "Measure" else 2)
+    assert len(list(tmp_path.glob(suffix))) == (1 if title in ("Measure", "Data: a stream") else 2)

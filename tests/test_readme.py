@@ -14,6 +14,7 @@ from tiny_student import write_pipeline
 
 import launch
 from triplaneturbo.config import load_config
+from triplaneturbo.extensions import import_extensions
 
 README = (ROOT / "README.md").read_text()
 CONFIGURATIONS = sorted(ROOT.glob("configs/**/*.yaml"))
@@ -32,7 +33,7 @@ def test_the_snippet_makes_meshes(tmp_path, tiny_world, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python ")])
-def test_commands_parse(command, monkeypatch, capsys):
+def test_commands_parse(command, monkeypatch, capsys, tmp_path):
     """Scripts exist and know the flags; configurations exist and know the keys."""
     script, *arguments = shlex.split(command)[1:]
     if script == "launch.py":
@@ -41,6 +42,11 @@ def test_commands_parse(command, monkeypatch, capsys):
         monkeypatch.setattr("triplaneturbo.launcher.launch", parsed.append)
         assert launch.main(arguments) == 0
         (request,) = parsed
+        if any("unit-score" in text for text in request.overrides):
+            folder = tmp_path / "examples_rule"  # as in test_extending.py: a process knows one class of that name
+            folder.mkdir()
+            (folder / "unit_score.py").write_text(next(b for b in python_blocks() if "custom/unit_score.py" in b))
+            import_extensions(folder)
         assert all(load_config([path], request.overrides) for path in request.configs)
         return
     monkeypatch.setattr(sys, "argv", [script, "--help"])

@@ -85,6 +85,20 @@ def from_project(value: str, place: str) -> str:
     return str(PROJECT / _possible(value, place)) if value else value
 
 
+def present(value: str, place: str) -> str:
+    """The path of a file that is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not Path(value).is_file():
+        raise ConfigError(
+            f"{place}: there is no file {value}; a relative path in a file or a default starts from {PROJECT}, one on "
+            "the command line from the working directory"
+        )
+    return value
+
+
 def _possible(path: str, place: str) -> str:
     """A path that the file system can have."""
     if re.search(r"[\x00-\x1f]", path) or any(len(os.fsencode(part)) > 200 for part in Path(path).parts):
@@ -94,6 +108,7 @@ def _possible(path: str, place: str) -> str:
 
 # Paths to files that are read or folders that are written; see `config.load_config` for those of the command line.
 ProjectPath = Annotated[str, from_project]
+ProjectFile = Annotated[str, from_project, present]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Count = Annotated[int, Range(1, 2**20)]
 Width = Annotated[int, Range(1, 2**16)]

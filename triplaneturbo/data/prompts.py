@@ -41,7 +41,7 @@ class PromptsAndCameras(StreamData[Batch]):
         """Views in a micro-batch of one process: prompts times cameras.n_view."""
         cameras: Annotated[Chosen, Part("cameras", "ring")] = option("ring")
         """Where a prompt is looked at from in training."""
-        camera_sets: Count = 4
+        camera_sets: Count = 1
         """Sets of cameras of a micro-batch: one for each round of a PRD step."""
         height: Pixels = 256
         """Of the rasteriser's pictures."""
@@ -109,11 +109,17 @@ class PromptsAndCameras(StreamData[Batch]):
         seed = self.run.seed
         draws = Draws(seed, tuple(samples), torch.device("cpu"))
         prompts = self.library.train
+        sets = tuple(self.camera_sampler(draws, f"cameras/{number}") for number in range(self.cfg.camera_sets))
+        if any((len(made), made.n_view) != (len(samples) * self.n_view, self.n_view) for made in sets):
+            raise ValueError(
+                f"{self.cfg.cameras.type} places {len(sets[0])} cameras, {sets[0].n_view} a prompt; wanted are n_view="
+                f"{self.n_view} for each of {len(samples)} prompts"
+            )
         return self._batch(
             prompts=tuple(prompts[prompt_index(seed, sample, len(prompts))] for sample in samples),
             samples=tuple(samples),
             step=step,
-            cameras=tuple(self.camera_sampler(draws, f"cameras/{number}") for number in range(self.cfg.camera_sets)),
+            cameras=sets,
         )
 
     # Evaluation

@@ -41,6 +41,15 @@ class StreamData(Component, pl.LightningDataModule, Generic[MicroBatch]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.run, self.position = Run(), Position()
         super().__init__(*args, **kwargs)
+        missing = [
+            name for name in ("samples_per_batch", "samples_per_epoch", "fingerprint") if not hasattr(self, name)
+        ]
+        if missing or type(self).training_batch is StreamData.training_batch:
+            raise TypeError(
+                f"{type(self).__name__} is a stream without {', '.join(missing) or 'training_batch'}: set "
+                "samples_per_batch, samples_per_epoch and fingerprint in configure, and say in training_batch what a "
+                "batch is"
+            )
 
     def enter(self, run: Run) -> None:
         """Note what the launcher knows about the run."""

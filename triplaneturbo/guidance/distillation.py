@@ -97,6 +97,7 @@ class ScoreDistillation(Guidance):
         progress: Progress,
         timestep_range: tuple[float, float] | None = None,
         share: float = 1.0,
+        prompts: Sequence[str] = (),
     ) -> list[ScoreGradient]:
         """Score gradients with respect to the pictures of several renderers with the same cameras.
 
@@ -104,13 +105,14 @@ class ScoreDistillation(Guidance):
             conditions: what the encoders say about the prompts, by name.
             timestep_range: replaces every teacher's smallest and largest timestep.
             share: of the gradients of what is trained beside the teachers, which are added to their parameters at once.
+            prompts: their texts, for teachers that read them.
 
         Returns:
             One `ScoreGradient` for each renderer, detached: of a loss that is the mean over the prompts of this
             process. Averaging over processes is the caller's.
         """
         drawn = self.sample_draws(draws, len(views), cameras.n_view, progress, timestep_range)
-        return self.gradients(views, cameras, conditions, drawn, progress, share)
+        return self.gradients(views, cameras, conditions, drawn, progress, share, prompts)
 
     def sample_draws(
         self,
@@ -146,6 +148,7 @@ class ScoreDistillation(Guidance):
         draws: GuidanceDraws,
         progress: Progress,
         share: float = 1.0,
+        prompts: Sequence[str] = (),
     ) -> list[ScoreGradient]:
         """The score gradients as a pure function of the random numbers."""
         logs: list[dict[str, Tensor]] = [{} for _ in views]
@@ -156,7 +159,7 @@ class ScoreDistillation(Guidance):
             own = [_leaf(v) for v in views] if self._shaping[name] else leaves
             sights = self._sights(teacher, own, cameras, draws.view)
             for turn in [sights] if self.cfg.parallel else [(sight,) for sight in sights]:
-                question = Question(turn, cameras, conditions, progress)
+                question = Question(turn, cameras, conditions, progress, prompts)
                 found = self._ask(teacher, question, [draws.teachers[name][sight.block] for sight in turn], share)
                 for sight, log in zip(turn, found, strict=True):
                     logs[sight.block] |= {f"{self.cfg.label(name)}_{what}": value for what, value in log.items()}

@@ -1,7 +1,7 @@
 """What a teacher is: something that looks at rendered pictures and says in which direction they should move."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -35,13 +35,14 @@ class Question:
     """What one teacher is asked at once: about the pictures of one renderer, or of all.
 
     Pictures are sight-major, then prompt, then view; there are as many of each prompt as the teacher sees at once.
-    conditions: what the encoders of the data module say about the prompts, by their names.
+    conditions: what the encoders of the data module say about the prompts, by their names. prompts: their texts.
     """
 
     sights: tuple[Sight, ...]
     cameras: Cameras
     conditions: Mapping[str, TextStates]
     progress: Progress
+    prompts: Sequence[str] = ()
 
     @property
     def n_prompts(self) -> int:

@@ -155,7 +155,7 @@ DATA = {
     "prompt_library_format": only("json", why="the one format there is"),
     "eval_batch_size": only(1, why="prompts are evaluated one by one"),
     "n_view": to("cameras.n_view"),
-    "n_steps": to("camera_sets"),
+    "n_steps": to("camera_sets", default=4),
     "unsup_elevation_range": to("cameras.elevation"),
     "unsup_azimuth_range": to("cameras.azimuth"),
     "unsup_camera_distance_range": to("cameras.distance"),

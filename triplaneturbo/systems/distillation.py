@@ -38,6 +38,7 @@ class Guidance(Protocol):
         progress: Progress,
         timestep_range: tuple[float, float] | None,
         share: float,
+        prompts: Sequence[str],
     ) -> list[ScoreGradient]: ...
 
 
@@ -119,7 +120,14 @@ class SceneDistillation(SceneSystem):
             for name, renderer in self.renderers.items()
         }
         scores = self.guidance(
-            list(views.values()), cameras, batch.conditions, draws, self.progress, timestep_range, share
+            list(views.values()),
+            cameras,
+            batch.conditions,
+            draws,
+            self.progress,
+            timestep_range,
+            share,
+            batch.prompts,
         )
         for name, score in zip(list(views), scores, strict=True):
             self.manual_backward(share * self.loss(views.pop(name), score, name, share))
