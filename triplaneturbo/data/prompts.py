@@ -109,11 +109,12 @@ class PromptsAndCameras(StreamData[Batch]):
         seed = self.run.seed
         draws = Draws(seed, tuple(samples), torch.device("cpu"))
         prompts = self.library.train
+        n_view = self.camera_sampler.cfg.n_view
         sets = tuple(self.camera_sampler(draws, f"cameras/{number}") for number in range(self.cfg.camera_sets))
-        if any((len(made), made.n_view) != (len(samples) * self.n_view, self.n_view) for made in sets):
+        if any((len(made), made.n_view) != (len(samples) * n_view, n_view) for made in sets):
             raise ValueError(
                 f"{self.cfg.cameras.type} places {len(sets[0])} cameras, {sets[0].n_view} a prompt; wanted are n_view="
-                f"{self.n_view} for each of {len(samples)} prompts"
+                f"{n_view} for each of {len(samples)} prompts"
             )
         return self._batch(
             prompts=tuple(prompts[prompt_index(seed, sample, len(prompts))] for sample in samples),
