@@ -284,7 +284,7 @@ def test_auto_resume_finds_the_newest_trial_and_stays_in_it(toy, tmp_path):
 
 @pytest.fixture(scope="module")
 def no_film_encoder():
-    """Films are .webp, whatever is installed here."""
+    """Videos are .webp, whatever is installed here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("triplaneturbo.pictures._has_encoder", lambda: False)
         yield

@@ -1,4 +1,4 @@
-"""Films are .mp4 where an encoder is installed, else animated .webp, and never half-written."""
+"""Videos are .mp4 where an encoder is installed, else animated .webp, and never half-written."""
 
 import logging
 import sys
@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from triplaneturbo import pictures
-from triplaneturbo.pictures import save_film, save_png, save_webp, sheet, to_bytes
+from triplaneturbo.pictures import save_png, save_video, save_webp, sheet, to_bytes
 from triplaneturbo.types import Views
 
 
 @pytest.fixture
-def films():
+def videos():
     return torch.arange(5 * 9 * 15 * 3).remainder(251).to(torch.uint8).view(5, 9, 15, 3)
 
 
@@ -47,40 +47,40 @@ class StandIn:
             self.received.append(np.array(frame))
 
 
-def test_without_an_encoder_films_are_animations(tmp_path, films, monkeypatch, caplog):
+def test_without_an_encoder_films_are_animations(tmp_path, videos, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)  # importing it fails
     caplog.set_level(logging.INFO, pictures.__name__)
-    paths = [save_film(tmp_path / name, films, 10) for name in ("a", "b.c")]
+    paths = [save_video(tmp_path / name, videos, 10) for name in ("a", "b.c")]
     assert [path.name for path in paths] == ["a.webp", "b.c.webp"]
-    film = Image.open(paths[0])
-    film.load()
-    assert (film.n_frames, film.size, film.info["duration"], film.info["loop"]) == (5, (15, 9), 100, 0)
+    video = Image.open(paths[0])
+    video.load()
+    assert (video.n_frames, video.size, video.info["duration"], video.info["loop"]) == (5, (15, 9), 100, 0)
     assert len(caplog.messages) == 1
     assert "pip install imageio-ffmpeg" in caplog.text
 
 
-def test_with_an_encoder_films_are_mp4(tmp_path, films, monkeypatch, caplog):
+def test_with_an_encoder_films_are_mp4(tmp_path, videos, monkeypatch, caplog):
     encoder = StandIn()
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", encoder)
     caplog.set_level(logging.INFO, pictures.__name__)
-    path = save_film(tmp_path / "a", films, 10)
+    path = save_video(tmp_path / "a", videos, 10)
     assert path == tmp_path / "a.mp4"
     assert (encoder.call.size, encoder.call.fps, encoder.call.output_params) == ((14, 8), 10, ["-f", "mp4"])
-    np.testing.assert_array_equal(np.stack(encoder.received), films[:, :8, :14].numpy())
-    assert path.read_bytes() == films[:, :8, :14].numpy().tobytes()
+    np.testing.assert_array_equal(np.stack(encoder.received), videos[:, :8, :14].numpy())
+    assert path.read_bytes() == videos[:, :8, :14].numpy().tobytes()
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
-    assert caplog.messages == ["films are written as .mp4 files"]
+    assert caplog.messages == ["videos are written as .mp4 files"]
 
 
-def test_a_failing_encoder_leaves_the_old_film(tmp_path, films, monkeypatch):
+def test_a_failing_encoder_leaves_the_old_film(tmp_path, videos, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", StandIn(fail_at=3))
     (tmp_path / "a.mp4").write_bytes(b"old")
     with pytest.raises(OSError, match="the encoder broke"):
-        save_film(tmp_path / "a", films, 10)
+        save_video(tmp_path / "a", videos, 10)
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.mp4", b"old")]
 
 
-def test_a_failing_animation_leaves_the_old_one(tmp_path, films, monkeypatch):
+def test_a_failing_animation_leaves_the_old_one(tmp_path, videos, monkeypatch):
     def fail(image, path, **options):
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
@@ -88,7 +88,7 @@ def test_a_failing_animation_leaves_the_old_one(tmp_path, films, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", fail)
     (tmp_path / "a.webp").write_bytes(b"old")
     with pytest.raises(OSError, match="disk full"):
-        save_webp(tmp_path / "a.webp", films, 10)
+        save_webp(tmp_path / "a.webp", videos, 10)
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a.webp", b"old")]
 
 

@@ -19,7 +19,7 @@ from triplaneturbo.weights.hub import EVALUATION, EVERYTHING, Asset
 # Distribution, module, what it is for.
 OPTIONAL = (
     ("triton", "triton", "faster kernels on CUDA"),
-    ("imageio-ffmpeg", "imageio_ffmpeg", "films of validation and tests"),
+    ("imageio-ffmpeg", "imageio_ffmpeg", "videos of validation and tests"),
     ("xatlas", "xatlas", "textures: system.exporter.save_uv and fmt=obj-mtl"),
     ("fast-simplification", "fast_simplification", "textures, too"),
     ("open_clip_torch", "open_clip", "CLIP models of that package in the evaluation"),

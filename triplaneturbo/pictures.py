@@ -1,4 +1,4 @@
-"""Pictures and films as files. Every file is written beside its place and then moved there."""
+"""Pictures and videos as files. Every file is written beside its place and then moved there."""
 
 import importlib
 import io
@@ -51,7 +51,7 @@ def encode(picture: UInt8[Tensor, "H W 3"], kind: PictureKind) -> bytes:
     return content.getvalue()
 
 
-def save_film(stem: str | Path, pictures: UInt8[Tensor, "T H W 3"], frames_per_second: int) -> Path:
+def save_video(stem: str | Path, pictures: UInt8[Tensor, "T H W 3"], frames_per_second: int) -> Path:
     """Write `stem`.mp4 if imageio-ffmpeg is installed, else `stem`.webp; the path that was written."""
     suffix, write = (".mp4", save_mp4) if _has_encoder() else (".webp", save_webp)
     path = Path(f"{stem}{suffix}")
@@ -68,7 +68,7 @@ def save_webp(path: str | Path, pictures: UInt8[Tensor, "T H W 3"], frames_per_s
 
 
 def save_mp4(path: str | Path, pictures: UInt8[Tensor, "T H W 3"], frames_per_second: int) -> None:
-    """Write a film (H.264); odd heights and widths lose their last row or column, as the codec demands.
+    """Write a video (H.264); odd heights and widths lose their last row or column, as the codec demands.
 
     Raises:
         ModuleNotFoundError: imageio-ffmpeg is not installed.
@@ -99,7 +99,7 @@ def _has_encoder() -> bool:
     try:
         importlib.import_module("imageio_ffmpeg")
     except ModuleNotFoundError:
-        log.info("films are written as animated .webp files; for .mp4 run: pip install imageio-ffmpeg")
+        log.info("videos are written as animated .webp files; for .mp4 run: pip install imageio-ffmpeg")
         return False
-    log.info("films are written as .mp4 files")
+    log.info("videos are written as .mp4 files")
     return True

@@ -27,7 +27,7 @@ class EncodingConfig:
     log2_hashmap_size: Annotated[int, Range(1, 28)] = 19
     """Entries of a grid that is too fine to be stored densely."""
     base_resolution: Annotated[int, Range(1, 4096)] = 4
-    """Of the coarsest grid."""
+    """Points along an edge of the coarsest grid."""
     per_level_scale: Annotated[float, Range(1, 16)] = 1.8114473285278132
     """Ratio of neighbouring resolutions."""
 
@@ -37,7 +37,7 @@ class HypernetConfig:
     text_width: Width = 1024
     """Width of the pooled text state."""
     widths: list[Width] = field(default_factory=lambda: [64, 3])
-    """Of the layers of the network it writes; the last are the colour channels."""
+    """Widths of the layers of the network it writes; the last are the colour channels."""
     n_neurons: Width = 64
     """Width of its hidden layers."""
     n_hidden_layers: Annotated[int, Range(1, 64)] = 1

@@ -32,7 +32,7 @@ class PromptsAndCameras(StreamData[Batch]):
         prompt_library: str | None = None
         """Name of a JSON file in prompt_library_dir."""
         prompt_library_dir: ProjectPath | None = None
-        """Its folder; None: `load`, then `datasets`, of the project."""
+        """Folder of the prompt library; None: `load`, then `datasets`, of the project."""
         prompts: list[str] | None = None
         """Prompts in place of a library."""
         eval_prompt: str | None = None
@@ -44,13 +44,13 @@ class PromptsAndCameras(StreamData[Batch]):
         camera_sets: Count = 1
         """Sets of cameras of a micro-batch: one for each round of a PRD step."""
         height: Pixels = 256
-        """Of the rasteriser's pictures."""
+        """Height of the rasteriser's pictures."""
         width: Pixels = 256
-        """Of the rasteriser's pictures."""
+        """Width of the rasteriser's pictures."""
         ray_height: Pixels = 64
-        """Of the volume renderer's pictures."""
+        """Height of the volume renderer's pictures."""
         ray_width: Pixels = 64
-        """Of the volume renderer's pictures."""
+        """Width of the volume renderer's pictures."""
         n_val_views: Count = 1
         """Views of the turntable in validation."""
         n_test_views: Count = 32

@@ -46,11 +46,11 @@ class TriplaneGenerator(Module):
         full: bool = False
         """Train all of U-Net and decoder, without adapters."""
         self_rank: Rank = 16
-        """Of the adapters on self-attention, of U-Net and decoder; 0: none."""
+        """Rank of the adapters on self-attention, of U-Net and decoder; 0: none."""
         cross_rank: Rank = 16
-        """Of those on cross-attention to the text."""
+        """Rank of the adapters on cross-attention to the text; 0: none."""
         convolution_rank: Rank = 16
-        """Of those on convolutions."""
+        """Rank of the adapters on convolutions; 0: none."""
         adapter_bias: bool = False
         """Adapters have biases."""
         output_dim: Annotated[int, Range(2, 4096, even=True)] = 32
@@ -65,7 +65,7 @@ class TriplaneGenerator(Module):
         convolutions: Literal["plane_lora", "shared_lora"] = "plane_lora"
         """Adapters of the U-Net's convolutions; the decoder's are shared."""
         decoder_attention: SelfAdapters = "shared_lora"
-        """That of the decoder, as self_attention."""
+        """Adapters of the decoder's attention, with the words of self_attention."""
         prompt_bias: bool = False
         """Learn an offset of the text states for each plane."""
         network_dtype: DtypeName = "auto"

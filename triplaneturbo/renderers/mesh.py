@@ -51,7 +51,7 @@ class MeshRenderer(Renderer[Scene]):
         sdf_grad_shrink: ScheduledShare = option(1.0)
         """Share of the gradient that vertices pass on to the signed distance."""
         def_grad_shrink: ScheduledShare = option(1.0)
-        """The same for the deformation of the grid."""
+        """Share of the gradient that vertices pass on to the deformation of the grid."""
         detach_if_empty: bool = True
         """Whether the stand-in drawn for a field without a surface passes no gradient on to the geometry."""
         surface_samples: bool = False

@@ -29,7 +29,7 @@ class EncodingConfig:
     log2_hashmap_size: Annotated[int, Range(1, 30)] = 19
     """Entries of a grid that is too fine to be stored densely, as a power of two."""
     base_resolution: Annotated[int, Range(2, 2048)] = 16
-    """Of the coarsest grid."""
+    """Points along an edge of the coarsest grid."""
     per_level_scale: Annotated[float, Range(1, 8)] = 1.447269237440378
     """Ratio of neighbouring resolutions."""
 
@@ -66,7 +66,7 @@ class HashGridField(Field):
         """How d value / d point is computed: by autograd, whose own derivative is then of second order, or by central
         differences."""
         finite_difference_step: Length = 0.01
-        """Of the central differences, world units."""
+        """Step of the central differences, world units."""
 
     def configure(self) -> None:
         cfg = self.cfg

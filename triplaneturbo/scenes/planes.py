@@ -78,7 +78,7 @@ class PlaneField(Field):
         normals: Literal["analytic", "finite_difference"] = "analytic"
         """How d sdf / d point is computed: exactly, or by central differences."""
         finite_difference_step: Length = 0.01
-        """Of the central differences, world units."""
+        """Step of the central differences, world units."""
         bias: Literal["sphere", "ellipsoid"] | float = 0.0
         """Start shape, or a constant."""
         bias_size: Length | tuple[Length, Length, Length] | None = None

@@ -31,13 +31,15 @@ class GroupConfig:
     weight_decay: Annotated[float, Range(0, 10)] | None = None
     """Pull towards zero."""
     max_grad_norm: Weight | None = None
-    """Of Adan: largest norm of the gradient, 0: any."""
+    """Largest norm of the gradient, 0: any. For Adan."""
     no_prox: bool | None = None
-    """Of Adan: decay before the update in place of after it."""
+    """Decay before the update in place of after it. For Adan."""
     amsgrad: bool | None = None
-    """Of Adam and AdamW, as the next two: see torch."""
+    """Divide by the largest second moment so far, see torch. For Adam and AdamW."""
     foreach: bool | None = None
+    """Update many tensors in one call, see torch. For Adam and AdamW."""
     fused: bool | None = None
+    """Update in one kernel, see torch. For Adam and AdamW."""
 
     @property
     def given(self) -> dict[str, Any]:
@@ -52,7 +54,7 @@ class OptimizerConfig:
     name: Literal["Adan", "Adam", "AdamW"] = "Adan"
     """Update rule."""
     args: GroupConfig = field(default_factory=GroupConfig)
-    """Its arguments."""
+    """Arguments of the update rule."""
     params: dict[str, GroupConfig] = field(default_factory=dict)
     """Arguments by part of the system, such as {geometry: {lr: 2e-4}}. A parameter belongs to the longest name that
     it begins with; what belongs to none is not trained. Empty: everything is trained with args."""

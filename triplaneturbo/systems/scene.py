@@ -20,7 +20,7 @@ from triplaneturbo.exporters.origin import Origin, weights_id
 from triplaneturbo.interruption import interruption
 from triplaneturbo.losses import LossConfig, Losses, Objective
 from triplaneturbo.naming import slug
-from triplaneturbo.pictures import save_film, save_png, sheet
+from triplaneturbo.pictures import save_png, save_video, sheet
 from triplaneturbo.renderers.base import Renderer
 from triplaneturbo.scenes import Scene
 from triplaneturbo.scenes.isosurface import extract_meshes
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 # Views of a turntable rendered together: what a training step holds, so that memory that trains also evaluates.
 VIEWS_AT_ONCE = 4
 # Frames a second.
-FILM_SPEED = {"val": 10, "test": 30}
+VIDEO_SPEED = {"val": 10, "test": 30}
 
 
 class SceneSystem(TrainingSystem[Batch]):
@@ -65,7 +65,7 @@ class SceneSystem(TrainingSystem[Batch]):
         cleanup_after_validation_step: bool = False
         """Give unused memory back to the GPU after each validated prompt."""
         cleanup_after_test_step: bool = False
-        """The same for tests."""
+        """Give unused memory back to the GPU after each tested prompt."""
 
         def __post_init__(self) -> None:
             if not self.renderers:
@@ -122,7 +122,7 @@ class SceneSystem(TrainingSystem[Batch]):
         self.geometry.merge()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Pictures from all sides, and a film, of one prompt by each renderer; none if the run is about to stop."""
+        """Pictures from all sides, and a video, of one prompt by each renderer; none if the run is about to stop."""
         if interruption.signal is None:
             self._save_pictures(batch, "val", self.cfg.cleanup_after_validation_step)
 
@@ -145,7 +145,7 @@ class SceneSystem(TrainingSystem[Batch]):
             log.info("measured %d scenes: %s", len({row["prompt"] for row in self._measured}), path)
 
     def _save_pictures(self, batch: Batch, stage: str, clean_up: bool) -> Scene:
-        """One sheet a view, and a film, of the batch's single prompt by each renderer; returns what was looked at.
+        """One sheet a view, and a video, of the batch's single prompt by each renderer; returns what was looked at.
 
         clean_up: give unused memory back to the GPU afterwards.
         """
@@ -162,7 +162,7 @@ class SceneSystem(TrainingSystem[Batch]):
             for i, picture in enumerate(pictures):
                 save_png(folder / slug(prompt) / f"{i}.png", picture)
             if len(pictures) > 1:
-                save_film(folder / slug(prompt), pictures, FILM_SPEED[stage])
+                save_video(folder / slug(prompt), pictures, VIDEO_SPEED[stage])
         if clean_up and self.device.type == "cuda":
             torch.cuda.empty_cache()
         return scene

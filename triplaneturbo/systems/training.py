@@ -24,7 +24,7 @@ from triplaneturbo.systems.ema import ParameterAverage
 from triplaneturbo.systems.losslog import Records
 from triplaneturbo.systems.optimizer import OptimizerConfig, ScheduledOptimizer, average_gradients, limit_norm
 from triplaneturbo.types import MicroBatch, Numbered, Run
-from triplaneturbo.weights.files import misfit, named_tensors, read_checkpoint
+from triplaneturbo.weights.files import mismatch, named_tensors, read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class TrainingSystem(Component, pl.LightningModule, Generic[MicroBatch]):
 
     @property
     def share(self) -> float:
-        """Of a micro-batch in the gradient of an update."""
+        """How much a micro-batch weighs in the gradient of an update."""
         return 1 / self.cfg.gradient_accumulation_steps
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> None:
@@ -235,7 +235,7 @@ class TrainingSystem(Component, pl.LightningModule, Generic[MicroBatch]):
             WeightsError: `strict`, and tensors are missing, unexpected, or of another shape or kind.
         """
         state_dict = self._without_absent_parts(state_dict)
-        problem = misfit(state_dict, self.state_dict()) if strict else ""
+        problem = mismatch(state_dict, self.state_dict()) if strict else ""
         if problem:
             raise WeightsError(f"the checkpoint does not belong to this system: {problem}")
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
@@ -260,7 +260,7 @@ class TrainingSystem(Component, pl.LightningModule, Generic[MicroBatch]):
         state = translate_state(self._without_absent_parts(given), own, path)
         state = {name: value for name, value in state.items() if not name.startswith(ignored)}
         present = {name.split(".")[0] for name in state}
-        problem = misfit(state, {name: value for name, value in own.items() if name.split(".")[0] in present})
+        problem = mismatch(state, {name: value for name, value in own.items() if name.split(".")[0] in present})
         if problem:
             raise WeightsError(f"{path} does not belong to this system: {problem}")
         self.load_state_dict(state, strict=False)

@@ -185,7 +185,7 @@ def _first(names: Collection[str], n: int = 3) -> str:
     return ", ".join(shown) + (", ..." if len(names) > n else "")
 
 
-def misfit(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+def mismatch(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """How `tensors` differ from what a model has, see `describe_mismatch`; empty if they fit.
 
     Any floating-point type fits any other; integers in place of them would be weights that were rounded away.
@@ -206,7 +206,7 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], source: str |
     Raises:
         WeightsError: `tensors` (from `source`) do not fit the module, with what differs.
     """
-    problem = misfit(tensors, module.state_dict())
+    problem = mismatch(tensors, module.state_dict())
     if problem:
         raise WeightsError(f"{source} does not fit {type(module).__name__}: {problem}")
     module.load_state_dict(tensors)
