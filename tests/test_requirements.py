@@ -18,7 +18,7 @@ OPTIONAL = {"imageio-ffmpeg", "open-clip", "triton"}
 INDIRECT = {"accelerate", "fast-simplification", "tensorboard", "wandb", "xatlas"}
 # Not imported by name: conftest.py, setup.sh and test_package.py use them. Triton comes with torch for CUDA; on a CPU
 # it is only tested.
-TESTS_INDIRECT = {"beartype", "pytest-xdist", "setuptools", "triton"}
+TESTS_INDIRECT = {"beartype", "pytest-xdist", "triton"}
 
 
 def packages(lines: list[str]) -> set[str]:
