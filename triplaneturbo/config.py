@@ -1,9 +1,8 @@
 """The experiment configuration: YAML files and command-line overrides.
 
 A file may name others that it builds on, `base: NAME.yaml` (or a list), beside it or among the recipes: it then says
-what differs. A
-mapping changes the one below it key by key; one with another `type` takes its place; null takes away what a mapping of
-named things has.
+what differs. A mapping changes the one below it key by key; one with another `type` takes its place; null takes away
+what a mapping of named things has.
 
 A relative path in a file or a default starts from the project's folder, wherever the program is started and wherever
 the file lies: `load/shapeworld` is the shipped one. Where the package is installed without a checkout, the project's

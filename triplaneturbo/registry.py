@@ -68,7 +68,7 @@ def role_of(cls: type) -> str:
     """What `cls` can be named as in a configuration.
 
     Raises:
-        TypeError: nothing.
+        TypeError: it plays no role.
     """
     given = getattr(cls, "role", "")
     inherited = (_OF_LIGHTNING[base.__name__] for base in cls.__mro__ if base.__name__ in _OF_LIGHTNING)

@@ -204,8 +204,7 @@ def _names_published(role: str, name: str, inner: Json, table: Mapping[str, Opti
     return any(_inside(key, value, inside) for key, value in inner.items())
 
 
-def _inside(key: str, value: object, table: Mapping[str, Option], prefix: str = "") -> bool:
-    name = f"{prefix}{key}"
+def _inside(name: str, value: object, table: Mapping[str, Option]) -> bool:
     if name in table:
         return table[name].to != name
     return isinstance(value, Mapping) and any(known.startswith(f"{name}.") for known in table)

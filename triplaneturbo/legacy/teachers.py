@@ -24,7 +24,7 @@ _TYPES = {"rd": "richdreamer", "mv": "mvdream", "sd": "stable-diffusion"}
 _SHIFTS = {"v1": (False, False), "v2": (False, True), "v3": (True, False), "v4": (True, True)}
 _WEIGHTINGS = ("dmd", "sds", "uniform", "fantasia3d", "sds_sqrt", "dmd_mv", "dmd+1", "dmd_mv+1")
 _GROWTH = r"linear|sqrt(_\d+(\.\d+)?)?"
-_RENAMED = {"weight": "weight", "guidance_scale": "guidance_scale", "image_size": "image_size"}
+_PER_TEACHER = ("weight", "guidance_scale", "image_size")
 _TIMES = {"min_step_percent": "min_timestep", "max_step_percent": "max_timestep"}
 
 
@@ -59,12 +59,10 @@ def _names(present: Mapping[str, Tree]) -> dict[str, str]:
 
 
 def _teacher(prefix: str, options: Mapping[str, Json], present: Tree, where: str) -> Tree:
-    teacher: Tree = {
-        ours: options[f"{prefix}_{name}"] for name, ours in _RENAMED.items() if f"{prefix}_{name}" in options
-    }
+    teacher: Tree = {name: options[f"{prefix}_{name}"] for name in _PER_TEACHER if f"{prefix}_{name}" in options}
     for name, ours in _TIMES.items():
         own = options.get(f"{prefix}_{name}")
-        if own is None and f"{prefix}_{name}" not in present:
+        if own is None:
             own = options.get(name)
         if own is not None:
             teacher[ours] = own

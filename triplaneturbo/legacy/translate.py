@@ -95,7 +95,9 @@ class Translator:
             ours["data"] = self._data(tree.get("data_type"), tree.get("data") or {})
         if "system_type" in tree or "system" in tree:
             ours["system"] = self._system(tree.get("system_type"), tree.get("system") or {}, renderers)
-        self._check_views(ours)
+        if self.complete:
+            self._check_views(ours)
+            self._name_conditions(ours)
         return ours
 
     # Components
@@ -310,16 +312,20 @@ class Translator:
 
     def _check_views(self, ours: Tree) -> None:
         """The number of views a prompt stood in two places."""
+        views = take(ours, "data.cameras.n_view", 4)
         for teacher in (take(ours, "system.guidance.teachers") or {}).values():
-            views = take(ours, "data.cameras.n_view", 4)
-            if self.complete and teacher.get("type") in ("mvdream", "richdreamer"):
-                if teacher.setdefault("n_view", 4) != views:
-                    raise ConfigError(f"system.guidance.n_view ({teacher['n_view']}) must be data.n_view ({views})")
-                if "conditions" in ours.get("data", {}):
-                    second = "second" if "second" in ours["data"]["conditions"] else "first"
-                    teacher["condition"] = "first" if teacher["type"] == "richdreamer" else second
-            elif self.complete and teacher.get("type") == "stable-diffusion" and "conditions" in ours.get("data", {}):
-                teacher["condition"] = "second" if "second" in ours["data"]["conditions"] else "first"
+            if teacher.get("type") in ("mvdream", "richdreamer") and teacher.setdefault("n_view", 4) != views:
+                raise ConfigError(f"system.guidance.n_view ({teacher['n_view']}) must be data.n_view ({views})")
+
+    def _name_conditions(self, ours: Tree) -> None:
+        """The text that each teacher is told; see `_processors`."""
+        conditions = take(ours, "data.conditions")
+        if conditions is None:
+            return
+        others = "second" if "second" in conditions else "first"
+        for teacher in (take(ours, "system.guidance.teachers") or {}).values():
+            if teacher.get("type") in ("mvdream", "richdreamer", "stable-diffusion"):
+                teacher["condition"] = "first" if teacher["type"] == "richdreamer" else others
 
     def _note_compat(self, options: Mapping[str, Json], place: str) -> None:
         value = options.get("compat")
