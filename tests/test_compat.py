@@ -9,7 +9,7 @@ from miniature import assemble, write_configuration
 from triplaneturbo.config import read_config
 from triplaneturbo.guidance import ScoreDistillation
 from triplaneturbo.launcher import log_differences
-from triplaneturbo.legacy.dialects import leaves
+from triplaneturbo.legacy.trees import leaves
 
 ROOT = Path(__file__).parents[1]
 EVERYTHING = (

@@ -25,6 +25,7 @@ from triplaneturbo.bounds import Count, ProjectPath, Range, Seed, inside
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.interpolation import Place, check_size, plain, resolve, resolve_known
 from triplaneturbo.legacy import dialects
+from triplaneturbo.legacy.trees import merge
 from triplaneturbo.places import find_recipe
 from triplaneturbo.storage import Json, Tree
 
@@ -121,7 +122,7 @@ class Reading:
 
     def complete(self) -> Tree:
         """The tree with all defaults; what was given stays as it was written."""
-        return dialects.merge(as_tree(self.experiment()), self.tree)
+        return merge(as_tree(self.experiment()), self.tree)
 
     def to_yaml(self, **known: Json) -> str:
         """Everything as YAML, defaults too, to be kept beside results; `${oc.env:NAME}` stays as it is.

@@ -3,7 +3,7 @@
 import pytest
 
 from triplaneturbo.config import read_config
-from triplaneturbo.legacy.translate import take
+from triplaneturbo.legacy.trees import take
 
 PUBLISHED = """
 data_type: multiview-multiprompt-dualrenderer-multistep-datamodule-v2

@@ -5,7 +5,8 @@ import pytest
 from triplaneturbo.base import build
 from triplaneturbo.errors import ConfigError, UnknownNameError
 from triplaneturbo.legacy import quirks
-from triplaneturbo.legacy.translate import Translator, parse_training_type, put, take
+from triplaneturbo.legacy.translate import Translator, parse_training_type
+from triplaneturbo.legacy.trees import put, take
 
 GEOMETRY = "few-step-triplane-dual-stable-diffusion"
 DATA = "multiview-multiprompt-dualrenderer-multistep-datamodule-v2"

@@ -19,7 +19,8 @@ from triplaneturbo.errors import ConfigError
 from triplaneturbo.legacy import quirks
 from triplaneturbo.legacy.options import COMPONENTS, EXPERIMENT, Option
 from triplaneturbo.legacy.state_dicts import is_original
-from triplaneturbo.legacy.translate import PARTS, Translator, published_names, put, take
+from triplaneturbo.legacy.translate import PARTS, Translator, published_names
+from triplaneturbo.legacy.trees import leaves, merge, put, take
 from triplaneturbo.storage import Json, Tree
 from triplaneturbo.weights.files import tensor_names
 
@@ -228,31 +229,7 @@ def _in_both(tree: Tree, present: Tree) -> bool:
     return translated == tree
 
 
-# Trees
-
-
-def merge(under: Json, over: Json, source: str = "", origins: dict[str, str] | None = None, place: str = "") -> Json:
-    """`over` on top of `under`: mappings key by key; a block of another `type`, and anything else, takes its place."""
-    origins = {} if origins is None else origins
-    replaces = isinstance(over, Mapping) and "type" in over and isinstance(under, Mapping) and "type" in under
-    if isinstance(over, Mapping) and isinstance(under, Mapping) and not (replaces and over["type"] != under["type"]):
-        merged = dict(under)
-        for key, value in over.items():
-            here = f"{place}.{key}" if place else str(key)
-            merged[key] = merge(merged.get(key), value, source, origins, here)
-        return merged
-    for known in [known for known in origins if known == place or known.startswith(f"{place}.")]:
-        del origins[known]
-    for leaf, _ in leaves(over, place):
-        origins[leaf] = source
-    return copy.deepcopy(over)
-
-
-def leaves(tree: Json, place: str = "") -> list[tuple[str, Json]]:
-    """Dotted places of values that are no mappings."""
-    if isinstance(tree, Mapping) and tree:
-        return [leaf for key, value in tree.items() for leaf in leaves(value, f"{place}.{key}" if place else str(key))]
-    return [(place, tree)]
+# Texts from the environment
 
 
 class _FromEnvironment(str):

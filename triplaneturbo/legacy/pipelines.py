@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 
 from triplaneturbo.legacy.state_dicts import is_original
-from triplaneturbo.legacy.translate import Translator, put
+from triplaneturbo.legacy.translate import Translator
+from triplaneturbo.legacy.trees import put
 from triplaneturbo.storage import Json, Tree
 
 

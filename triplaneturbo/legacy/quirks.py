@@ -7,7 +7,7 @@ mistake is an option of the component that can make it.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from triplaneturbo.legacy.translate import put, take
+from triplaneturbo.legacy.trees import put, take
 from triplaneturbo.storage import Json, Tree
 
 

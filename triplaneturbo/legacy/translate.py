@@ -6,32 +6,13 @@ from collections.abc import Iterator, Mapping
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.legacy.options import COMPONENTS, DUAL_PROCESSOR, EXPERIMENT, PROCESSOR, Option, check
 from triplaneturbo.legacy.teachers import translate_teachers
+from triplaneturbo.legacy.trees import merge, put, take
 from triplaneturbo.storage import Json, Tree
 
 PARTS = ("geometry", "material", "background", "guidance", "exporter")
 _RENDERERS = ("renderer", "renderer_2nd")
 # What a published part of a system is called as a module here.
 _LABELS = {"renderer": "", "renderer_2nd": "_2nd"}
-
-
-def put(tree: Tree, place: str, value: Json) -> None:
-    """Set the dotted `place` of a tree."""
-    *above, last = place.split(".")
-    for key in above:
-        inner = tree.setdefault(key, {})
-        if isinstance(inner, str):
-            inner = tree[key] = {"type": inner}
-        tree = inner
-    tree[last] = value
-
-
-def take(tree: Json, place: str, default: Json = None) -> Json:
-    """The value at the dotted `place` of a tree."""
-    for key in place.split("."):
-        if not isinstance(tree, Mapping) or key not in tree:
-            return default
-        tree = tree[key]
-    return tree
 
 
 def flat(options: Mapping[str, Json], table: Mapping[str, Option], where: str, prefix: str = "") -> Iterator[tuple]:
@@ -258,7 +239,7 @@ class Translator:
         for part in PARTS:
             if f"{part}_type" in options or part in options:
                 inner = self.component(part, options.get(f"{part}_type") or None, options.get(part), f"system.{part}")
-                ours[part] = _merged(inner, ours.get(part, {}))
+                ours[part] = merge(ours.get(part, {}), inner)
         for slot in _RENDERERS:
             self._renderer(slot, options, renderers, ours)
         if "loss" in options:
@@ -339,17 +320,6 @@ class Translator:
 def _slots() -> set[str]:
     slots = {*PARTS, *_RENDERERS}
     return slots | {f"{slot}_type" for slot in slots}
-
-
-def _merged(over: Tree, under: Tree) -> Tree:
-    """`over` with what only `under` has."""
-    merged = dict(over)
-    for key, value in under.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merged(merged[key], value)
-        else:
-            merged.setdefault(key, value)
-    return merged
 
 
 def _same_encoder(one: Tree, other: Tree) -> bool:
