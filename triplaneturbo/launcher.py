@@ -24,6 +24,7 @@ from triplaneturbo.config import ExperimentConfig, Reading, read_config
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.extensions import import_extensions
 from triplaneturbo.interruption import FILES, NOTHING, interruption
+from triplaneturbo.performance import Performance, use
 from triplaneturbo.places import PROJECT
 from triplaneturbo.storage import require_writable
 from triplaneturbo.systems.callbacks import ProgressReport, RunCard
@@ -87,6 +88,7 @@ def launch(request: Launch) -> None:
     experiment = reading.experiment()
     training = request.mode == "train"
     interruption.remains = NOTHING if training else FILES
+    use(Performance(experiment.performance, experiment.precision))
     log_differences(reading)
     trainer = build_trainer(experiment)
     with enter_trial(reading, experiment, trainer, training=training) as trial:

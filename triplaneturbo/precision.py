@@ -10,18 +10,24 @@ from typing import Literal
 import torch
 
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.performance import current
 
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_OF_PRECISION = {32: torch.float32, "bf16": torch.bfloat16, 16: torch.float16}
 
 
 def resolve_dtype(name: str, device: torch.device | str) -> torch.dtype:
-    """The type a network runs in on `device`; "auto" is bfloat16 on CUDA and float32 elsewhere.
+    """The type a network runs in on `device`; "auto" is that of the process's `precision`, and if that is "auto", too,
+    bfloat16 on CUDA and float32 elsewhere.
 
     Raises:
         ConfigError: `name` is none of "auto", "float32", "bfloat16", "float16".
     """
+    precision = current().precision
+    if name == "auto" and precision != "auto":
+        return _OF_PRECISION[precision]
     if name == "auto":
         return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     if name not in _DTYPES:

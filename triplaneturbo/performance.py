@@ -1,0 +1,76 @@
+"""What is done for speed: one switch, `performance`, and the types of large networks, `precision`.
+
+Both belong to the process, as torch's own switches do: a launch sets them from its configuration (`use`), code that has
+a faster way asks `current()`. They change rounding and memory, never what is computed.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["reference", "fast", "max"]
+Precision = Literal["auto", 32, "bf16", 16]
+
+
+@dataclass(frozen=True)
+class Ways:
+    """What a level turns on; on CUDA alone, except for what is said to be otherwise."""
+
+    kernels: bool
+    """Triton kernels in place of their torch references."""
+    channels_last: bool
+    """Convolutions store channels last, and norm, SiLU and sums around them are one kernel."""
+    pure_types: bool
+    """Frozen networks compute in the type they are stored in throughout, without autocast."""
+    graphs: bool
+    """Networks of unchanging shapes are recorded as CUDA graphs, forward and backward."""
+    tf32: bool
+    """Float32 products of fields and their networks use the matrix units, with 10 bits of mantissa."""
+    compiled: bool
+    """Networks without gradient are compiled by torch (a minute at the first use of a shape, cached on disk)."""
+
+
+WAYS: dict[Level, Ways] = {
+    "reference": Ways(False, False, False, False, False, False),
+    "fast": Ways(True, True, True, True, True, False),
+    "max": Ways(True, True, True, True, True, True),
+}
+
+
+@dataclass(frozen=True)
+class Performance:
+    """The switches of a process. precision: what `network_dtype: auto` means; auto: bfloat16 on CUDA."""
+
+    level: Level = "fast"
+    precision: Precision = "auto"
+
+    @property
+    def ways(self) -> Ways:
+        """What is done."""
+        return WAYS[self.level]
+
+
+_current = Performance()
+
+
+def current() -> Performance:
+    """The switches that hold now."""
+    return _current
+
+
+def use(performance: Performance) -> None:
+    """Set the switches of the process, before its networks are built."""
+    global _current
+    _current = performance
+
+
+@contextmanager
+def using(performance: Performance) -> Iterator[None]:
+    """The switches within a block; for tests and comparisons."""
+    before = current()
+    use(performance)
+    try:
+        yield
+    finally:
+        use(before)
