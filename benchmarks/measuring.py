@@ -1,5 +1,6 @@
 """What benchmarks share: the time and memory of a piece of work, the machine, and the JSON file of the results."""
 
+import itertools
 import json
 import os
 import platform
@@ -18,8 +19,8 @@ from triplaneturbo.storage import write_text
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one execution, over all that were measured. peak_bytes: the most memory of the device that tensors held
-    meanwhile, those from before included; 0 on a CPU, where it is not known."""
+    """Seconds of one execution, over all that were measured. peak_bytes: the most memory of the device that tensors
+    held meanwhile, those from before included; 0 on a CPU, where it is not known."""
 
     median_s: float
     min_s: float
@@ -39,8 +40,8 @@ def timing(seconds: list[float], peak_bytes: int = 0) -> Timing:
 def measure(work: Callable[[], object], warmup: int = 3, repeats: int = 10) -> Timing:
     """Time of `work()`, after `warmup` executions that do not count.
 
-    Where there is a CUDA device: between events on its current stream, waiting once at the end, so that executions follow
-    each other as they do in a program; what work() does on the CPU counts where the device waits for it.
+    Where there is a CUDA device: between events on its current stream, waiting once at the end, so that executions
+    follow each other as they do in a program; what work() does on the CPU counts where the device waits for it.
     """
     for _ in range(warmup):
         work()
@@ -54,7 +55,7 @@ def measure(work: Callable[[], object], warmup: int = 3, repeats: int = 10) -> T
         work()
         mark.record()
     torch.cuda.synchronize()
-    seconds = [before.elapsed_time(after) / 1000 for before, after in zip(marks, marks[1:], strict=False)]
+    seconds = [before.elapsed_time(after) / 1000 for before, after in itertools.pairwise(marks)]
     return timing(seconds, torch.cuda.max_memory_allocated())
 
 
