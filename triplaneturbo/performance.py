@@ -4,10 +4,14 @@ Both belong to the process, as torch's own switches do: a launch sets them from 
 a faster way asks `current()`. They change rounding and memory, never what is computed.
 """
 
+import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
+
+import torch
 
 Level = Literal["reference", "fast", "max"]
 Precision = Literal["auto", 32, "bf16", 16]
@@ -18,23 +22,17 @@ class Ways:
     """What a level turns on; on CUDA alone, except for what is said to be otherwise."""
 
     kernels: bool
-    """Triton kernels in place of their torch references."""
-    channels_last: bool
-    """Convolutions store channels last, and norm, SiLU and sums around them are one kernel."""
-    pure_types: bool
-    """Frozen networks compute in the type they are stored in throughout, without autocast."""
+    """Triton kernels in place of their torch references, and convolutions that store channels last."""
     graphs: bool
     """Networks of unchanging shapes are recorded as CUDA graphs, forward and backward."""
-    tf32: bool
-    """Float32 products of fields and their networks use the matrix units, with 10 bits of mantissa."""
     compiled: bool
     """Networks without gradient are compiled by torch (a minute at the first use of a shape, cached on disk)."""
 
 
 WAYS: dict[Level, Ways] = {
-    "reference": Ways(False, False, False, False, False, False),
-    "fast": Ways(True, True, True, True, True, False),
-    "max": Ways(True, True, True, True, True, True),
+    "reference": Ways(kernels=False, graphs=False, compiled=False),
+    "fast": Ways(kernels=True, graphs=True, compiled=False),
+    "max": Ways(kernels=True, graphs=True, compiled=True),
 }
 
 
@@ -74,3 +72,15 @@ def using(performance: Performance) -> Iterator[None]:
         yield
     finally:
         use(before)
+
+
+def kernels_run_on(device: torch.device) -> bool:
+    """Triton's: on CUDA where it is installed, unless `performance` is reference; elsewhere in its interpreter only."""
+    if not current().ways.kernels or importlib.util.find_spec("triton") is None:
+        return False
+    return device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def graphs_run_on(device: torch.device) -> bool:
+    """CUDA graphs: on CUDA, unless `performance` is reference."""
+    return device.type == "cuda" and current().ways.graphs

@@ -4,7 +4,6 @@ Fields, renderers and losses are float32 always; only the diffusion networks are
 matter.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -35,17 +34,11 @@ def resolve_dtype(name: str, device: torch.device | str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def autocast(device: torch.device | str, dtype: torch.dtype) -> AbstractContextManager:
-    """A context in which matrix products and convolutions run in `dtype`; does nothing for float32."""
-    if dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(torch.device(device).type, dtype=dtype)
-
-
 def cast_frozen(module: torch.nn.Module, dtype: torch.dtype) -> None:
     """Store the parameters of `module` that are not trained as `dtype`; trained ones stay as they are.
 
-    Casting once saves the cast that autocast repeats in every forward pass, and half the memory.
+    Networks then compute in this type throughout, but for statistics of norms, which are float32; autocast would store
+    them in float32 and cast in every pass.
     """
     for parameter in module.parameters():
         if not parameter.requires_grad:

@@ -33,6 +33,7 @@ from typing import Any
 import torch
 
 from triplaneturbo.evaluation.common import write_json
+from triplaneturbo.evaluation.stand_in_recipe import LIBRARY, stand_in_overrides, write_prompts
 from triplaneturbo.systems.checkpoint import numbered_checkpoints
 from triplaneturbo.systems.losslog import read_losses
 from triplaneturbo.weights.files import read_checkpoint
@@ -40,35 +41,6 @@ from triplaneturbo.weights.files import read_checkpoint
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "configs" / "TriplaneTurbo_v1_acc-2.yaml"
 DEFAULT_STAGES = ("weights", "train", "resume", "export")
-PROMPTS = (
-    "a wooden rocking chair with a red cushion",
-    "a blue teapot shaped like a whale",
-    "a pine tree covered with snow",
-    "a small robot that waters a flower",
-    "a stack of old leather books",
-    "a yellow rubber boot full of tulips",
-    "a stone lighthouse on a rock",
-    "a knitted owl with button eyes",
-)
-# Sizes that fit the stand-ins of `random_weights.py --width tiny`.
-TINY = (
-    "system.background.hypernet_config.c_dim=32",
-    "data.width=32",
-    "data.height=32",
-    "data.ray_width=24",
-    "data.ray_height=24",
-    "data.dim_gaussian=[6,4,8,8]",
-    "data.n_steps=1",
-    "system.num_parts_training=1",
-    "system.guidance.mv_image_size=64",
-    "system.guidance.sd_image_size=64",
-    "system.guidance.rd_image_size=8",
-    "system.geometry.isosurface_resolution=16",
-    "system.renderer.isosurface_resolution=16",
-    "system.renderer_2nd.patch_size=8",
-    "system.renderer_2nd.base_renderer.num_samples_per_ray=8",
-    "system.renderer_2nd.base_renderer.num_samples_per_ray_importance=8",
-)
 # With the recipe's eps the first step is the sign of the gradient, which magnifies the rounding of small ones.
 EXACT = (
     "system.geometry.space_generator_config.network_dtype=float32",
@@ -122,20 +94,8 @@ class Session:
         return [*measured, *config, *self.overrides(), *folders, *quiet, *arguments]
 
     def overrides(self) -> list[str]:
-        base, guidance = self.flags.pretrained / "stable-diffusion-2-1-base", "system.guidance"
-        processor = "data.guidance_processor.pretrained_model_name_or_path"
-        return [
-            f"system.geometry.space_generator_config.pretrained_model_name_or_path={base}",
-            f"{processor}={self.flags.pretrained / 'stable-diffusion-v1-5'}",
-            f"{processor}_2nd={base}",
-            f"{guidance}.mv_ckpt_path={self.flags.pretrained / 'sd-v2.1-base-4view.pt'}",
-            f"{guidance}.rd_ckpt_path={self.flags.pretrained / 'nd_mv_ema.ckpt'}",
-            f"{guidance}.sd_model_name_or_path={base}",
-            f"data.prompt_library_dir={self.out}",
-            "data.prompt_library=full_size_prompts",
-            *(TINY if self.flags.width == "tiny" else ()),
-            *self.flags.overrides,
-        ]
+        tiny = self.flags.width == "tiny"
+        return [*stand_in_overrides(self.flags.pretrained, self.out, tiny=tiny), *self.flags.overrides]
 
     def run(self, command: Sequence[str], log: str, tick: Callable[[], bool] = lambda: False, **env: str) -> None:
         """Run a command until it ends, `tick` says so, or time is over; in the last two cases kill it.
@@ -299,7 +259,7 @@ def export(session: Session) -> dict[str, Any]:
     pretrained, out = session.flags.pretrained, session.out / "evaluation"
     command = ["bash", "scripts/eval/dreamfusion.sh", "--config", str(session.flags.config), "--out", str(out)]
     command += ["--weights", str(pretrained / "triplane_turbo_sd_v1.pth")]
-    command += ["--clip", str(pretrained / "clip-vit-base-patch32"), "--library", "full_size_prompts", "--"]
+    command += ["--clip", str(pretrained / "clip-vit-base-patch32"), "--library", LIBRARY, "--"]
     before, written, start = time.time(), [], time.monotonic()
 
     def tick() -> bool:
@@ -358,12 +318,6 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def write_prompts(path: Path, source: Path | None) -> None:
-    """A prompt library of the lines of `source`, or of ours."""
-    prompts = [line for line in source.read_text().splitlines() if line.strip()] if source else list(PROMPTS)
-    write_json(path, {"train": prompts, "val": prompts[:1], "test": prompts})
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/full_size"))
@@ -394,7 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the stages; 1 if one of them did not end well."""
     flags = parse(arguments)
     flags.out.mkdir(parents=True, exist_ok=True)
-    write_prompts(flags.out / "full_size_prompts.json", flags.prompts)
+    write_prompts(flags.out, flags.prompts)
     kept = flags.out / "report.json"
     report = json.loads(kept.read_text()) if kept.is_file() else {}
     report |= {"torch": torch.__version__, "width": flags.width}

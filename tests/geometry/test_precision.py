@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from triplaneturbo.errors import ConfigError
-from triplaneturbo.precision import autocast, cast_frozen, resolve_dtype
+from triplaneturbo.precision import cast_frozen, resolve_dtype
 
 
 @pytest.mark.parametrize(
@@ -22,14 +22,6 @@ def test_names_become_types(name, device, expected):
 def test_unknown_name_is_an_error():
     with pytest.raises(ConfigError, match="'bfloat16'"):
         resolve_dtype("half", "cpu")
-
-
-def test_autocast_shortens_products_only_when_asked():
-    x = torch.ones(2, 2)
-    with autocast("cpu", torch.bfloat16):
-        assert (x @ x).dtype == torch.bfloat16
-    with autocast("cpu", torch.float32):
-        assert (x @ x).dtype == torch.float32
 
 
 def test_only_frozen_parameters_are_cast():

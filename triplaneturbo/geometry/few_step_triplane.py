@@ -4,14 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from triplaneturbo.bounds import Share
 from triplaneturbo.draws import Draws
 from triplaneturbo.geometry.base import Geometry
 from triplaneturbo.geometry.generator import TriplaneGenerator
-from triplaneturbo.geometry.graph import GraphReplay
+from triplaneturbo.graphs import GraphReplay, TrainingReplay
+from triplaneturbo.performance import graphs_run_on
 from triplaneturbo.registry import register
 from triplaneturbo.scenes import FieldScene, PlaneField
 from triplaneturbo.types import TextStates
@@ -45,7 +46,7 @@ class FewStepTriplanes(Geometry):
         self.field = PlaneField(cfg.field, channels=cfg.space_generator.output_dim // (2 if cfg.split_channels else 1))
         self.resolution, self.smallest_component = cfg.field.training_resolution, cfg.smallest_component
         self.merged = False
-        self._replay = GraphReplay()
+        self._forget_recordings()
         self.register_buffer("bbox", torch.tensor([[-cfg.field.radius] * 3, [cfg.field.radius] * 3]))
 
     # From latents to scenes
@@ -53,6 +54,32 @@ class FewStepTriplanes(Geometry):
     def decode(self, latents: Float[Tensor, "N c h w"]) -> FieldScene:
         """The scene that the decoder makes of clean latents; differentiable."""
         return self._scene(self._planes(latents))
+
+    def prd_round(
+        self,
+        previous_clean: Float[Tensor, "N c h w"],
+        noise: Float[Tensor, "N c h w"],
+        t: Int[Tensor, " N"],
+        text: Float[Tensor, "B L E"],
+    ) -> tuple[Float[Tensor, "N c h w"], FieldScene]:
+        """A round of progressive rendering distillation: the clean latents, without gradient, and their scene.
+
+        Differentiable in the parameters. On CUDA the round and its way back are recorded as graphs on the first call of
+        a shape (`graphs.TrainingReplay`): go backward before the next call.
+        """
+
+        def round_(clean: Tensor, noise: Tensor, t: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+            latents = self.space_generator.prd_step(clean, noise, t, text)
+            return latents, self._planes(latents)
+
+        arguments = previous_clean, noise, t, text
+        trained = [p for p in self.space_generator.parameters() if p.requires_grad]
+        recorded = graphs_run_on(noise.device) and torch.is_grad_enabled() and trained
+        if recorded and not self.cfg.space_generator.gradient_checkpoint:
+            clean, planes = self._training_replay(round_, arguments, trained, key=self.training)
+        else:
+            clean, planes = round_(*arguments)
+        return clean.detach(), self._scene(planes)
 
     def scene(self, condition: TextStates, draws: Draws | None = None) -> FieldScene:
         """Raises NotImplementedError: it is trained round by round, by progressive rendering distillation."""
@@ -69,7 +96,7 @@ class FewStepTriplanes(Geometry):
         def planes(text: Tensor, noise: Tensor) -> Tensor:
             return self._planes(self.space_generator.sample(text, noise, n_steps))
 
-        if not (self.merged and noise.is_cuda):
+        if not (self.merged and graphs_run_on(noise.device)):
             return self._scene(planes(condition.tokens, noise))
         return self._scene(self._replay(planes, (condition.tokens, noise), key=n_steps))
 
@@ -85,6 +112,9 @@ class FewStepTriplanes(Geometry):
         self.merged = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FewStepTriplanes":
-        """Moving weights leaves a recording with their old addresses."""
-        self._replay = GraphReplay()
+        """Moving weights leaves recordings with their old addresses."""
+        self._forget_recordings()
         return super()._apply(fn, recurse)
+
+    def _forget_recordings(self) -> None:
+        self._replay, self._training_replay = GraphReplay(), TrainingReplay()

@@ -24,6 +24,8 @@ from triplaneturbo.geometry.adapters import (
     adapt_unet,
     merge_adapters,
 )
+from triplaneturbo.nn.fused import fuse_norms, store_channels_last
+from triplaneturbo.performance import kernels_run_on
 from triplaneturbo.precision import DtypeName, cast_frozen, resolve_dtype
 from triplaneturbo.storage import read_json
 from triplaneturbo.weights.folders import check_weights
@@ -88,12 +90,15 @@ class TriplaneGenerator(Module):
             ranks = Ranks(cfg.self_rank, cfg.cross_rank, cfg.convolution_rank, cfg.adapter_bias)
             adapt_unet(self.unet, ranks, cfg.self_attention, cfg.cross_attention, cfg.convolutions)
             adapt_decoder(self.decoder, ranks, cfg.decoder_attention)
+        fuse_norms(self.unet)
+        fuse_norms(self.decoder)
         self.decoder.conv_out = PlaneHead(self.decoder.conv_out.in_channels, self.cfg.output_dim)
         if self.cfg.prompt_bias:
             self.prompt_bias = nn.Parameter(torch.zeros(N_PLANES, 77, unet.config["cross_attention_dim"]))
         if self.cfg.gradient_checkpoint:
             self.unet.enable_gradient_checkpointing()
             vae.enable_gradient_checkpointing()
+        self._stored_on: torch.device | None = None
         self.unet.conv_out.register_forward_pre_hook(_widen)
         self.register_state_dict_post_hook(_drop_frozen)
         self.register_load_state_dict_pre_hook(_keep_frozen)
@@ -177,9 +182,7 @@ class TriplaneGenerator(Module):
         """Fold the adapters into the weights, for faster inference. Not to be undone, trained or saved."""
         merge_adapters(self.unet)
         merge_adapters(self.decoder)
-        for parameter in self.unet.parameters():
-            if parameter.dim() == 4:  # plane-wise convolutions have a further axis
-                parameter.data = parameter.data.to(memory_format=torch.channels_last)
+        store_channels_last(self.unet)
 
     def _prepare(self, device: torch.device) -> torch.dtype:
         """Bring frozen weights to the type asked for, and the schedule to the device, when either changed."""
@@ -191,6 +194,10 @@ class TriplaneGenerator(Module):
         if self.post_quant_conv.weight.dtype != dtype:
             cast_frozen(self, dtype)
             self.unet.conv_out.float()
+        if kernels_run_on(device) and self._stored_on != device:
+            store_channels_last(self.unet)
+            store_channels_last(self.decoder)
+            self._stored_on = device
         return dtype
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -14,11 +15,14 @@ from triplaneturbo.bounds import Pixels, ProjectPath, Range, ScheduledShare
 from triplaneturbo.diffusion import NoiseSchedule
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.graphs import GraphReplay
 from triplaneturbo.guidance.draws import DiffusionDraws, Drawn
 from triplaneturbo.guidance.rules import Rule, ScoreEstimates
 from triplaneturbo.guidance.shaping import Limit
 from triplaneturbo.guidance.teacher import Question, Teacher
-from triplaneturbo.precision import DtypeName, autocast, cast_frozen, resolve_dtype
+from triplaneturbo.nn.fused import fuse_norms, store_channels_last
+from triplaneturbo.performance import graphs_run_on, kernels_run_on
+from triplaneturbo.precision import DtypeName, cast_frozen, resolve_dtype
 from triplaneturbo.schedule import Progress, Schedule
 from triplaneturbo.types import Cameras, Condition
 
@@ -75,6 +79,11 @@ class DiffusionTeacher(Teacher):
             )
         self.requires_grad_(False)
         self.eval()
+        self._replay = GraphReplay()
+        self._stored_on: torch.device | None = None
+        for network in (self.unet, self.vae):
+            if network is not None:
+                fuse_norms(network)
         if self.vae is not None and self.cfg.gradient_checkpoint:
             self.vae.enable_gradient_checkpointing()
         if hasattr(self, "trained"):
@@ -94,9 +103,9 @@ class DiffusionTeacher(Teacher):
         assert self.vae is not None
         assert vae_noise is not None
         dtype = self._settle(pictures.device)
-        with autocast(pictures.device, dtype):
-            posterior = self.vae.encode(2 * pictures - 1).latent_dist
-        latents = posterior.mean.float() + posterior.std.float() * vae_noise
+        moments = self.vae.encode((2 * pictures - 1).to(dtype)).latent_dist.parameters.float()
+        posterior = DiagonalGaussianDistribution(moments)
+        latents = posterior.mean + posterior.std * vae_noise
         return latents * self.vae.config["scaling_factor"]
 
     def camera(self, cameras: Cameras) -> Float[Tensor, "M 16"] | None:
@@ -118,9 +127,15 @@ class DiffusionTeacher(Teacher):
     ) -> Float[Tensor, "N c s s"]:
         """The network's output, float32, without gradient."""
         dtype = self._settle(noisy.device)
-        camera = None if condition.camera is None else condition.camera.to(dtype)
-        with autocast(noisy.device, dtype):
-            return self.unet(noisy.to(dtype), t, condition.text.to(dtype), class_labels=camera).sample.float()
+        told = () if condition.camera is None else (condition.camera.to(dtype),)
+        arguments = noisy.to(dtype), t, condition.text.to(dtype), *told
+
+        def output(noisy: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None) -> Tensor:
+            return self.unet(noisy, t, text, class_labels=camera).sample.float()
+
+        if not graphs_run_on(noisy.device):
+            return output(*arguments)
+        return self._replay(output, arguments, key=self.unet.conv_in.weight.data_ptr())
 
     def second(
         self, noisy: Float[Tensor, "N c s s"], t: Int[Tensor, " N"], condition: Condition
@@ -208,6 +223,9 @@ class DiffusionTeacher(Teacher):
         dtype = resolve_dtype(self.cfg.network_dtype, device)
         if self.unet.dtype != dtype:
             cast_frozen(self, dtype)
+        if kernels_run_on(device) and self._stored_on != device:
+            store_channels_last(self)
+            self._stored_on = device
         return dtype
 
     def schedule_on(self, device: torch.device) -> NoiseSchedule:

@@ -13,6 +13,7 @@ from triplaneturbo.base import Module
 from triplaneturbo.bounds import GridPoints, Length, Width
 from triplaneturbo.nn.mlp import Mlp, MlpConfig
 from triplaneturbo.ops.planes import sample_planes, sample_planes_with_jacobian
+from triplaneturbo.performance import kernels_run_on
 from triplaneturbo.registry import register
 from triplaneturbo.scenes.base import Field, Tensors, in_slabs
 from triplaneturbo.scenes.bias import SdfBias
@@ -116,6 +117,13 @@ class PlaneField(Field):
         self, tensors: Tensors, points: Float[Tensor, "B N 3"], *, features: bool = True, normals: bool = False
     ) -> FieldSample:
         """See `Field.query`. The colour planes are read only with `features`."""
+        if features and normals and self._has_kernel(tensors, points):
+            from triplaneturbo.ops.plane_field_triton import QueryPlanes
+
+            given = tensors["planes"], points / self.radius, self.plane_axes
+            value, gradient, color = QueryPlanes.apply(*given, *self._weights(self.sdf_network, self.feature_network))
+            gradient = gradient / self.radius + self.bias.gradient(points)
+            return FieldSample(value + self.bias.value(points), color, gradient, F.normalize(gradient, dim=-1))
         coords = self._coordinates(points)
         color = self._features(tensors, coords) if features else None
         if not normals:
@@ -128,6 +136,11 @@ class PlaneField(Field):
         return FieldSample(value, color, gradient, F.normalize(gradient, dim=-1))
 
     def value(self, tensors: Tensors, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N 1"]:
+        if not torch.is_grad_enabled() and self._has_kernel(tensors, points):
+            from triplaneturbo.ops.plane_field_triton import value_at
+
+            given = tensors["planes"], points / self.radius, self.plane_axes
+            return value_at(*given, self._weights(self.sdf_network)) + self.bias.value(points)
         return self._value(tensors, points, self._coordinates(points))
 
     def features(self, tensors: Tensors, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N F"]:
@@ -139,6 +152,26 @@ class PlaneField(Field):
         shape = self._shape_features(tensors, self._coordinates(points))
         offset = self.deformation_network(shape) * self._cells(resolution) if self.cfg.deformable else None
         return self.inside(self.sdf_network(shape) + self.bias.value(points)), offset
+
+    def _has_kernel(self, tensors: Tensors, points: Tensor) -> bool:
+        """Whether one kernel does the whole lookup: for the layout of all published recipes, without gradient to the
+        points, where its sums need not be the same from run to run."""
+        cfg = self.cfg
+        usual = cfg.dual and (cfg.shape_features, cfg.color_features) == ("sum", "concat")
+        usual = usual and cfg.normals == "analytic" and cfg.network.n_hidden_layers == 2 and cfg.n_feature_dims <= 16
+        widths = {tensors["planes"].shape[2], cfg.network.n_neurons}
+        return (
+            usual
+            and widths <= {16, 32, 64}
+            and points.dtype == tensors["planes"].dtype == torch.float32
+            and not (points.requires_grad and torch.is_grad_enabled())
+            and not torch.are_deterministic_algorithms_enabled()
+            and kernels_run_on(points.device)
+        )
+
+    @staticmethod
+    def _weights(*networks: Mlp) -> tuple[Tensor, ...]:
+        return tuple(linear.weight for network in networks for linear in network.linears)
 
     def _cells(self, resolution: int) -> float:
         """Cells of a grid with `resolution` points along an edge in one unit of the deformation network."""

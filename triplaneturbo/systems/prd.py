@@ -107,9 +107,9 @@ class ProgressiveRenderingDistillation(SceneDistillation):
         if not self.cfg.fresh_noise:
             noise = torch.zeros_like(noise)
         times = times.repeat_interleave(batch.latent_shape[0])
-        clean = self.geometry.space_generator.prd_step(previous, noise, times, batch.condition.tokens)
-        self.distil(self.geometry.decode(clean), cameras, batch, draws, share, self.teacher_range(number))
-        return clean.detach()
+        clean, scene = self.geometry.prd_round(previous, noise, times, batch.condition.tokens)
+        self.distil(scene, cameras, batch, draws, share, self.teacher_range(number))
+        return clean
 
     def draw_timesteps(self, draws: Draws) -> Int[Tensor, "K B"]:
         """A timestep for each round and prompt, from the noisiest down."""

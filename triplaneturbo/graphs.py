@@ -1,0 +1,169 @@
+"""Replay of fixed computations without launching their thousands of kernels one by one.
+
+A diffusion network launches more kernels than the host can issue while the device runs them. What is recorded here are
+networks whose shapes stay the same from call to call; another shape is recorded anew, in place of the last.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+_WARM_UP = 2
+
+
+class GraphReplay:
+    """The latest computation on CUDA tensors, recorded as a CUDA graph and replayed while nothing changes.
+
+    Only one recording is kept; its buffers stay allocated. All instances share the memory of what is computed in
+    between: they must not run at the same time.
+    """
+
+    _pools: ClassVar[dict[torch.device, Any]] = {}
+
+    def __init__(self) -> None:
+        self._key: Hashable = None
+
+    def __call__(self, function: Callable[..., Tensor], arguments: tuple[Tensor, ...], key: Hashable) -> Tensor:
+        """function(*arguments), in memory of its own.
+
+        function: without gradient and without host synchronisation; called only to record it.
+        key: must change whenever anything but the values of the arguments does.
+        """
+        key = key, _signature(arguments)
+        if key != self._key:
+            self._record(function, arguments)
+            self._key = key
+        for buffer, argument in zip(self._inputs, arguments, strict=True):
+            buffer.copy_(argument)
+        self._graph.replay()
+        return self._output.clone()
+
+    def _record(self, function: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> None:
+        self._key = None
+        self._inputs = tuple(a.clone() for a in arguments)
+        device = arguments[0].device
+        if device not in self._pools:
+            self._pools[device] = torch.cuda.graph_pool_handle()
+        _warm_up(lambda: function(*self._inputs), device)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=self._pools[device]):
+            self._output = function(*self._inputs)
+
+
+class TrainingReplay:
+    """The latest computation that is trained, recorded as two CUDA graphs: forward, and backward to its parameters.
+
+    The backward pass adds to the parameters' gradients, in memory that stays: several passes accumulate without a
+    kernel for each parameter. What the forward pass keeps for it stays allocated, too.
+    """
+
+    def __init__(self) -> None:
+        self._key: Hashable = None
+        self._passes = 0
+
+    def __call__(
+        self,
+        function: Callable[..., tuple[Tensor, ...]],
+        arguments: tuple[Tensor, ...],
+        parameters: Sequence[nn.Parameter],
+        key: Hashable,
+    ) -> tuple[Tensor, ...]:
+        """function(*arguments), in memory of its own, differentiable in the parameters and not in the arguments.
+
+        The last result is the one that gradients come back to; the others are given without gradient.
+        function and key: as for `GraphReplay`. One backward pass may follow each call, before the next call.
+
+        Raises:
+            RuntimeError: in the backward pass, if another call has been made since.
+        """
+        key = key, _signature(arguments), tuple(p.data_ptr() for p in parameters)
+        if key != self._key:
+            self._record(function, arguments, parameters)
+            self._key = key
+        *others, last = _Replay.apply(self, parameters[0], *arguments)
+        return *(other.detach() for other in others), last
+
+    def _record(
+        self, function: Callable[..., tuple[Tensor, ...]], arguments: tuple[Tensor, ...], parameters: Sequence[Tensor]
+    ) -> None:
+        self._key = None
+        for name in ("_forward", "_backward", "_outputs"):  # give their memory back first
+            self.__dict__.pop(name, None)
+        self.parameters = tuple(parameters)
+        self.gradients = tuple(torch.zeros_like(p) for p in parameters)
+        self._inputs = tuple(a.detach().clone() for a in arguments)
+
+        def forward_and_backward() -> None:
+            *_, last = function(*self._inputs)
+            torch.autograd.grad(last, self.parameters, torch.zeros_like(last), allow_unused=True)
+
+        _warm_up(forward_and_backward, arguments[0].device)
+        torch.cuda.empty_cache()
+        pool = torch.cuda.graph_pool_handle()
+        self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._forward, pool=pool):
+            outputs = function(*self._inputs)
+        self._grad = torch.zeros_like(outputs[-1])
+        with torch.cuda.graph(self._backward, pool=pool):
+            found = torch.autograd.grad(outputs[-1], self.parameters, self._grad, allow_unused=True)
+            pairs = [(sum_, g) for sum_, g in zip(self.gradients, found, strict=True) if g is not None]
+            torch._foreach_add_([sum_ for sum_, _ in pairs], [g for _, g in pairs])
+        self._outputs = tuple(output.detach() for output in outputs)
+
+    def replay_forward(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The results, copied; the pass has the number `passes`."""
+        for buffer, argument in zip(self._inputs, arguments, strict=True):
+            buffer.copy_(argument)
+        self._forward.replay()
+        self._passes += 1
+        return tuple(output.clone() for output in self._outputs)
+
+    @property
+    def passes(self) -> int:
+        """How many forward passes there have been."""
+        return self._passes
+
+    def replay_backward(self, grad: Tensor) -> None:
+        """Add to the gradients of the parameters."""
+        started = []
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            if parameter.grad is None:
+                started.append(gradient)
+            elif parameter.grad is not gradient:
+                gradient.copy_(parameter.grad)
+            parameter.grad = gradient
+        if started:
+            torch._foreach_zero_(started)
+        self._grad.copy_(grad)
+        self._backward.replay()
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, replay, anchor, *arguments):
+        results = replay.replay_forward(arguments)
+        ctx.replay, ctx.number = replay, replay.passes
+        return results
+
+    @staticmethod
+    def backward(ctx, *grads):
+        if ctx.number != ctx.replay.passes:
+            raise RuntimeError("this pass was recorded over by a later one: go backward before the next call")
+        ctx.replay.replay_backward(grads[-1])
+        return (None,) * (2 + len(ctx.replay._inputs))
+
+
+def _signature(arguments: tuple[Tensor, ...]) -> Hashable:
+    return tuple((a.shape, a.dtype, a.device) for a in arguments)
+
+
+def _warm_up(function: Callable[[], object], device: torch.device) -> None:
+    """Libraries choose algorithms and allocate workspaces on first use, which must not happen while recording."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP):
+            function()
+    torch.cuda.current_stream(device).wait_stream(stream)
