@@ -4,8 +4,8 @@ A diffusion network launches more kernels than the host can issue while the devi
 networks whose shapes stay the same from call to call; another shape is recorded anew, in place of the last.
 """
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,6 @@ class GraphReplay:
     Only one recording is kept; its buffers stay allocated. All instances share the memory of what is computed in
     between: they must not run at the same time.
     """
-
-    _pools: ClassVar[dict[torch.device, Any]] = {}
 
     def __init__(self) -> None:
         self._key: Hashable = None
@@ -43,25 +41,25 @@ class GraphReplay:
     def _record(self, function: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> None:
         self._key = None
         self._inputs = tuple(a.clone() for a in arguments)
-        device = arguments[0].device
-        if device not in self._pools:
-            self._pools[device] = torch.cuda.graph_pool_handle()
-        _warm_up(lambda: function(*self._inputs), device)
+        _warm_up(lambda: function(*self._inputs), arguments[0].device)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=self._pools[device]):
+        with torch.cuda.graph(self._graph, pool=_between.handle):
             self._output = function(*self._inputs)
 
 
 class TrainingReplay:
-    """The latest computation that is trained, recorded as two CUDA graphs: forward, and backward to its parameters.
+    """The latest differentiable computation, recorded as two CUDA graphs: forward, and backward.
 
-    The backward pass adds to the parameters' gradients, in memory that stays: several passes accumulate without a
-    kernel for each parameter. What the forward pass keeps for it stays allocated, too.
+    The backward pass gives the gradients of those arguments that want one, and adds to the gradients of parameters in
+    memory that stays: several passes accumulate without a kernel for each parameter. What the forward pass keeps for
+    it stays allocated, too. Recordings with the same `pool` share that memory: each must go backward before another of
+    them goes forward.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, pool: "Pool | None" = None) -> None:
+        self._pool = pool or Pool()
         self._key: Hashable = None
-        self._passes = 0
+        self.passes = 0
 
     def __call__(
         self,
@@ -70,7 +68,8 @@ class TrainingReplay:
         parameters: Sequence[nn.Parameter],
         key: Hashable,
     ) -> tuple[Tensor, ...]:
-        """function(*arguments), in memory of its own, differentiable in the parameters and not in the arguments.
+        """function(*arguments), in memory of its own, differentiable in `parameters` and in the arguments that require
+        it.
 
         The last result is the one that gradients come back to; the others are given without gradient.
         function and key: as for `GraphReplay`. One backward pass may follow each call, before the next call.
@@ -78,55 +77,55 @@ class TrainingReplay:
         Raises:
             RuntimeError: in the backward pass, if another call has been made since.
         """
-        key = key, _signature(arguments), tuple(p.data_ptr() for p in parameters)
+        wanted = tuple(a.requires_grad for a in arguments)
+        key = key, _signature(arguments), wanted, tuple(p.data_ptr() for p in parameters)
         if key != self._key:
             self._record(function, arguments, parameters)
             self._key = key
-        *others, last = _Replay.apply(self, parameters[0], *arguments)
+        anchor = parameters[0] if parameters else arguments[0]
+        *others, last = _Replay.apply(self, anchor, *arguments)
         return *(other.detach() for other in others), last
 
     def _record(
         self, function: Callable[..., tuple[Tensor, ...]], arguments: tuple[Tensor, ...], parameters: Sequence[Tensor]
     ) -> None:
         self._key = None
-        for name in ("_forward", "_backward", "_outputs"):  # give their memory back first
+        for name in ("_forward", "_backward", "_outputs", "_input_gradients"):  # give their memory back first
             self.__dict__.pop(name, None)
         self.parameters = tuple(parameters)
         self.gradients = tuple(torch.zeros_like(p) for p in parameters)
-        self._inputs = tuple(a.detach().clone() for a in arguments)
+        self._inputs = tuple(a.detach().clone().requires_grad_(a.requires_grad) for a in arguments)
+        sources = [*self.parameters, *(x for x in self._inputs if x.requires_grad)]
 
         def forward_and_backward() -> None:
             *_, last = function(*self._inputs)
-            torch.autograd.grad(last, self.parameters, torch.zeros_like(last), allow_unused=True)
+            torch.autograd.grad(last, sources, torch.zeros_like(last), allow_unused=True)
 
         _warm_up(forward_and_backward, arguments[0].device)
         torch.cuda.empty_cache()
-        pool = torch.cuda.graph_pool_handle()
         self._forward, self._backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._forward, pool=pool):
+        with torch.cuda.graph(self._forward, pool=self._pool.handle):
             outputs = function(*self._inputs)
         self._grad = torch.zeros_like(outputs[-1])
-        with torch.cuda.graph(self._backward, pool=pool):
-            found = torch.autograd.grad(outputs[-1], self.parameters, self._grad, allow_unused=True)
-            pairs = [(sum_, g) for sum_, g in zip(self.gradients, found, strict=True) if g is not None]
-            torch._foreach_add_([sum_ for sum_, _ in pairs], [g for _, g in pairs])
+        with torch.cuda.graph(self._backward, pool=self._pool.handle):
+            found = torch.autograd.grad(outputs[-1], sources, self._grad, allow_unused=True)
+            self._input_gradients = found[len(self.parameters) :]
+            pairs = [(total, g) for total, g in zip(self.gradients, found, strict=False) if g is not None]
+            if pairs:
+                torch._foreach_add_([total for total, _ in pairs], [g for _, g in pairs])
         self._outputs = tuple(output.detach() for output in outputs)
 
     def replay_forward(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The results, copied; the pass has the number `passes`."""
-        for buffer, argument in zip(self._inputs, arguments, strict=True):
-            buffer.copy_(argument)
+        with torch.no_grad():
+            for buffer, argument in zip(self._inputs, arguments, strict=True):
+                buffer.copy_(argument)
         self._forward.replay()
-        self._passes += 1
+        self.passes += 1
         return tuple(output.clone() for output in self._outputs)
 
-    @property
-    def passes(self) -> int:
-        """How many forward passes there have been."""
-        return self._passes
-
-    def replay_backward(self, grad: Tensor) -> None:
-        """Add to the gradients of the parameters."""
+    def replay_backward(self, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Add to the gradients of the parameters; returns those of the arguments."""
         started = []
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             if parameter.grad is None:
@@ -138,6 +137,18 @@ class TrainingReplay:
             torch._foreach_zero_(started)
         self._grad.copy_(grad)
         self._backward.replay()
+        found = iter(self._input_gradients)
+        given = (next(found) if x.requires_grad else None for x in self._inputs)
+        return tuple(None if g is None else g.clone() for g in given)
+
+
+class Pool:
+    """Memory that recordings share."""
+
+    @functools.cached_property
+    def handle(self) -> "torch.cuda._POOL_HANDLE":
+        """For `torch.cuda.graph`."""
+        return torch.cuda.graph_pool_handle()
 
 
 class _Replay(torch.autograd.Function):
@@ -151,12 +162,15 @@ class _Replay(torch.autograd.Function):
     def backward(ctx, *grads):
         if ctx.number != ctx.replay.passes:
             raise RuntimeError("this pass was recorded over by a later one: go backward before the next call")
-        ctx.replay.replay_backward(grads[-1])
-        return (None,) * (2 + len(ctx.replay._inputs))
+        return None, None, *ctx.replay.replay_backward(grads[-1])
 
 
 def _signature(arguments: tuple[Tensor, ...]) -> Hashable:
     return tuple((a.shape, a.dtype, a.device) for a in arguments)
+
+
+# What is computed within recordings without gradient.
+_between = Pool()
 
 
 def _warm_up(function: Callable[[], object], device: torch.device) -> None:

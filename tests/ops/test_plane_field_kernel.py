@@ -48,6 +48,17 @@ if BACKEND == "triton":  # in the process of the last test
             together = field.query({"planes": planes}, points, normals=True).value
         torch.testing.assert_close(alone, together)
 
+    @torch.no_grad()
+    def test_grid_is_that_of_the_plain_operations():
+        _, planes, _ = example()
+        options = {"network": {"n_neurons": 32}, "deformable": True}
+        field = PlaneField(options, channels=16).to(DEVICE)
+        value, offset = field.grid({"planes": planes}, 9, 2)
+        with using(Performance("reference")):
+            true_value, true_offset = field.grid({"planes": planes}, 9, 2)
+        torch.testing.assert_close(value, true_value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(offset, true_offset, rtol=1e-5, atol=1e-6)
+
     def test_parts_that_the_loss_leaves_out_get_no_gradient():
         field, planes, points = example()
         planes.requires_grad_()
@@ -66,4 +77,4 @@ def test_reference_level_and_order_of_sums_and_gradients_of_points_forbid_the_ke
 
 
 def test_kernels_pass_the_tests_of_this_file():
-    assert "4 passed" in run_with_triton(__file__, "kernel_agrees or value_alone or parts_that")
+    assert "5 passed" in run_with_triton(__file__, "kernel_agrees or value_alone or parts_that or grid_is")

@@ -24,7 +24,7 @@ from triplaneturbo.geometry.adapters import (
     adapt_unet,
     merge_adapters,
 )
-from triplaneturbo.nn.fused import fuse_norms, store_channels_last
+from triplaneturbo.nn.fused import store_channels_last, streamline
 from triplaneturbo.performance import kernels_run_on
 from triplaneturbo.precision import DtypeName, cast_frozen, resolve_dtype
 from triplaneturbo.storage import read_json
@@ -90,8 +90,8 @@ class TriplaneGenerator(Module):
             ranks = Ranks(cfg.self_rank, cfg.cross_rank, cfg.convolution_rank, cfg.adapter_bias)
             adapt_unet(self.unet, ranks, cfg.self_attention, cfg.cross_attention, cfg.convolutions)
             adapt_decoder(self.decoder, ranks, cfg.decoder_attention)
-        fuse_norms(self.unet)
-        fuse_norms(self.decoder)
+        streamline(self.unet)
+        streamline(self.decoder)
         self.decoder.conv_out = PlaneHead(self.decoder.conv_out.in_channels, self.cfg.output_dim)
         if self.cfg.prompt_bias:
             self.prompt_bias = nn.Parameter(torch.zeros(N_PLANES, 77, unet.config["cross_attention_dim"]))

@@ -15,16 +15,19 @@ from triplaneturbo.bounds import Pixels, ProjectPath, Range, ScheduledShare
 from triplaneturbo.diffusion import NoiseSchedule
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
-from triplaneturbo.graphs import GraphReplay
+from triplaneturbo.graphs import GraphReplay, Pool, TrainingReplay
 from triplaneturbo.guidance.draws import DiffusionDraws, Drawn
 from triplaneturbo.guidance.rules import Rule, ScoreEstimates
 from triplaneturbo.guidance.shaping import Limit
 from triplaneturbo.guidance.teacher import Question, Teacher
-from triplaneturbo.nn.fused import fuse_norms, store_channels_last
+from triplaneturbo.nn.fused import store_channels_last, streamline
 from triplaneturbo.performance import graphs_run_on, kernels_run_on
 from triplaneturbo.precision import DtypeName, cast_frozen, resolve_dtype
 from triplaneturbo.schedule import Progress, Schedule
 from triplaneturbo.types import Cameras, Condition
+
+# Teachers are asked one after the other, each going back to its pictures before the next.
+_of_encoders = Pool()
 
 
 class DiffusionTeacher(Teacher):
@@ -79,11 +82,11 @@ class DiffusionTeacher(Teacher):
             )
         self.requires_grad_(False)
         self.eval()
-        self._replay = GraphReplay()
+        self._replay, self._encoder_replay = GraphReplay(), TrainingReplay(_of_encoders)
         self._stored_on: torch.device | None = None
         for network in (self.unet, self.vae):
             if network is not None:
-                fuse_norms(network)
+                streamline(network)
         if self.vae is not None and self.cfg.gradient_checkpoint:
             self.vae.enable_gradient_checkpointing()
         if hasattr(self, "trained"):
@@ -103,7 +106,17 @@ class DiffusionTeacher(Teacher):
         assert self.vae is not None
         assert vae_noise is not None
         dtype = self._settle(pictures.device)
-        moments = self.vae.encode((2 * pictures - 1).to(dtype)).latent_dist.parameters.float()
+
+        def moments_of(pictures: Tensor) -> tuple[Tensor]:
+            assert self.vae is not None
+            return (self.vae.encode((2 * pictures - 1).to(dtype)).latent_dist.parameters.float(),)
+
+        recorded = graphs_run_on(pictures.device) and pictures.requires_grad and not self.cfg.gradient_checkpoint
+        if recorded:
+            key = self.vae.encoder.conv_in.weight.data_ptr()
+            (moments,) = self._encoder_replay(moments_of, (pictures,), (), key)
+        else:
+            (moments,) = moments_of(pictures)
         posterior = DiagonalGaussianDistribution(moments)
         latents = posterior.mean + posterior.std * vae_noise
         return latents * self.vae.config["scaling_factor"]

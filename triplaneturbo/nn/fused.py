@@ -1,13 +1,17 @@
-"""Diffusers networks with norm, shift and SiLU as one operation, and channels stored last."""
+"""Diffusers networks with norm, shift and SiLU as one operation, and channels stored last throughout."""
 
 import torch
-from diffusers.models import UNet2DConditionModel
+from diffusers.models import Transformer2DModel, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.resnet import ResnetBlock2D
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from triplaneturbo.ops.group_norm import group_norm_silu
+
+# Channels of a head in torch's kernels for attention.
+_WIDEST_HEAD = 256
 
 
 class FusedGroupNorm(nn.GroupNorm):
@@ -34,14 +38,61 @@ class FusedResnetBlock(ResnetBlock2D):
         return output if self.output_scale_factor == 1 else output / self.output_scale_factor
 
 
-def fuse_norms(network: nn.Module) -> None:
-    """Let every group norm of a diffusers network use `ops.group_norm`, in place. Names and parameters stay.
+class ChannelsLastTransformer(Transformer2DModel):
+    """The same transformer; what it returns is stored channels last, as it was computed, without a copy."""
+
+    def _get_output_for_continuous_inputs(
+        self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
+    ) -> Tensor:
+        if self.use_linear_projection:
+            hidden_states = self.proj_out(hidden_states)
+        hidden_states = hidden_states.unflatten(1, (height, width)).movedim(-1, 1)
+        if not self.use_linear_projection:
+            hidden_states = self.proj_out(hidden_states)
+        return hidden_states + residual
+
+
+class WideHeadAttention(AttnProcessor):
+    """Attention of autoencoders, with one head of 512 channels, as two products.
+
+    No kernel of torch for attention is made for heads of more than 256 channels; the one it takes is ten times slower
+    backward. Scores and softmax are float32, as inside of such kernels, and need L^2 numbers of memory a picture.
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Float[Tensor, "N C H W"],
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        *args: object,
+        **kwargs: object,
+    ) -> Float[Tensor, "N C H W"]:
+        """The pictures after attention of every place to all places."""
+        tokens = hidden_states.flatten(2)
+        tokens = (tokens if attn.group_norm is None else attn.group_norm(tokens)).transpose(1, 2)
+        query, key, value = attn.to_q(tokens), attn.to_k(tokens), attn.to_v(tokens)
+        scores = (attn.scale * query.float()) @ key.float().mT
+        mixed = attn.to_out[0](scores.softmax(-1).to(value.dtype) @ value)
+        output = mixed.unflatten(1, hidden_states.shape[2:]).movedim(-1, 1)
+        if attn.residual_connection:
+            output = output + hidden_states
+        return output if attn.rescale_output_factor == 1 else output / attn.rescale_output_factor
+
+
+def streamline(network: nn.Module) -> None:
+    """Let a diffusers network use what is in this file, in place. Names and parameters stay.
 
     The classes of modules are exchanged, since diffusers builds them by itself.
     """
     for module in list(network.modules()):
         if type(module) is nn.GroupNorm:
             module.__class__ = FusedGroupNorm
+        if type(module) is Transformer2DModel and module.is_input_continuous:
+            module.__class__ = ChannelsLastTransformer
+        if isinstance(module, Attention) and _has_one_wide_head(module):
+            module.set_processor(WideHeadAttention())
     for module in list(network.modules()):
         if type(module) is ResnetBlock2D and _is_plain(module):
             module.__class__ = FusedResnetBlock
@@ -51,6 +102,10 @@ def fuse_norms(network: nn.Module) -> None:
         if ends and isinstance(module.conv_norm_out, FusedGroupNorm) and isinstance(module.conv_act, nn.SiLU):
             module.conv_norm_out.silu = True
             module.conv_act = nn.Identity()
+
+
+def _has_one_wide_head(attention: Attention) -> bool:
+    return attention.heads == 1 and attention.inner_dim > _WIDEST_HEAD and type(attention.processor) is AttnProcessor2_0
 
 
 def _is_plain(block: ResnetBlock2D) -> bool:

@@ -11,6 +11,7 @@ Products are float32 as three products of ten-bit halves (tf32x3), so that they 
 planes are summed with atomics: equal to rounding from run to run. `no_type_check` keeps run-time type checkers away.
 """
 
+from collections.abc import Sequence
 from typing import no_type_check
 
 import torch
@@ -22,6 +23,7 @@ from torch.autograd.function import once_differentiable
 _POINTS = 64
 _COLORS = 16  # rows of a product, at least
 _WAVES = 2  # programs on a multiprocessor, in the backward pass
+_WARPS_FORWARD, _WARPS_BACKWARD = 4, 8
 
 
 class QueryPlanes(torch.autograd.Function):
@@ -61,6 +63,21 @@ def value_at(planes: Tensor, points: Tensor, axes: Tensor, weights: tuple[Tensor
     return _forward(_table(planes), points, axes, (*weights, *weights), with_gradient=False, with_color=False)[0]
 
 
+def grid_values(parts: Sequence[Tensor], second: Tensor, third: Tensor) -> Tensor:
+    """third relu(second relu(xy[i, j] + xz[i, k] + yz[j, k])) on a grid, without gradient: [B, R, R, R, O].
+
+    parts: three, [B, R, R, H] each, what planes add to the first layer. second [H, H], third [O, H], O at most 16.
+    """
+    xy, xz, yz = (part.contiguous() for part in parts)
+    batch, size = xy.shape[:2]
+    values = xy.new_empty(batch, size, size, size, len(third))
+    _grid_kernel[(triton.cdiv(size**3, _POINTS), batch)](
+        xy, xz, yz, second.contiguous(), third.contiguous(), values, size, len(third),
+        HIDDEN=len(second), POINTS=_POINTS, COLORS=_COLORS, num_warps=_WARPS_FORWARD,
+    )  # fmt: skip
+    return values
+
+
 def _table(planes: Tensor) -> Tensor:
     """Channels last: [B, 6, H, W, C]."""
     return planes.permute(0, 1, 3, 4, 2).contiguous()
@@ -83,7 +100,8 @@ def _forward(
     if value.numel():
         _forward_kernel[(triton.cdiv(count, _POINTS), batch)](
             table, points, axes, *weights, value, gradient, features, count, height, width, n_colors,
-            **_sizes(table, weights), COLORS=_COLORS, WITH_GRADIENT=with_gradient, WITH_COLOR=with_color, num_warps=4,
+            **_sizes(table, weights), COLORS=_COLORS, WITH_GRADIENT=with_gradient, WITH_COLOR=with_color,
+            num_warps=_WARPS_FORWARD, num_stages=1,
         )  # fmt: skip
     return value, gradient, features
 
@@ -103,7 +121,7 @@ def _backward_shape(
     if points.numel():
         _backward_shape_kernel[(programs, batch)](
             table, points.contiguous(), axes, *(w.contiguous() for w in weights), *given, grad_table, *parts, count,
-            height, width, **_sizes(table, weights), num_warps=8,
+            height, width, **_sizes(table, weights), num_warps=_WARPS_BACKWARD, num_stages=1,
         )  # fmt: skip
     return tuple(part.sum(0) for part in parts)
 
@@ -118,7 +136,7 @@ def _backward_color(
     if points.numel():
         _backward_color_kernel[(programs, batch)](
             table, points.contiguous(), axes, *(w.contiguous() for w in weights), given, grad_table, *parts, count,
-            height, width, n_colors, **_sizes(table, weights), COLORS=_COLORS, num_warps=8,
+            height, width, n_colors, **_sizes(table, weights), COLORS=_COLORS, num_warps=_WARPS_BACKWARD, num_stages=1,
         )  # fmt: skip
     return tuple(part.sum(0) for part in parts)
 
@@ -279,6 +297,33 @@ def _forward_kernel(
         result = _dot(tl.maximum(z, 0.0), outputs)
         at = features + index[:, None] * n_colors + color[None, :]
         tl.store(at, result, mask=valid[:, None] & (color < n_colors)[None, :])
+
+
+@triton.jit
+@no_type_check
+def _grid_kernel(
+    xy, xz, yz, w2, w3, values, size, n_out,
+    HIDDEN: tl.constexpr, POINTS: tl.constexpr, COLORS: tl.constexpr,
+):  # fmt: skip
+    prompt = tl.program_id(1).to(tl.int64)
+    count = size * size * size
+    index = tl.program_id(0) * POINTS + tl.arange(0, POINTS)
+    valid = index < count
+    i, j, k = index // (size * size), index // size % size, index % size
+    hidden, output = tl.arange(0, HIDDEN), tl.arange(0, COLORS)
+    mask = valid[:, None] & (hidden >= 0)[None, :]
+    start = prompt * size * size * HIDDEN + hidden[None, :]
+    z = tl.load(xy + start + (i * size + j)[:, None] * HIDDEN, mask=mask, other=0.0)
+    z += tl.load(xz + start + (i * size + k)[:, None] * HIDDEN, mask=mask, other=0.0)
+    z += tl.load(yz + start + (j * size + k)[:, None] * HIDDEN, mask=mask, other=0.0)
+    z = _dot(tl.maximum(z, 0.0), _transposed(w2, HIDDEN, HIDDEN, HIDDEN))
+    last = tl.load(
+        w3 + output[None, :] * HIDDEN + hidden[:, None], mask=(output < n_out)[None, :] & (hidden >= 0)[:, None],
+        other=0.0,
+    )  # fmt: skip
+    result = _dot(tl.maximum(z, 0.0), last)
+    at = values + (prompt * count + index)[:, None] * n_out + output[None, :]
+    tl.store(at, result, mask=valid[:, None] & (output < n_out)[None, :])
 
 
 @triton.jit

@@ -221,6 +221,22 @@ class PlaneField(Field):
         networks = [self.sdf_network, *([self.deformation_network] if self.cfg.deformable else [])]
         features = self._plane_grids(self._planes(tensors, "shape"), line)
         parts = [self._first_layer(network, features) for network in networks]
+        points = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), dim=-1)
+        if not torch.is_grad_enabled() and self._has_kernel(tensors, points):
+            from triplaneturbo.ops.plane_field_triton import grid_values
+
+            raw, *moved = (
+                grid_values(part, *self._weights(network)[1:]) for network, part in zip(networks, parts, strict=True)
+            )
+        else:
+            raw, *moved = self._in_slabs(networks, parts, resolution, prompts)
+        value = self.inside((raw + self.bias.value(points)).squeeze(-1))
+        return value, (moved[0] * self._cells(resolution) if moved else None)
+
+    def _in_slabs(
+        self, networks: Sequence[Mlp], parts: Sequence[Sequence[Tensor]], resolution: int, prompts: int
+    ) -> list[Tensor]:
+        """What networks say at grid points, given the first layer's parts of each."""
 
         def slab(start: int, stop: int) -> tuple[Tensor, ...]:
             return tuple(
@@ -228,10 +244,7 @@ class PlaneField(Field):
                 for network, (xy, xz, yz) in zip(networks, parts, strict=True)
             )
 
-        raw, *moved = in_slabs(slab, resolution, prompts, line.device)
-        points = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), dim=-1)
-        value = self.inside((raw + self.bias.value(points)).squeeze(-1))
-        return value, (moved[0] * self._cells(resolution) if moved else None)
+        return in_slabs(slab, resolution, prompts, parts[0][0].device)
 
     def _plane_grids(self, planes: Tensor, line: Tensor) -> Float[Tensor, "B 3 R R C"]:
         """Features of the three shape planes on the grids they span, indexed by the two world axes in their order."""

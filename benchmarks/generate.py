@@ -1,0 +1,125 @@
+"""Time and memory from text to mesh, stage by stage.
+
+    python benchmarks/generate.py --pretrained pretrained [--json FILE]
+    python benchmarks/generate.py --world [--json FILE]
+
+The first takes the published recipe at full size; with random weights (scripts/prepare/random_weights.py --out
+pretrained) as well as with the published ones, since no time but that of the surface depends on them. The second takes
+the shipped student of the miniature world, on the CPU if there is no GPU. Everything is measured with the weights
+loaded, after a first prompt that records and compiles; each prompt is new. A batch is measured for each of --prompts;
+`mesh in memory` is the whole of a call, `file` writes its meshes as GLB files.
+"""
+
+import argparse
+import itertools
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from measuring import Timing, measure, require_new, write_json
+
+from triplaneturbo.config import read_config
+from triplaneturbo.evaluation.stand_in_recipe import PROMPTS, stand_in_overrides, write_prompts
+from triplaneturbo.exporters.files import write_mesh
+from triplaneturbo.graphs import GraphReplay
+from triplaneturbo.performance import Performance, graphs_run_on, use
+from triplaneturbo.pipelines.text_to_mesh import TextToMeshPipeline, of_training
+from triplaneturbo.types import TextStates
+
+ROOT = Path(__file__).resolve().parents[1]
+FULL = ROOT / "configs" / "TriplaneTurbo_v1_acc-2.yaml"
+WORLD = ROOT / "load" / "shapeworld"
+WORLD_PROMPTS = ("a red cube", "a blue torus", "a green cone", "a yellow sphere on a purple cube")
+
+
+def build(flags: argparse.Namespace) -> TextToMeshPipeline:
+    """The pipeline that is measured, with its weights."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if flags.world:
+        return TextToMeshPipeline.from_pretrained(WORLD, device)
+    flags.out.mkdir(parents=True, exist_ok=True)
+    write_prompts(flags.out)
+    overrides = stand_in_overrides(flags.pretrained, flags.out, tiny=flags.tiny)
+    config = of_training(read_config([FULL], overrides).tree)
+    base = config.geometry["space_generator"]["pretrained_model_name_or_path"]
+    return TextToMeshPipeline(config, base, flags.pretrained / "triplane_turbo_sd_v1.pth").to(device)
+
+
+@torch.no_grad()
+def stages(flags: argparse.Namespace, pipeline: TextToMeshPipeline, count: int) -> dict[str, Timing]:
+    """Each part by itself, and the whole, of `count` prompts at once."""
+    texts = (f"{text}, number {n}" for n in itertools.count() for text in flags.texts)
+    take = lambda: tuple(itertools.islice(texts, count))  # noqa: E731
+    geometry, generator = pipeline.geometry, pipeline.geometry.space_generator
+    tokens, pooled = pipeline.text_encoder.encode(take())
+    condition, noise = TextStates(tokens, pooled, tokens[:1], tokens[:1]), pipeline._noise([0] * count)
+    scene, latents = geometry.generate(condition, noise), generator.sample(tokens, noise)
+    found = {"text": measure(lambda: pipeline.text_encoder.encode(take()), repeats=flags.repeats)}
+    parts = {
+        "denoise": (lambda text, noise: generator.sample(text, noise), (tokens, noise)),
+        "decode": (lambda latents: generator.decode(latents, split=geometry.cfg.split_channels), (latents,)),
+    }
+    for name, (work, arguments) in parts.items():
+        replay = GraphReplay() if graphs_run_on(pipeline.device) else lambda work, arguments, key: work(*arguments)
+        found[name] = measure(lambda r=replay, w=work, a=arguments: r(w, a, 0), repeats=flags.repeats)
+    resolution = pipeline.config.resolution
+    found["grid"] = measure(lambda: scene.grid(resolution), repeats=flags.repeats)
+    meshes = pipeline.extract(flags.texts[:1] * count, scene)
+    found["surface and colours"] = measure(
+        lambda: pipeline.extract(flags.texts[:1] * count, scene), repeats=flags.repeats
+    )
+    colors = [mesh.surface.colors for mesh in meshes if mesh.surface is not None]
+    found["colours"] = measure(
+        lambda: [color(mesh.vertices) for color, mesh in zip(colors, meshes, strict=True)], repeats=flags.repeats
+    )
+    found["mesh in memory"] = measure(lambda: pipeline(take()), repeats=flags.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+
+        def write() -> None:
+            for number, mesh in enumerate(meshes):
+                one = type(mesh)(mesh.vertices, mesh.faces, mesh.colors)
+                write_mesh(Path(folder) / f"{number}.glb", one)
+
+        found["file"] = measure(write, repeats=flags.repeats)
+    faces = sum(len(mesh.faces) for mesh in meshes)
+    print(f"\n{count} prompts at {resolution}^3, {faces} faces, performance={flags.performance}")
+    for name, stage in found.items():
+        print(f"  {name:20} {1000 * stage.median_s:8.1f} ms  ({1000 * stage.min_s:.1f} to {1000 * stage.max_s:.1f})")
+    print(f"  meshes a second      {count / found['mesh in memory'].median_s:8.1f}")
+    print(f"  peak memory          {found['mesh in memory'].peak_bytes / 2**30:8.2f} GiB")
+    return found
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", action="store_true", help="the miniature world in place of full size")
+    parser.add_argument("--pretrained", type=Path, default=Path("pretrained"), help="folder of the full-size weights")
+    parser.add_argument("--tiny", action="store_true", help="the weights are those of random_weights.py --width tiny")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[1, 4], metavar="N", help="batches to measure")
+    parser.add_argument("--performance", choices=("reference", "fast", "max"), default="fast")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"))
+    parser.add_argument("--json", type=Path)
+    flags = parser.parse_args(arguments)
+    flags.pretrained, flags.out = flags.pretrained.resolve(), flags.out.resolve()
+    flags.texts = WORLD_PROMPTS if flags.world else PROMPTS
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure each batch; the largest is `total` in the file, where stages are named BATCH/NAME."""
+    flags = parse(arguments)
+    require_new(flags.json)
+    use(Performance(flags.performance))
+    pipeline = build(flags)
+    found = {count: stages(flags, pipeline, count) for count in flags.prompts}
+    if flags.json:
+        rows = {f"{count}/{name}": stage for count, some in found.items() for name, stage in some.items()}
+        config = {"performance": flags.performance, "world": flags.world, "resolution": pipeline.config.resolution}
+        write_json(flags.json, config, rows, found[flags.prompts[-1]]["mesh in memory"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
