@@ -63,17 +63,17 @@ def stages(flags: argparse.Namespace, pipeline: TextToMeshPipeline, count: int) 
     for name, (work, arguments) in parts.items():
         replay = GraphReplay() if graphs_run_on(pipeline.device) else lambda work, arguments, key: work(*arguments)
         found[name] = measure(lambda r=replay, w=work, a=arguments: r(w, a, 0), repeats=flags.repeats)
-    resolution = pipeline.config.resolution
+    resolution = flags.resolution or pipeline.config.resolution
     found["grid"] = measure(lambda: scene.grid(resolution), repeats=flags.repeats)
-    meshes = pipeline.extract(flags.texts[:1] * count, scene)
+    meshes = pipeline.extract(flags.texts[:1] * count, scene, resolution=resolution)
     found["surface and colours"] = measure(
-        lambda: pipeline.extract(flags.texts[:1] * count, scene), repeats=flags.repeats
+        lambda: pipeline.extract(flags.texts[:1] * count, scene, resolution=resolution), repeats=flags.repeats
     )
     colors = [mesh.surface.colors for mesh in meshes if mesh.surface is not None]
     found["colours"] = measure(
         lambda: [color(mesh.vertices) for color, mesh in zip(colors, meshes, strict=True)], repeats=flags.repeats
     )
-    found["mesh in memory"] = measure(lambda: pipeline(take()), repeats=flags.repeats)
+    found["mesh in memory"] = measure(lambda: pipeline(take(), resolution=resolution), repeats=flags.repeats)
     with tempfile.TemporaryDirectory() as folder:
 
         def write() -> None:
@@ -97,6 +97,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pretrained", type=Path, default=Path("pretrained"), help="folder of the full-size weights")
     parser.add_argument("--tiny", action="store_true", help="the weights are those of random_weights.py --width tiny")
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 4], metavar="N", help="batches to measure")
+    parser.add_argument("--resolution", type=int, metavar="N", help="grid points along an edge; default: as trained")
     parser.add_argument("--performance", choices=("reference", "fast", "max"), default="fast")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"))
@@ -116,7 +117,11 @@ def main(arguments: list[str] | None = None) -> int:
     found = {count: stages(flags, pipeline, count) for count in flags.prompts}
     if flags.json:
         rows = {f"{count}/{name}": stage for count, some in found.items() for name, stage in some.items()}
-        config = {"performance": flags.performance, "world": flags.world, "resolution": pipeline.config.resolution}
+        config = {
+            "performance": flags.performance,
+            "world": flags.world,
+            "resolution": flags.resolution or pipeline.config.resolution,
+        }
         write_json(flags.json, config, rows, found[flags.prompts[-1]]["mesh in memory"])
     return 0
 

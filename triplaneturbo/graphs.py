@@ -147,8 +147,12 @@ class Pool:
 
     @functools.cached_property
     def handle(self) -> "torch.cuda._POOL_HANDLE":
-        """For `torch.cuda.graph`."""
-        return torch.cuda.graph_pool_handle()
+        """For `torch.cuda.graph`. A pool whose recordings are all gone cannot be used again: it keeps one of nothing."""
+        handle = torch.cuda.graph_pool_handle()
+        self._keeper = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._keeper, pool=handle):
+            self._nothing = torch.zeros(1, device="cuda")
+        return handle
 
 
 class _Replay(torch.autograd.Function):

@@ -38,8 +38,10 @@ if BACKEND == "triton":  # in the process of the last test
         field, planes, points = example(channels, neurons)
         results, gradients = outcome(field, planes, points, fused=True)
         double = outcome(field.double(), planes.double(), points.double(), fused=False)
-        for given, true in zip((*results, *gradients), (*double[0], *double[1]), strict=True):
-            assert (given - true).norm() <= 2e-6 * true.norm(), (given.shape, (given - true).norm() / true.norm())
+        # The matrix units of a GPU take factors of 10 bits in the backward pass.
+        shares = [2e-6] * len(results) + [2e-6 if DEVICE == "cpu" else 2e-3] * len(gradients)
+        for given, true, share in zip((*results, *gradients), (*double[0], *double[1]), shares, strict=True):
+            assert (given - true).norm() <= share * true.norm(), (given.shape, (given - true).norm() / true.norm())
 
     def test_value_alone_is_that_of_the_query():
         field, planes, points = example()
