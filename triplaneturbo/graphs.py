@@ -147,8 +147,9 @@ class Pool:
 
     @functools.cached_property
     def handle(self) -> "torch.cuda._POOL_HANDLE":
-        """For `torch.cuda.graph`. A pool whose recordings are all gone cannot be used again: it keeps one of nothing."""
+        """For `torch.cuda.graph`."""
         handle = torch.cuda.graph_pool_handle()
+        # A pool whose recordings are all gone cannot be used again: it keeps one of nothing.
         self._keeper = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._keeper, pool=handle):
             self._nothing = torch.zeros(1, device="cuda")
