@@ -6,7 +6,7 @@ adapt, which becomes their `base`, so that no library patching and no processor 
 """
 
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn as nn
@@ -223,7 +223,8 @@ def adapt_attention(attention: Attention, kind: str, rank: int, with_bias: bool,
 
     kind: plane_lora (one adapter a plane), none, or another (one for all planes).
     """
-    attention.set_processor(CrossPlaneAttention() if cross_plane else processor())
+    chosen: Any = CrossPlaneAttention() if cross_plane else processor()
+    attention.set_processor(chosen)
     if kind == "none" or rank == 0:
         return
     for name in ("to_q", "to_k", "to_v"):

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from triplaneturbo.errors import ConfigError
 
 
-def lookup(points: Float[Tensor, "N 3"], params: Float[Tensor, " P"], **layout: float) -> Float[Tensor, "N D"]:
+def lookup(points: Float[Tensor, "N 3"], params: Float[Tensor, " P"], **layout: int | float) -> Float[Tensor, "N D"]:
     """Features of points in [0, 1]^3; differentiable in both.
 
     layout: `n_levels`, `n_features_per_level`, `log2_hashmap_size`, `base_resolution`, `per_level_scale`.
@@ -31,7 +31,7 @@ def lookup(points: Float[Tensor, "N 3"], params: Float[Tensor, " P"], **layout: 
 
 
 @functools.cache
-def _encoding(device: torch.device, size: int, **layout: float) -> torch.nn.Module:
+def _encoding(device: torch.device, size: int, **layout: int | float) -> torch.nn.Module:
     """One for each device and layout; it has no state of its own."""
     import tinycudann
 
