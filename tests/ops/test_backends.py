@@ -137,6 +137,8 @@ def test_diso_extracts_what_torch_does(device, deformed):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)
     for gradient, expected in zip(gradients, reference[3], strict=True):
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-3)
+    assert (grid[faces] == grid[faces[:, :1]]).all()
+    assert torch.equal(faces.unique(), torch.arange(len(vertices)))
     edges = directed_edges(faces)
     assert {(b, a) for a, b in edges} == set(edges)  # closed
     corners = vertices[faces].double()
