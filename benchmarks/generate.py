@@ -1,7 +1,7 @@
 """Time and memory from text to mesh, stage by stage.
 
-    python benchmarks/generate.py --pretrained pretrained [--json FILE]
-    python benchmarks/generate.py --world [--json FILE]
+    python -m benchmarks.generate --pretrained pretrained [--json FILE]
+    python -m benchmarks.generate --world [--json FILE]
 
 The first takes the published recipe at full size; with random weights (scripts/prepare/random_weights.py --out
 pretrained) as well as with the published ones, since no time but that of the surface depends on them. The second takes
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from measuring import Timing, measure, require_new, write_json
+from benchmarks.measuring import Timing, measure, require_new, write_json
 
 from triplaneturbo.config import read_config
 from triplaneturbo.evaluation.stand_in_recipe import PROMPTS, stand_in_overrides, write_prompts

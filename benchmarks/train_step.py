@@ -1,7 +1,7 @@
 """Time and memory of a training step, stage by stage.
 
-    python benchmarks/train_step.py --pretrained pretrained [--json FILE] [-- key=value ...]
-    python benchmarks/train_step.py --world [--json FILE] [-- key=value ...]
+    python -m benchmarks.train_step --pretrained pretrained [--json FILE] [-- key=value ...]
+    python -m benchmarks.train_step --world [--json FILE] [-- key=value ...]
 
 The first measures the recipe --config at full size; with random weights (scripts/prepare/random_weights.py --out
 pretrained) as well as with the published ones, since no time depends on them. The second measures the miniature
@@ -26,8 +26,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from measuring import Timing, require_new, timing, write_json
-from stopwatch import Stopwatch
+from benchmarks.measuring import Timing, require_new, timing, write_json
+from benchmarks.stopwatch import Stopwatch
 from torch import Tensor
 
 from triplaneturbo.config import load_config

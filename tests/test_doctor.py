@@ -1,6 +1,7 @@
 """The doctor says what there is, on any machine, however broken."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ TITLES = (
     "Devices",
     "Required packages",
     "Optional packages",
-    "Kernels",
+    "Backends",
     "The miniature world",
     "Weights and",
 )
@@ -61,11 +62,21 @@ def test_missing_and_present_files_and_what_to_do(tmp_path):
     assert "there    load/magic3d_15_prompt_library.json: 15 prompts" in list(doctor.weights(tmp_path))
 
 
-def test_kernels_follow_what_is_installed(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert "planes             triton" in doctor.kernels()
+def test_what_each_operation_takes_and_why(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert any(line.startswith("planes             torch (triton needs") for line in doctor.kernels())
+    lines = list(doctor.backends())
+    assert "planes             torch          all others run on CUDA" in lines
+    assert "                   or             backends.hashgrid=tinycudann" in lines
+    licensed = [line for line in lines if "backends.allow_noncommercial=true" in line]
+    assert [re.findall(r"backends\.(\w+=\w+)", line)[0] for line in licensed] == [
+        "isosurface=diso",
+        "rasterizer=nvdiffrast",
+    ]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    lines = list(doctor.backends())
+    assert any(line.startswith("planes             triton") for line in lines)
+    assert any("attention          torch          xformers: not measured" in line for line in lines)
+    assert max(map(len, lines)) < 158
 
 
 def test_every_package_that_is_required_is_asked_for(monkeypatch):

@@ -20,6 +20,8 @@ from triplaneturbo.exporters.files import read_mesh
 from triplaneturbo.exporters.origin import read_origin
 from triplaneturbo.extensions import import_extensions
 from triplaneturbo.launcher import Launch, count_processes, read_experiment, trainer_options
+from triplaneturbo.ops import backends
+from triplaneturbo.ops.backends import Backends
 from triplaneturbo.weights.files import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +29,15 @@ ROOT = Path(__file__).parents[1]
 
 def files(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "tb_logs" not in p.parts)
+
+
+def test_what_does_an_operation_is_what_the_configuration_says(toy, capsys, monkeypatch):
+    monkeypatch.setattr(backends, "_current", Backends())
+    monkeypatch.setattr(backends, "loading_problem", lambda name: f"{name} is not installed (pip install {name})")
+    assert launch.main(["--config", str(toy), "--train", "backends.rasterizer=nvdiffrast"]) == 2
+    assert "backends.rasterizer=nvdiffrast cannot be used: nvdiffrast is not installed" in capsys.readouterr().err
+    assert launch.main(["--config", str(toy), "--train", "backends={hashgrid: torch, allow_noncommercial: true}"]) == 0
+    assert backends.current() == Backends(hashgrid="torch", allow_noncommercial=True)
 
 
 def test_trains_a_plain_lightning_module(toy, tmp_path):
@@ -69,6 +80,8 @@ def test_a_finished_run_can_be_continued(toy, tmp_path):
         ("trainer.logger=false", "decided by the launcher"),
         ("resume=nowhere.ckpt", "nowhere.ckpt"),
         ("exp_root_dir=/dev/null", "cannot create the folder /dev/null"),
+        ("backends.isosurfaces=diso", "'isosurface'"),
+        ("backends.isosurface=nvdiffrast", "'diso'"),
     ],
 )
 def test_errors_of_the_user_are_one_message(toy, capsys, override, message):

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Installed by those who want them; the code that imports them says how.
-OPTIONAL = {"imageio-ffmpeg", "open-clip", "triton"}
+OPTIONAL = {"diso", "imageio-ffmpeg", "nvdiffrast", "open-clip", "tinycudann", "triton", "xformers"}
 # Not imported by an import statement: diffusers loads models and Lightning writes logs with them; extras are looked up.
 INDIRECT = {"accelerate", "fast-simplification", "tensorboard", "wandb", "xatlas"}
 # Not imported by name: conftest.py, setup.sh and test_package.py use them. Triton comes with torch for CUDA; on a CPU

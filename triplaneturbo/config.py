@@ -26,6 +26,7 @@ from triplaneturbo.errors import ConfigError
 from triplaneturbo.interpolation import Place, check_size, plain, resolve, resolve_known
 from triplaneturbo.legacy import dialects
 from triplaneturbo.legacy.trees import merge
+from triplaneturbo.ops.backends import Backends
 from triplaneturbo.performance import Level, Precision
 from triplaneturbo.places import find_recipe
 from triplaneturbo.storage import Json, Tree
@@ -70,6 +71,8 @@ class ExperimentConfig:
     """reference: as the formulas stand; fast: kernels and graphs of this project; max: also what torch compiles."""
     precision: Precision = "auto"
     """What network_dtype: auto means: 32, bf16 or 16 bits; auto: bfloat16 on CUDA, float32 elsewhere."""
+    backends: Backends = field(default_factory=Backends)
+    """What does an operation that several packages can do; `triplaneturbo doctor` says what auto takes."""
     resume: Literal["auto"] | ProjectPath | None = None
     """A checkpoint to continue; `auto`: the newest of this experiment and tag, if there is one."""
     data: Annotated[Chosen, Part("data")]

@@ -3,7 +3,6 @@
 import importlib.metadata
 import importlib.util
 import os
-import pkgutil
 import platform
 import re
 import shutil
@@ -25,10 +24,10 @@ OPTIONAL = (
     ("open_clip_torch", "open_clip", "CLIP models of that package in the evaluation"),
     ("gradio", "gradio", "a web page"),
     ("wandb", "wandb", "system.loggers.wandb"),
-    ("xformers", "xformers", "not used: attention is torch's own"),
-    ("diso", "diso", "not used: marching cubes is ours"),
-    ("nvdiffrast", "nvdiffrast", "not used: the rasteriser is ours"),
-    ("tinycudann", "tinycudann", "not used: the hash grid is ours"),
+    ("xformers", "xformers", "attention, with backends.attention=xformers"),
+    ("diso", "diso", "surfaces; not for commercial use: see backends"),
+    ("nvdiffrast", "nvdiffrast", "pictures of meshes; not for commercial use: see backends"),
+    ("tinycudann", "tinycudann", "hash grids, with backends.hashgrid=tinycudann"),
 )
 GIB = 2**30
 
@@ -40,7 +39,7 @@ def report(root: Path = PROJECT) -> str:
         "Devices": devices,
         "Required packages": required_packages,
         "Optional packages": optional_packages,
-        "Kernels": kernels,
+        "Backends": backends,
         "The miniature world": lambda: miniature(root),
         "Weights and prompts of the full-size recipes": lambda: weights(root),
     }
@@ -102,18 +101,20 @@ def optional_packages() -> Iterable[str]:
         yield f"{distribution:19} {state:14} {purpose}"
 
 
-def kernels() -> Iterable[str]:
-    """The choice of `backend: auto`: Triton where there is a Triton twin, a CUDA device and Triton; else torch."""
+def backends() -> Iterable[str]:
+    """What does each operation here, if nothing is asked for by name, and why nothing else."""
     import torch
 
-    from triplaneturbo import ops
+    from triplaneturbo.ops.backends import PACKAGES, PLACES, choose
 
-    names = {module.name for module in pkgutil.iter_modules(ops.__path__)}
-    fast = torch.cuda.is_available() and importlib.util.find_spec("triton") is not None
-    for name in sorted(n for n in names if not n.endswith(("_triton", "_tables"))):
-        twin = f"{name}_triton" in names
-        reason = "" if fast or not twin else " (triton needs CUDA and the package triton)"
-        yield f"{name:18} {'triton' if twin and fast else 'torch'}{reason}"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for name, place in PLACES.items():
+        choice = choose(name, device)
+        yield f"{name:18} {choice.name:14} {choice.reason}"
+        if place.package:
+            licence = PACKAGES[place.package].noncommercial
+            terms = f" ({licence}: auto takes it with backends.allow_noncommercial=true)" if licence else ""
+            yield f"{'':18} {'or':14} backends.{name}={place.package}{terms}"
 
 
 def miniature(root: Path) -> Iterable[str]:

@@ -24,6 +24,7 @@ from triplaneturbo.config import ExperimentConfig, Reading, read_config
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.extensions import import_extensions
 from triplaneturbo.interruption import FILES, NOTHING, interruption
+from triplaneturbo.ops import backends
 from triplaneturbo.performance import Performance, use
 from triplaneturbo.places import PROJECT
 from triplaneturbo.storage import require_writable
@@ -89,6 +90,7 @@ def launch(request: Launch) -> None:
     training = request.mode == "train"
     interruption.remains = NOTHING if training else FILES
     use(Performance(experiment.performance, experiment.precision))
+    backends.use(experiment.backends)
     log_differences(reading)
     trainer = build_trainer(experiment)
     with enter_trial(reading, experiment, trainer, training=training) as trial:

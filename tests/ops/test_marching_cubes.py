@@ -2,9 +2,25 @@ import math
 
 import pytest
 import torch
+from packages import implementations, provided
 
+from triplaneturbo.ops.backends import Backends, using
 from triplaneturbo.ops.marching_cubes import marching_cubes, marching_cubes_packed
 from triplaneturbo.ops.marching_cubes_tables import CORNERS, EDGES, triangles_of_cases
+
+
+@pytest.fixture(autouse=True, params=[pytest.param("", id="torch"), *implementations("diso")])
+def implementation(request):
+    """Every test runs with torch's marching cubes, with the stand-in for diso's, and with diso's where it is."""
+    if not request.param:
+        yield
+        return
+    with provided("diso", request.param), using(Backends(isosurface="diso")), torch.device(request.param):
+        yield
+
+
+def seeded(seed):
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
 
 
 def grid_points(size):
@@ -63,7 +79,7 @@ def test_every_case_has_the_boundary_that_the_corner_signs_demand():
 
 @pytest.mark.parametrize("share_inside", [0.2, 0.5, 0.8])
 def test_random_fields_give_closed_manifolds_with_outward_faces(share_inside):
-    rng = torch.Generator().manual_seed(0)
+    rng = seeded(0)
     field = torch.rand(14, 13, 12, dtype=torch.float64, generator=rng)
     vertices, faces = marching_cubes(field, level=share_inside)
     assert_closed_manifold(faces)
@@ -132,7 +148,7 @@ def test_a_stretched_grid_stretches_the_surface():
 
 
 def test_gradients_equal_finite_differences():
-    rng = torch.Generator().manual_seed(1)
+    rng = seeded(1)
     field = torch.randn(4, 4, 4, dtype=torch.float64, generator=rng).requires_grad_()
     deformation = (0.2 * torch.randn(4, 4, 4, 3, dtype=torch.float64, generator=rng)).requires_grad_()
     assert torch.autograd.gradcheck(lambda s, d: marching_cubes(s, d)[0], (field, deformation))
@@ -147,7 +163,7 @@ def test_a_field_without_a_sign_change_gives_an_empty_mesh(value):
 
 
 def test_grids_in_a_batch_stay_apart():
-    rng = torch.Generator().manual_seed(2)
+    rng = seeded(2)
     fields = torch.rand(3, 5, 6, 7, dtype=torch.float64, generator=rng)
     fields[1] = 1
     shifts = 0.1 * torch.randn(3, 5, 6, 7, 3, dtype=torch.float64, generator=rng)

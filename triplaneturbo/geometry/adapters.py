@@ -6,7 +6,7 @@ adapt, which becomes their `base`, so that no library patching and no processor 
 """
 
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn as nn
@@ -15,6 +15,8 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.autoencoders.vae import Decoder
 from jaxtyping import Float
 from torch import Tensor
+
+from triplaneturbo.attention import attend, processor
 
 N_PLANES = 6
 _CONVS = ("conv1", "conv2", "conv_shortcut")
@@ -201,7 +203,7 @@ class CrossPlaneAttention(AttnProcessor):
         def heads(x: Tensor) -> Tensor:
             return x.reshape(-1, N_PLANES * tokens, attn.heads, x.shape[-1] // attn.heads).transpose(1, 2)
 
-        mixed = F.scaled_dot_product_attention(
+        mixed = attend(
             heads(attn.to_q(hidden_states)),
             heads(attn.to_k(hidden_states)),
             heads(attn.to_v(hidden_states)),
@@ -221,8 +223,8 @@ def adapt_attention(attention: Attention, kind: str, rank: int, with_bias: bool,
 
     kind: plane_lora (one adapter a plane), none, or another (one for all planes).
     """
-    if cross_plane:
-        attention.set_processor(CrossPlaneAttention())
+    chosen: Any = CrossPlaneAttention() if cross_plane else processor()
+    attention.set_processor(chosen)
     if kind == "none" or rank == 0:
         return
     for name in ("to_q", "to_k", "to_v"):

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from triplaneturbo.ops.backends import choose
 from triplaneturbo.ops.rows import gather_rows
 
 _PRIMES = (1, 2654435761, 805459861)
@@ -20,7 +21,8 @@ class HashGrid(nn.Module):
     s x + 1/2. A level with at most 2**log2_hashmap_size corners is stored densely (x fastest), a finer one
     through a hash of the corner's integer coordinates. Sizes, order and wrapping of entries are those of
     tiny-cuda-nn, so its parameter vectors can be used as they are: `params` is flat, level by level, the features
-    of an entry next to each other. Initialised from U(-1e-4, 1e-4).
+    of an entry next to each other. Initialised from U(-1e-4, 1e-4). What does the lookup is no part of it: see
+    `backends`.
     """
 
     def __init__(
@@ -34,6 +36,13 @@ class HashGrid(nn.Module):
     ):
         super().__init__()
         self.n_features_per_level = n_features_per_level
+        self.layout = {
+            "n_levels": n_levels,
+            "n_features_per_level": n_features_per_level,
+            "log2_hashmap_size": log2_hashmap_size,
+            "base_resolution": base_resolution,
+            "per_level_scale": per_level_scale,
+        }
         self.scales = [base_resolution * per_level_scale**level - 1 for level in range(n_levels)]
         self.resolutions = [math.ceil(scale) + 1 for scale in self.scales]
         # Level sizes are multiples of 8 in tiny-cuda-nn.
@@ -45,11 +54,17 @@ class HashGrid(nn.Module):
     def n_output_dims(self) -> int:
         return len(self.sizes) * self.n_features_per_level
 
-    def forward(self, points: Float[Tensor, "N 3"]) -> Float[Tensor, "N D"]:
+    def forward(self, points: Float[Tensor, "N 3"], *, backend: str = "auto") -> Float[Tensor, "N D"]:
         """Features [N, n_levels * n_features_per_level] of points in [0, 1]^3; differentiable in both.
 
         Corner lookups are computed again in the backward pass, 160 bytes per point and level otherwise.
+
+        backend: auto, torch, tinycudann; see `backends.choose`, and for its errors.
         """
+        if choose("hashgrid", points.device, self.params.dtype, asked=backend).name == "tinycudann":
+            from triplaneturbo.ops.hashgrid_tinycudann import lookup
+
+            return lookup(points, self.params, **self.layout)
         tables = self.params.view(-1, self.n_features_per_level).split(self.sizes)
         levels = zip(tables, self.scales, self.resolutions, strict=True)
         features = [

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from triplaneturbo.errors import ConfigError
+from triplaneturbo.ops.backends import choose
 from triplaneturbo.ops.marching_cubes_tables import CORNERS, EDGES, MAX_TRIANGLES, triangles_of_cases
 from triplaneturbo.ops.rows import gather_rows
 
@@ -17,6 +19,7 @@ def marching_cubes(
     *,
     level: float = 0.0,
     pad: bool = True,
+    backend: str = "auto",
 ) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
     """Triangle mesh of the surface sdf = level; inside is sdf < level.
 
@@ -25,9 +28,15 @@ def marching_cubes(
     differentiable in `sdf` and `deformation`. Neighbouring triangles share vertices, faces point outwards
     (positive signed volume), and both are ordered by grid position. With `pad` the grid is surrounded by points
     of value level + 1, so the mesh is closed. A field without a sign change gives no vertices and no faces.
+
+    backend: auto, torch, diso; see `backends.choose`, and for its errors. Diso has another order, and closes all: what
+    is not padded is torch's.
+
+    Raises:
+        ConfigError: backend="diso" without `pad`.
     """
     deformation = None if deformation is None else deformation[None]
-    vertices, faces, _ = marching_cubes_packed(sdf[None], deformation, level=level, pad=pad)
+    vertices, faces, _ = marching_cubes_packed(sdf[None], deformation, level=level, pad=pad, backend=backend)
     return vertices, faces
 
 
@@ -37,9 +46,14 @@ def marching_cubes_packed(
     *,
     level: float = 0.0,
     pad: bool = True,
+    backend: str = "auto",
 ) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"], Int[Tensor, " V"]]:
     """`marching_cubes` of B grids at once: vertices and faces of all meshes one after the other, and the grid that
-    each vertex belongs to. Faces hold rows of the joint vertices."""
+    each vertex belongs to, ascending. Faces hold rows of the joint vertices."""
+    if _use_diso(backend, sdf, pad):
+        from triplaneturbo.ops.marching_cubes_diso import extract
+
+        return extract(sdf, deformation, level)
     if pad:
         sdf = F.pad(sdf, [1] * 6, value=level + 1)
         if deformation is not None:
@@ -50,6 +64,12 @@ def marching_cubes_packed(
     if pad:
         vertices = vertices - 1
     return vertices, _triangles(inside, edges), edges // (3 * inside[0].numel())
+
+
+def _use_diso(backend: str, sdf: Tensor, pad: bool) -> bool:
+    if not pad and backend == "diso":
+        raise ConfigError("backend='diso' closes every mesh; without pad use backend='auto' or 'torch'")
+    return pad and choose("isosurface", sdf.device, sdf.dtype, asked=backend).name == "diso"
 
 
 def _crossed_edges(inside: Tensor) -> Tensor:

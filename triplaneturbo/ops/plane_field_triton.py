@@ -8,8 +8,8 @@ texels get g (v weight + e . d weight), W1 gets a1^T (gbar + v x), W2 a2^T (u + 
 gbar = sum of e . (du, dv) of the lookups and u = m1 (gbar W1^T).
 
 Products run on the matrix units: forward as float32 in three products of shorter numbers (tf32x3), backward with
-factors of 10 bits (tf32), three times as fast and off by a few 1e-4. Gradients of planes are summed with atomics: equal to
-rounding from run to run. `no_type_check` keeps run-time type checkers away.
+factors of 10 bits (tf32), three times as fast and off by a few 1e-4. Gradients of planes are summed with atomics: equal
+to rounding from run to run. `no_type_check` keeps run-time type checkers away.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Bilinear lookup in feature planes, with exact first derivatives as a forward computation.
 
 `backend` chooses the implementation: "torch" (any device), "triton" (CUDA kernels of `planes_triton.py`), or
-"auto", which is triton for CUDA tensors where Triton is installed, else torch. All agree to rounding.
+"auto", what `backends.choose` says. All agree to rounding.
 On CUDA, the gradient of the planes is the same from run to run under `torch.use_deterministic_algorithms`, with Triton.
 """
 
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from triplaneturbo.ops.rows import triton_is_installed
+from triplaneturbo.ops.backends import choose
 
 # Lookups handled at a time: bounds the temporaries (one gathered corner) and keeps them in cache on a CPU.
 _CHUNK = 1 << 15
@@ -66,9 +66,7 @@ def sample_planes_with_jacobian(
 
 
 def _use_triton(backend: Backend, planes: Tensor) -> bool:
-    if backend == "auto":
-        return planes.is_cuda and triton_is_installed()
-    return backend == "triton"
+    return choose("planes", planes.device, planes.dtype, asked=backend).name == "triton"
 
 
 class _SampleWithJacobian(torch.autograd.Function):

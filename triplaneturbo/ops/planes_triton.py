@@ -40,11 +40,6 @@ class SamplePlanes(torch.autograd.Function):
 def _forward(planes: Tensor, coords: Tensor, with_jacobian: bool) -> tuple[Tensor, Tensor]:
     batch, count, channels, height, width = planes.shape
     points = coords.shape[2]
-    if not planes.is_cuda and not triton.knobs.runtime.interpret:
-        raise ValueError(
-            f"backend='triton' was asked for, but the planes are on {planes.device}. Triton kernels run on CUDA "
-            "tensors (or on the CPU with TRITON_INTERPRET=1 set before start); use backend='auto' or 'torch'."
-        )
     value = planes.new_empty(batch, count, points, channels)
     jacobian = planes.new_empty(batch, count, points, 2, channels) if with_jacobian else value
     if value.numel() > 0:

@@ -5,6 +5,9 @@ Row i, column j of an image is centred at ((2j+1)/W - 1, (2i+1)/H - 1) in normal
 Several meshes, each seen from V cameras of its own, are drawn at once: their vertices and faces are joined, faces hold
 rows of the joint vertices, and the mesh of every face is given as `mesh_index`. Image m * V + v (of M in all) shows
 mesh m from its camera v; `positions_clip[v]` has each vertex as camera v of the vertex's mesh sees it.
+
+What rasterises is chosen by `backends.choose`, and interpolates and antialiases, too. The rules below on ties, clipping
+and small faces are those of torch; what differs with nvdiffrast is in `rasterize_nvdiffrast`.
 """
 
 from dataclasses import dataclass
@@ -14,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from triplaneturbo.ops.backends import choose
 from triplaneturbo.ops.rows import add_rows, gather_rows
 
 # Coverage is decided in integers, on a grid of 1/4096 of a pixel: neighbouring triangles leave no gap.
@@ -48,12 +52,22 @@ def rasterize(
     width: int,
     mesh_index: Int[Tensor, " F"] | None = None,
     n_meshes: int = 1,
+    *,
+    backend: str = "auto",
 ) -> Raster:
     """Nearest face at every pixel centre, seen from either side, for V views of each mesh.
 
     Smaller z/w is nearer, of equal depths the lower face index wins: the result is the same on every device.
     Faces with a vertex at w <= 0 are dropped, not clipped; so are pixels with z/w outside [-1, 1].
+
+    backend: auto, torch, nvdiffrast; see `backends.choose`, and for its errors.
     """
+    if choose("rasterizer", positions_clip.device, positions_clip.dtype, asked=backend).name == "nvdiffrast" and len(
+        faces
+    ):
+        from triplaneturbo.ops import rasterize_nvdiffrast
+
+        return rasterize_nvdiffrast.rasterize(positions_clip, faces, height, width, mesh_index, n_meshes)
     views = positions_clip.shape[0]
     images = n_meshes * views
     with torch.no_grad():
@@ -82,6 +96,10 @@ def interpolate(
 
     Differentiable in the attributes and, through the barycentrics, in the positions.
     """
+    from triplaneturbo.ops import rasterize_nvdiffrast
+
+    if isinstance(raster, rasterize_nvdiffrast.NvdiffrastRaster):
+        return rasterize_nvdiffrast.interpolate(attributes, raster)
     images, height, width = raster.face_index.shape
     count, channels = attributes.shape[-2:]
     face = raster.face_index.flatten()
@@ -119,6 +137,10 @@ def antialias(
     Differentiable in the image and, through d, in the positions: this is what moves silhouettes. Linear in the
     image, so join channels and call it once.
     """
+    from triplaneturbo.ops import rasterize_nvdiffrast
+
+    if isinstance(raster, rasterize_nvdiffrast.NvdiffrastRaster):
+        return rasterize_nvdiffrast.antialias(image, raster, positions_clip)
     height, width, channels = image.shape[1:]
     size = positions_clip.new_tensor([width, height])
     w = positions_clip[..., 3:]

@@ -2,16 +2,15 @@
 
 Where many rows are added to one place, a GPU adds them in any order, and floating-point sums depend on it. Under
 `torch.use_deterministic_algorithms` torch sorts them first, which takes many times longer; here they are then added
-as 64 bit integers, whose sum has no order (with Triton; without it, torch sorts).
+as 64 bit integers, whose sum has no order (with Triton, see `backends.choose`; without it, torch sorts).
 """
-
-import functools
-import importlib.util
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from triplaneturbo.ops.backends import choose
 
 # Of a bound: its unit, and so 0 times it, stays finite.
 _SMALLEST = 1e-200
@@ -40,14 +39,8 @@ def fixed_point_unit(bound: Tensor, count: int) -> Float[Tensor, ""]:
     return torch.exp2(torch.floor(61 - torch.log2(bound * count)))
 
 
-@functools.cache
-def triton_is_installed() -> bool:
-    """Whether Triton kernels can be compiled here."""
-    return importlib.util.find_spec("triton") is not None
-
-
 def _in_fixed_point(table: Tensor) -> bool:
-    return table.is_cuda and torch.are_deterministic_algorithms_enabled() and triton_is_installed()
+    return torch.are_deterministic_algorithms_enabled() and choose("rows", table.device, table.dtype).name == "triton"
 
 
 class _GatherRows(torch.autograd.Function):
