@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-from benchmarks.measuring import Timing, measure, require_new, write_json
 
+from benchmarks.measuring import Timing, measure, require_new, write_json
 from triplaneturbo.config import read_config
 from triplaneturbo.evaluation.stand_in_recipe import PROMPTS, stand_in_overrides, write_prompts
 from triplaneturbo.exporters.files import write_mesh

@@ -26,10 +26,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from benchmarks.measuring import Timing, require_new, timing, write_json
-from benchmarks.stopwatch import Stopwatch
 from torch import Tensor
 
+from benchmarks.measuring import Timing, require_new, timing, write_json
+from benchmarks.stopwatch import Stopwatch
 from triplaneturbo.config import load_config
 from triplaneturbo.evaluation.stand_in_recipe import stand_in_overrides, write_prompts
 from triplaneturbo.extensions import import_extensions

@@ -5,19 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers.models import attention_processor
-from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
-from miniature import unet, vae
+from diffusers.models.attention_processor import Attention
+from miniature import unet
 
 sys.path.append(str(Path(__file__).parent / "ops"))
 
 from packages import stand_in
 
-from triplaneturbo import attention
+from triplaneturbo.attention import PlainAttention
 from triplaneturbo.geometry.adapters import CrossPlaneAttention, Ranks, adapt_unet
 from triplaneturbo.guidance.multiview import CrossViewAttnProcessor, install_cross_view_attention
+from triplaneturbo.nn.fused import WideHeadAttention, streamline
 from triplaneturbo.ops.backends import Backends, using
-from triplaneturbo.weights.folders import load_unet, load_vae
 
 
 @pytest.fixture
@@ -30,7 +29,6 @@ def xformers(monkeypatch):
         monkeypatch.setattr(
             package.ops, "memory_efficient_attention", lambda *a, **b: asked.append(1) or right(*a, **b)
         )
-        monkeypatch.setattr(attention_processor, "xformers", package)
         yield asked
 
 
@@ -54,33 +52,40 @@ def across_planes(network):
     return network
 
 
+def alone(network):
+    return network
+
+
 @pytest.mark.parametrize(
-    ("change", "kind"), [(across_views, CrossViewAttnProcessor), (across_planes, CrossPlaneAttention)]
+    ("change", "kind"),
+    [(across_views, CrossViewAttnProcessor), (across_planes, CrossPlaneAttention), (alone, PlainAttention)],
 )
-def test_attention_across_views_and_planes(xformers, change, kind):
+def test_attention_is_by_what_the_process_wants(xformers, change, kind):
     with using(Backends()):
-        expected = output(change(built(0, lambda: unet(False))))
+        untouched = built(0, lambda: unet(False))
+        expected = output(change(untouched))
+        network = change(built(0, lambda: unet(False)))
+        streamline(network)
+        torch.testing.assert_close(output(network), expected)
     assert not xformers
-    network = built(0, lambda: unet(False))
-    attention.install(network)
-    found = output(change(network))
-    torch.testing.assert_close(found, expected)
+    network = change(built(0, lambda: unet(False)))
+    streamline(network)
+    torch.testing.assert_close(output(network), expected)
     processors = list(network.attn_processors.values())
-    assert {type(each) for each in processors} == {kind, XFormersAttnProcessor}
+    assert {type(each) for each in processors} == {kind, PlainAttention}
     assert len(xformers) == len(processors)
 
 
-def test_folders_are_loaded_with_what_is_wanted(xformers, tmp_path):
-    built(0, lambda: unet(False)).save_pretrained(tmp_path / "unet")
-    built(0, vae).save_pretrained(tmp_path / "vae")
-    loaded = load_unet(tmp_path), load_vae(tmp_path)
-    for network in loaded:
-        assert {type(each) for each in network.attn_processors.values()} == {XFormersAttnProcessor}
-    found = output(loaded[0])
-    pictures = torch.ones(1, 3, 16, 16)
-    latents = loaded[1].encode(pictures).latent_dist.mean
-    with using(Backends()):
-        for network in (load_unet(tmp_path), load_vae(tmp_path)):
-            assert {type(each) for each in network.attn_processors.values()} == {AttnProcessor2_0}
-        torch.testing.assert_close(found, output(load_unet(tmp_path)))
-        torch.testing.assert_close(latents, load_vae(tmp_path).encode(pictures).latent_dist.mean)
+def test_one_wide_head_is_two_products():
+    torch.manual_seed(0)
+    parts = {"heads": 1, "dim_head": 320, "norm_num_groups": 8, "residual_connection": True, "bias": True}
+    attention = Attention(320, rescale_output_factor=1, _from_deprecated_attn_block=True, **parts)
+    pictures = torch.randn(2, 320, 5, 7).to(memory_format=torch.channels_last).requires_grad_()
+    expected = attention(pictures)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), pictures)
+    streamline(network := torch.nn.Sequential(attention))
+    assert type(network[0].processor) is WideHeadAttention
+    found = network(pictures)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), pictures)[0], gradient, rtol=1e-4, atol=1e-4)
+    assert found.is_contiguous(memory_format=torch.channels_last)

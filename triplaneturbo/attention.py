@@ -1,11 +1,7 @@
-"""Attention of diffusion networks, by what the process wants for it (`backends.attention`).
-
-Processors are put on the networks when they are built: `backends.use` comes before.
-"""
+"""Attention of diffusion networks, by what the process wants for it (`backends.attention`)."""
 
 import torch.nn.functional as F
-from diffusers.models import AutoencoderKL, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
+from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor
 
@@ -32,12 +28,29 @@ def attend(
     return xformers.ops.memory_efficient_attention(*heads_last, scale=scale).transpose(1, 2)
 
 
-def processor() -> AttnProcessor2_0 | XFormersAttnProcessor:
-    """A new processor of diffusers for attention as the network has it."""
-    return XFormersAttnProcessor() if backends.current().attention == "xformers" else AttnProcessor2_0()
+class PlainAttention:
+    """Attention of transformers: no norm, residual, scale of the result or mask, hence no pass over it for any."""
 
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Float[Tensor, "N S C"],
+        encoder_hidden_states: Float[Tensor, "N T E"] | None = None,
+        attention_mask: Tensor | None = None,
+        **unused: object,
+    ) -> Float[Tensor, "N S C"]:
+        """The tokens after attention.
 
-def install(network: UNet2DConditionModel | AutoencoderKL) -> None:
-    """Put `processor` on every attention layer, in place, if it is another than diffusers' own."""
-    if backends.current().attention == "xformers":
-        network.set_attn_processor(processor())
+        Raises:
+            ValueError: a mask is given, which no network of this project has.
+        """
+        if attention_mask is not None:
+            raise ValueError("this attention takes no mask")
+        seen = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        query, key, value = heads(attn.to_q(hidden_states)), heads(attn.to_k(seen)), heads(attn.to_v(seen))
+        mixed = attend(query, key, value, scale=attn.scale).transpose(1, 2).flatten(2)
+        return attn.to_out[1](attn.to_out[0](mixed))

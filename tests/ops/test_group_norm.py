@@ -1,10 +1,11 @@
-"""Norm, shift and SiLU as one kernel, against torch in float64."""
+"""Norm, shift and SiLU as one kernel, and sums with a bias, against torch in float64."""
 
 import pytest
 import torch
 from triton_process import BACKEND, DEVICE, run_with_triton
 
 from triplaneturbo.ops.group_norm import group_norm_silu, group_norm_silu_reference
+from triplaneturbo.ops.sums import add_with_bias
 
 
 def example(shape, groups, dtype=torch.float32, offset=0.0):
@@ -59,6 +60,23 @@ if BACKEND == "triton":  # in the process of the last test
         for a, b in zip(given[:2], true[:2], strict=True):
             assert (a.double() - b).norm() <= 5e-4 * b.norm()
 
+    @pytest.mark.parametrize("count", [1, 2, 3])
+    @pytest.mark.parametrize("biased", [True, False])
+    def test_kernel_of_sums_agrees_with_float64(count, biased):
+        torch.manual_seed(0)
+        parts = [torch.randn(2, 12, 9, 11).to(DEVICE, memory_format=torch.channels_last) for _ in range(count)]
+        parts = [part.requires_grad_() for part in parts]
+        bias = torch.randn(12, device=DEVICE, requires_grad=True) if biased else None
+        total = add_with_bias(parts, bias)
+        true = sum(part.double() for part in parts) + (0 if bias is None else bias.double()[:, None, None])
+        torch.testing.assert_close(total, true.float())
+        assert total.is_contiguous(memory_format=torch.channels_last)
+        weight = torch.randn_like(total)
+        (total * weight).sum().backward()
+        assert all(torch.equal(part.grad, weight) for part in parts)
+        if bias is not None:
+            torch.testing.assert_close(bias.grad, weight.sum((0, 2, 3)))
+
 
 def test_reference_is_torchs_own():
     x, weight, bias, shift = example((2, 12, 5, 5), 3)
@@ -72,4 +90,4 @@ def test_reference_is_torchs_own():
 
 
 def test_kernels_pass_the_tests_of_this_file():
-    assert "6 passed" in run_with_triton(__file__, "kernel and not kernels")
+    assert "12 passed" in run_with_triton(__file__, "kernel and not kernels")

@@ -6,7 +6,7 @@ adapt, which becomes their `base`, so that no library patching and no processor 
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn as nn
@@ -16,7 +16,8 @@ from diffusers.models.autoencoders.vae import Decoder
 from jaxtyping import Float
 from torch import Tensor
 
-from triplaneturbo.attention import attend, processor
+from triplaneturbo.attention import attend
+from triplaneturbo.ops.sums import add_with_bias, convolve
 
 N_PLANES = 6
 _CONVS = ("conv1", "conv2", "conv_shortcut")
@@ -134,9 +135,14 @@ class LoraConv(Adapter):
         super().__init__(base, down, up, False, with_bias)
 
     def forward(self, x: Float[Tensor, "N I H W"]) -> Float[Tensor, "N O h w"]:
+        return add_with_bias(*self.parts(x))
+
+    def parts(self, x: Float[Tensor, "N I H W"]) -> tuple[list[Tensor], Tensor | None]:
+        """The results of both, and a bias, whose sum it is; see `sums.convolve`."""
         down, up, bias = self.factors(x)
         narrow = F.conv2d(x, down, stride=self.base.stride, padding=self.base.padding)
-        return self.base(x) + F.conv2d(narrow, up, bias)
+        base, of_base = convolve(self.base, x)
+        return [*base, F.conv2d(narrow, up, bias)], of_base
 
     @torch.no_grad()
     def merged(self) -> nn.Conv2d:
@@ -215,7 +221,7 @@ class CrossPlaneAttention(AttnProcessor):
             output = output.transpose(1, 2).reshape(shape)
         if attn.residual_connection:
             output = output + residual
-        return output / attn.rescale_output_factor
+        return output if attn.rescale_output_factor == 1 else output / attn.rescale_output_factor
 
 
 def adapt_attention(attention: Attention, kind: str, rank: int, with_bias: bool, cross_plane: bool) -> None:
@@ -223,8 +229,8 @@ def adapt_attention(attention: Attention, kind: str, rank: int, with_bias: bool,
 
     kind: plane_lora (one adapter a plane), none, or another (one for all planes).
     """
-    chosen: Any = CrossPlaneAttention() if cross_plane else processor()
-    attention.set_processor(chosen)
+    if cross_plane:
+        attention.set_processor(CrossPlaneAttention())
     if kind == "none" or rank == 0:
         return
     for name in ("to_q", "to_k", "to_v"):

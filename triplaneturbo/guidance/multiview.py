@@ -7,10 +7,10 @@ from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor
 
-from triplaneturbo.attention import processor
+from triplaneturbo.attention import PlainAttention
 
 
-class CrossViewAttnProcessor:
+class CrossViewAttnProcessor(PlainAttention):
     """Every token of a view attends to the tokens of all `num_frames` views of its prompt.
 
     Consecutive batch rows are the views of one prompt; another order goes unnoticed and is wrong.
@@ -18,7 +18,6 @@ class CrossViewAttnProcessor:
 
     def __init__(self, num_frames: int) -> None:
         self.num_frames = num_frames
-        self.within = processor()
 
     def __call__(
         self, attn: Attention, hidden_states: Float[Tensor, "N L C"], *args: Any, **kwargs: Any
@@ -27,7 +26,7 @@ class CrossViewAttnProcessor:
         if n % self.num_frames:
             raise ValueError(f"{n} pictures are not a multiple of the {self.num_frames} views of a prompt")
         joined = hidden_states.reshape(n // self.num_frames, self.num_frames * length, channels)
-        return self.within(attn, joined, *args, **kwargs).reshape(n, length, channels)
+        return super().__call__(attn, joined, *args, **kwargs).reshape(n, length, channels)
 
 
 def install_cross_view_attention(unet: UNet2DConditionModel, n_view: int) -> None:

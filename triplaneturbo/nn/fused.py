@@ -1,5 +1,7 @@
 """Diffusers networks with norm, shift and SiLU as one operation, and channels stored last throughout."""
 
+from typing import Protocol, runtime_checkable
+
 import torch
 from diffusers.models import Transformer2DModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
@@ -8,7 +10,9 @@ from diffusers.models.resnet import ResnetBlock2D
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from triplaneturbo.attention import PlainAttention
 from triplaneturbo.ops.group_norm import group_norm_silu
+from triplaneturbo.ops.sums import add_with_bias, convolve
 
 # Channels of a head in torch's kernels for attention.
 _WIDEST_HEAD = 256
@@ -29,13 +33,32 @@ class FusedResnetBlock(ResnetBlock2D):
     def forward(
         self, input_tensor: Float[Tensor, "N C H W"], temb: Float[Tensor, "N T"] | None = None, *unused: object
     ) -> Float[Tensor, "N D H W"]:
-        hidden = self.conv1(self.norm1(input_tensor))
-        shift = None if temb is None or self.time_emb_proj is None else self.time_emb_proj(self.nonlinearity(temb))
-        hidden = self.conv2(self.dropout(self.norm2(hidden, shift)))
+        parts, shift = _parts(self.conv1, self.norm1(input_tensor))
+        shift = None if shift is None else shift.expand(len(input_tensor), -1)
+        if temb is not None and self.time_emb_proj is not None:
+            embedded = self.time_emb_proj(self.nonlinearity(temb))
+            shift = embedded if shift is None else shift + embedded
+        parts, bias = _parts(self.conv2, self.dropout(self.norm2(add_with_bias(parts, None), shift)))
         if self.conv_shortcut is not None:
             input_tensor = self.conv_shortcut(input_tensor)
-        output = input_tensor + hidden
+        output = add_with_bias([input_tensor, *parts], bias)
         return output if self.output_scale_factor == 1 else output / self.output_scale_factor
+
+
+def _parts(convolution: nn.Module, x: Float[Tensor, "N C H W"]) -> tuple[list[Tensor], Tensor | None]:
+    """Tensors and a bias whose sum is the result of a convolution, adapted or not."""
+    if isinstance(convolution, InParts):
+        return convolution.parts(x)
+    if type(convolution) is nn.Conv2d:
+        return convolve(convolution, x)
+    return [convolution(x)], None
+
+
+@runtime_checkable
+class InParts(Protocol):
+    """A layer that gives its result as `sums.convolve` does."""
+
+    def parts(self, x: Tensor) -> tuple[list[Tensor], Tensor | None]: ...
 
 
 class ChannelsLastTransformer(Transformer2DModel):
@@ -91,8 +114,11 @@ def streamline(network: nn.Module) -> None:
             module.__class__ = FusedGroupNorm
         if type(module) is Transformer2DModel and module.is_input_continuous:
             module.__class__ = ChannelsLastTransformer
-        if isinstance(module, Attention) and _has_one_wide_head(module):
-            module.set_processor(WideHeadAttention())
+        if isinstance(module, Attention) and type(module.processor) is AttnProcessor2_0:
+            if module.heads == 1 and module.inner_dim > _WIDEST_HEAD:
+                module.set_processor(WideHeadAttention())
+            elif _is_bare(module):
+                module.set_processor(PlainAttention())
     for module in list(network.modules()):
         if type(module) is ResnetBlock2D and _is_plain(module):
             module.__class__ = FusedResnetBlock
@@ -104,8 +130,10 @@ def streamline(network: nn.Module) -> None:
             module.conv_act = nn.Identity()
 
 
-def _has_one_wide_head(attention: Attention) -> bool:
-    return attention.heads == 1 and attention.inner_dim > _WIDEST_HEAD and type(attention.processor) is AttnProcessor2_0
+def _is_bare(attention: Attention) -> bool:
+    norms = (attention.group_norm, attention.spatial_norm, attention.norm_q, attention.norm_k, attention.norm_cross)
+    scaled = attention.residual_connection or attention.rescale_output_factor != 1
+    return not scaled and all(norm is None for norm in norms)
 
 
 def _is_plain(block: ResnetBlock2D) -> bool:

@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 from diffusers.models import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from diffusers.utils import is_accelerate_available
 
-from triplaneturbo import attention
 from triplaneturbo.diffusion import NoiseSchedule
 from triplaneturbo.errors import ConfigError, WeightsError
 from triplaneturbo.storage import read_json
@@ -17,16 +16,12 @@ Model = TypeVar("Model", bound=ModelMixin)
 
 def load_unet(folder: str | Path) -> UNet2DConditionModel:
     """The U-Net of a diffusers folder, in float32 and evaluation mode."""
-    unet = load_model(UNet2DConditionModel, folder, "unet")
-    attention.install(unet)
-    return unet
+    return load_model(UNet2DConditionModel, folder, "unet")
 
 
 def load_vae(folder: str | Path) -> AutoencoderKL:
     """The autoencoder of a diffusers folder, in float32 and evaluation mode."""
-    vae = load_model(AutoencoderKL, folder, "vae")
-    attention.install(vae)
-    return vae
+    return load_model(AutoencoderKL, folder, "vae")
 
 
 def load_model(cls: type[Model], folder: str | Path, part: str) -> Model:

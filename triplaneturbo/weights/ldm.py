@@ -15,7 +15,6 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, con
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
-from triplaneturbo import attention
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.weights.files import load_exactly
 
@@ -56,7 +55,6 @@ def build_unet(
         raise WeightsError(f"{source} does not hold a complete U-Net: {error} is missing") from error
     unet = _empty(UNet2DConditionModel, config)
     load_exactly(unet, converted, source)
-    attention.install(unet)
     return unet.eval()
 
 
@@ -72,7 +70,6 @@ def build_vae(state: Mapping[str, Tensor], source: str | Path) -> AutoencoderKL:
         raise WeightsError(f"{source} does not hold a complete autoencoder: {error} is missing") from error
     vae = _empty(AutoencoderKL, config)
     load_exactly(vae, converted, source)
-    attention.install(vae)
     return vae.eval()
 
 
