@@ -1,4 +1,10 @@
-"""Multi-resolution hash encoding of points in the unit cube (Mueller et al. 2022)."""
+"""Multi-resolution hash encoding of points in the unit cube (Mueller et al. 2022).
+
+`backend` chooses the implementation: "torch" (any device), "triton" (CUDA kernels of `hashgrid_triton.py`, all levels in
+one), or "auto", which is triton for CUDA tensors where Triton is installed and `performance` allows it, else torch. Both
+agree to rounding. On CUDA, the gradient of the table is the same from run to run under
+`torch.use_deterministic_algorithms`, with Triton.
+"""
 
 import math
 
@@ -7,7 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from triplaneturbo.ops.rows import gather_rows
+from triplaneturbo import performance
+from triplaneturbo.ops.planes import Backend
+from triplaneturbo.ops.rows import gather_rows, triton_is_installed
 
 _PRIMES = (1, 2654435761, 805459861)
 _INIT_BOUND = 1e-4
@@ -45,17 +53,28 @@ class HashGrid(nn.Module):
     def n_output_dims(self) -> int:
         return len(self.sizes) * self.n_features_per_level
 
-    def forward(self, points: Float[Tensor, "N 3"]) -> Float[Tensor, "N D"]:
-        """Features [N, n_levels * n_features_per_level] of points in [0, 1]^3; differentiable in both.
+    def forward(self, points: Float[Tensor, "N 3"], *, backend: Backend = "auto") -> Float[Tensor, "N D"]:
+        """Features [N, n_levels * n_features_per_level] of points in [0, 1]^3; differentiable once in both.
 
         Corner lookups are computed again in the backward pass, 160 bytes per point and level otherwise.
         """
+        if _use_triton(backend, points):
+            from triplaneturbo.ops.hashgrid_triton import EncodePoints, Levels
+
+            levels = Levels(tuple(self.scales), tuple(self.resolutions), tuple(self.sizes))
+            return EncodePoints.apply(points, self.params.view(-1, self.n_features_per_level), levels)
         tables = self.params.view(-1, self.n_features_per_level).split(self.sizes)
         levels = zip(tables, self.scales, self.resolutions, strict=True)
         features = [
             checkpoint(_lookup, points, *level, use_reentrant=False, preserve_rng_state=False) for level in levels
         ]
         return torch.cat(features, 1)
+
+
+def _use_triton(backend: Backend, points: Tensor) -> bool:
+    if backend == "auto":
+        return points.is_cuda and triton_is_installed() and performance.current().ways.kernels
+    return backend == "triton"
 
 
 def _lookup(points: Tensor, table: Tensor, scale: float, resolution: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from triplaneturbo.ops.rows import fixed_point_unit
+from triplaneturbo.ops.rows_triton import check_device
 
 _POINTS_PER_PROGRAM = 32
 
@@ -40,11 +41,7 @@ class SamplePlanes(torch.autograd.Function):
 def _forward(planes: Tensor, coords: Tensor, with_jacobian: bool) -> tuple[Tensor, Tensor]:
     batch, count, channels, height, width = planes.shape
     points = coords.shape[2]
-    if not planes.is_cuda and not triton.knobs.runtime.interpret:
-        raise ValueError(
-            f"backend='triton' was asked for, but the planes are on {planes.device}. Triton kernels run on CUDA "
-            "tensors (or on the CPU with TRITON_INTERPRET=1 set before start); use backend='auto' or 'torch'."
-        )
+    check_device(planes)
     value = planes.new_empty(batch, count, points, channels)
     jacobian = planes.new_empty(batch, count, points, 2, channels) if with_jacobian else value
     if value.numel() > 0:

@@ -5,6 +5,11 @@ Row i, column j of an image is centred at ((2j+1)/W - 1, (2i+1)/H - 1) in normal
 Several meshes, each seen from V cameras of its own, are drawn at once: their vertices and faces are joined, faces hold
 rows of the joint vertices, and the mesh of every face is given as `mesh_index`. Image m * V + v (of M in all) shows
 mesh m from its camera v; `positions_clip[v]` has each vertex as camera v of the vertex's mesh sees it.
+
+`backend` chooses the implementation: "torch" (any device), "triton" (CUDA kernels of `rasterize_triton.py` and
+`antialias_triton.py`, without host reads), or "auto", which is triton for CUDA tensors where Triton is installed and
+`performance` allows it, else torch. Visible faces are the same, the rest agrees to rounding. On CUDA with Triton, all
+gradients are the same from run to run under `torch.use_deterministic_algorithms`.
 """
 
 from dataclasses import dataclass
@@ -14,7 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from triplaneturbo.ops.rows import add_rows, gather_rows
+from triplaneturbo import performance
+from triplaneturbo.ops.planes import Backend
+from triplaneturbo.ops.rows import add_rows, gather_rows, triton_is_installed
 
 # Coverage is decided in integers, on a grid of 1/4096 of a pixel: neighbouring triangles leave no gap.
 _SUBPIXEL_BITS = 12
@@ -48,6 +55,8 @@ def rasterize(
     width: int,
     mesh_index: Int[Tensor, " F"] | None = None,
     n_meshes: int = 1,
+    *,
+    backend: Backend = "auto",
 ) -> Raster:
     """Nearest face at every pixel centre, seen from either side, for V views of each mesh.
 
@@ -56,6 +65,8 @@ def rasterize(
     """
     views = positions_clip.shape[0]
     images = n_meshes * views
+    if _use_triton(backend, positions_clip):
+        return _rasterize_in_kernels(positions_clip, faces, mesh_index, (images, height, width))
     with torch.no_grad():
         image = _images(views, faces, mesh_index)
         face_index = _visible_faces(positions_clip, faces, image, (images, height, width))
@@ -76,7 +87,11 @@ def rasterize(
 
 
 def interpolate(
-    attributes: Float[Tensor, "V N C"] | Float[Tensor, "N C"], raster: Raster, faces: Int[Tensor, "F 3"]
+    attributes: Float[Tensor, "V N C"] | Float[Tensor, "N C"],
+    raster: Raster,
+    faces: Int[Tensor, "F 3"],
+    *,
+    backend: Backend = "auto",
 ) -> Float[Tensor, "M H W C"]:
     """Vertex attributes at every pixel, 0 where empty.
 
@@ -84,6 +99,12 @@ def interpolate(
     """
     images, height, width = raster.face_index.shape
     count, channels = attributes.shape[-2:]
+    if _use_triton(backend, attributes):
+        from triplaneturbo.ops.rasterize_triton import Interpolate
+
+        pixels = raster.barycentric.flatten(0, 2), raster.face_index.flatten()
+        values = Interpolate.apply(attributes, *pixels, faces, height, width)
+        return values.view(images, height, width, channels)
     face = raster.face_index.flatten()
     pixels = (face >= 0).nonzero().squeeze(1)
     corners = faces[face[pixels]]
@@ -106,6 +127,8 @@ def antialias(
     positions_clip: Float[Tensor, "V N 4"],
     faces: Int[Tensor, "F 3"],
     mesh_index: Int[Tensor, " F"] | None = None,
+    *,
+    backend: Backend = "auto",
 ) -> Float[Tensor, "M H W C"]:
     """Blends pixels along silhouettes by how far the silhouette reaches into them (Laine et al. 2020, 3.6).
 
@@ -120,9 +143,10 @@ def antialias(
     image, so join channels and call it once.
     """
     height, width, channels = image.shape[1:]
-    size = positions_clip.new_tensor([width, height])
     w = positions_clip[..., 3:]
-    screen = ((positions_clip[..., :2] / torch.where(w > 0, w, 1) + 1) * size - 1) / 2
+    screen = _to_pixels(positions_clip[..., :2] / torch.where(w > 0, w, 1), height, width)
+    if _use_triton(backend, image):
+        return _blend_in_kernels(image, raster, screen, positions_clip, faces, mesh_index)
     with torch.no_grad():
         near, far, axis, line, cell, ends = _silhouette_crossings(raster, screen, positions_clip, faces, mesh_index)
     points = gather_rows(screen.reshape(-1, 2), ends.flatten()).view(-1, 2, 2)
@@ -134,6 +158,39 @@ def antialias(
     pixels = image.reshape(-1, channels)
     change = share * (gather_rows(pixels, source) - gather_rows(pixels, target))
     return add_rows(pixels, target, change).view_as(image)
+
+
+def _use_triton(backend: Backend, tensor: Tensor) -> bool:
+    if backend == "auto":
+        return tensor.is_cuda and triton_is_installed() and performance.current().ways.kernels
+    return backend == "triton"
+
+
+def _rasterize_in_kernels(
+    positions: Tensor, faces: Tensor, mesh_index: Tensor | None, shape: tuple[int, int, int]
+) -> Raster:
+    from triplaneturbo.ops.rasterize_triton import SeePixels, nearest_keys
+
+    with torch.no_grad():
+        screen, depth = _screen_vertices(positions.reshape(-1, 4), *shape[1:])
+        nearest = nearest_keys(positions, screen, depth, faces, mesh_index, shape, _SUBPIXEL_BITS)
+    face_index, barycentric, depth = SeePixels.apply(positions, faces, nearest, *shape[1:])
+    return Raster(face_index.view(shape), barycentric.view(*shape, 3), depth.view(shape))
+
+
+def _blend_in_kernels(
+    image: Tensor, raster: Raster, screen: Tensor, positions: Tensor, faces: Tensor, mesh_index: Tensor | None
+) -> Tensor:
+    from triplaneturbo.ops.antialias_triton import BlendPixels, farthest_crossings
+
+    with torch.no_grad():
+        depth = positions[..., 2] / positions[..., 3]
+        opposite = _opposite_vertices(faces, positions.shape[1])
+        slots = farthest_crossings(
+            screen, depth, positions, faces, opposite, mesh_index, raster.face_index, raster.depth
+        )
+    blended = BlendPixels.apply(image.flatten(0, 2), screen, faces, slots, *image.shape[1:3])
+    return blended.view_as(image)
 
 
 class _Crossings(NamedTuple):
@@ -293,9 +350,15 @@ def _screen_vertices(positions: Tensor, height: int, width: int) -> tuple[Tensor
     """Subpixel coordinates (column, row) as integers and z/w of clip-space vertices; pixel centres are whole."""
     w = positions[:, 3:]
     ndc = positions[:, :3] / torch.where(w > 0, w, 1)
-    screen = ((ndc[:, :2] + 1) * ndc.new_tensor([width, height]) - 1) / 2
+    screen = _to_pixels(ndc[:, :2], height, width)
     screen = (screen.clamp(-_MAX_PIXELS, _MAX_PIXELS).double() * _SUBPIXEL).round().int()
     return screen, ndc[:, 2]
+
+
+def _to_pixels(ndc: Tensor, height: int, width: int) -> Tensor:
+    """Pixel coordinates (column, row) of normalised device coordinates [..., 2]; pixel centres are whole."""
+    column, row = ndc.unbind(-1)
+    return torch.stack([((column + 1) * width - 1) / 2, ((row + 1) * height - 1) / 2], -1)
 
 
 def _pixel_boxes(corners: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
