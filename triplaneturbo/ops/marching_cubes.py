@@ -1,4 +1,10 @@
-"""Differentiable marching cubes on a dense grid."""
+"""Differentiable marching cubes on a dense grid.
+
+`backend` chooses the implementation: "torch" (any device), "triton" (CUDA kernels of `marching_cubes_triton.py`, one host
+read), or "auto", which is triton for CUDA tensors where Triton is installed and `performance` allows it, else torch.
+Faces and their order are the same, vertices and gradients agree to rounding. On CUDA with Triton, gradients are the
+same from run to run under `torch.use_deterministic_algorithms`.
+"""
 
 import functools
 
@@ -7,8 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from triplaneturbo import performance
 from triplaneturbo.ops.marching_cubes_tables import CORNERS, EDGES, MAX_TRIANGLES, triangles_of_cases
-from triplaneturbo.ops.rows import gather_rows
+from triplaneturbo.ops.planes import Backend
+from triplaneturbo.ops.rows import gather_rows, triton_is_installed
 
 
 def marching_cubes(
@@ -17,6 +25,7 @@ def marching_cubes(
     *,
     level: float = 0.0,
     pad: bool = True,
+    backend: Backend = "auto",
 ) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
     """Triangle mesh of the surface sdf = level; inside is sdf < level.
 
@@ -27,7 +36,7 @@ def marching_cubes(
     of value level + 1, so the mesh is closed. A field without a sign change gives no vertices and no faces.
     """
     deformation = None if deformation is None else deformation[None]
-    vertices, faces, _ = marching_cubes_packed(sdf[None], deformation, level=level, pad=pad)
+    vertices, faces, _ = marching_cubes_packed(sdf[None], deformation, level=level, pad=pad, backend=backend)
     return vertices, faces
 
 
@@ -37,9 +46,12 @@ def marching_cubes_packed(
     *,
     level: float = 0.0,
     pad: bool = True,
-) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"], Int[Tensor, " V"]]:
-    """`marching_cubes` of B grids at once: vertices and faces of all meshes one after the other, and the grid that
-    each vertex belongs to. Faces hold rows of the joint vertices."""
+    backend: Backend = "auto",
+) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"], list[tuple[int, int]]]:
+    """`marching_cubes` of B grids at once: vertices and faces of all meshes one after the other, and how many of both
+    each mesh has. Faces hold rows of the joint vertices."""
+    if _use_triton(backend, sdf):
+        return _in_kernels(sdf, deformation, level, pad)
     if pad:
         sdf = F.pad(sdf, [1] * 6, value=level + 1)
         if deformation is not None:
@@ -49,7 +61,33 @@ def marching_cubes_packed(
     vertices = _vertices(sdf, deformation, edges, level)
     if pad:
         vertices = vertices - 1
-    return vertices, _triangles(inside, edges), edges // (3 * inside[0].numel())
+    faces = _triangles(inside, edges)
+    return vertices, faces, _sizes(edges, faces, inside)
+
+
+def _use_triton(backend: Backend, sdf: Tensor) -> bool:
+    if backend == "auto":
+        return sdf.is_cuda and triton_is_installed() and performance.current().ways.kernels
+    return backend == "triton"
+
+
+def _in_kernels(
+    sdf: Tensor, deformation: Tensor | None, level: float, pad: bool
+) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+    from triplaneturbo.ops.marching_cubes_triton import PlaceVertices, crossed_edges_and_faces
+
+    with torch.no_grad():
+        tables = _triangle_table(sdf.device), _edge_table(sdf.device)
+        edges, faces, sizes = crossed_edges_and_faces(sdf, level, pad, *tables)
+    return PlaceVertices.apply(sdf, deformation, edges, level, pad), faces, sizes
+
+
+def _sizes(edges: Tensor, faces: Tensor, inside: Tensor) -> list[tuple[int, int]]:
+    """How many vertices and faces each grid has."""
+    owners = edges // (3 * inside[0].numel())
+    number = torch.arange(len(inside) + 1, device=edges.device)
+    first = [torch.searchsorted(owner, number) for owner in (owners, owners[faces[:, 0]])]
+    return [(vertices, faces) for vertices, faces in torch.stack(first, 1).diff(dim=0).tolist()]
 
 
 def _crossed_edges(inside: Tensor) -> Tensor:
@@ -88,7 +126,8 @@ def _triangles(inside: Tensor, edges: Tensor) -> Tensor:
     case = cases[cells].long()
     corner = ((grid * layers + x) * rows + y) * columns + z
 
-    offsets = _edge_offsets(rows, columns, inside.device)
+    i, j, k, axis = _edge_table(inside.device).unbind(1)
+    offsets = ((i * rows + j) * columns + k) * 3 + axis
     candidates = _triangle_table(inside.device)[case]
     present = candidates[..., 0] >= 0
     ids = (corner.view(-1, 1, 1) * 3 + offsets[candidates])[present]
@@ -113,11 +152,11 @@ def _triangle_table(device: torch.device) -> Tensor:
     return torch.tensor(rows, device=device)
 
 
-def _edge_offsets(rows: int, columns: int, device: torch.device) -> Tensor:
-    """What to add to 3 * (first corner of a cell) to get the ids of its edges: [12]."""
-    offsets = []
+@functools.cache
+def _edge_table(device: torch.device) -> Tensor:
+    """The point of a cell at which each of its edges starts, and the edge's axis: [12, 4]."""
+    table = []
     for first, second in EDGES:
         low, high = sorted((CORNERS[first], CORNERS[second]))
-        axis = next(axis for axis in range(3) if low[axis] != high[axis])
-        offsets.append(((low[0] * rows + low[1]) * columns + low[2]) * 3 + axis)
-    return torch.tensor(offsets, device=device)
+        table.append((*low, next(axis for axis in range(3) if low[axis] != high[axis])))
+    return torch.tensor(table, device=device)
