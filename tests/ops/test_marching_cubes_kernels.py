@@ -1,4 +1,4 @@
-"""The kernels of marching cubes against their torch reference: the same meshes in the same order, the same gradients."""
+"""The kernels of marching cubes against their torch reference: the same meshes in the same order, and gradients."""
 
 import pytest
 import torch

@@ -3,8 +3,8 @@
 Every pair of neighbouring pixels has two slots, one for each side that may be covered. A silhouette edge that crosses
 between the two leaves (sortable reach << 32 | edge) there, of which the maximum stays: the farthest. Then every pixel
 gathers from its four pairs, so pictures and their gradients are the same from run to run. Gradients of the edges'
-ends are summed with atomics, and in `sum_rows` under `torch.use_deterministic_algorithms`. `no_type_check` keeps run-time
-type checkers away from the kernels.
+ends are summed with atomics, and in `sum_rows` under `torch.use_deterministic_algorithms`. `no_type_check` keeps
+run-time type checkers away from the kernels.
 """
 
 from typing import no_type_check
@@ -35,8 +35,8 @@ def farthest_crossings(
 ) -> Tensor:
     """What crosses between pixels: [2 axes, P, 2], int64, P = M*H*W.
 
-    [axis, first pixel of the pair, whether the second one is covered] holds the edge (3 * face + corner it starts at) in
-    the lower 32 bits, and is -1 where nothing crosses. Axis 0: the pair is in a row, 1: in a column. screen, depth:
+    [axis, first pixel of the pair, whether the second one is covered] holds the edge (3 * face + corner it starts at)
+    in the lower 32 bits, and is -1 where nothing crosses. Axis 0: the pair is in a row, 1: in a column. screen, depth:
     pixel coordinates [V, N, 2] and z/w [V, N] of the vertices. opposite: see `rasterize._opposite_vertices`.
     """
     check_device(positions)
@@ -89,31 +89,30 @@ class BlendPixels(torch.autograd.Function):
     def backward(ctx, grad):
         pixels, screen, faces, slots = ctx.saved_tensors
         wants_pixels, wants_screen = ctx.needs_input_grad[:2]
-        grad_pixels = torch.empty_like(pixels) if wants_pixels else None
-        sums = torch.zeros_like(screen) if wants_screen else None
-        if pixels.numel() == 0 or faces.numel() == 0:
-            return (grad if wants_pixels else None), sums, None, None, None, None
-        in_rows = wants_screen and torch.are_deterministic_algorithms_enabled()
+        grad_pixels = torch.empty_like(pixels) if wants_pixels else pixels
+        sums = torch.zeros_like(screen) if wants_screen else screen
+        in_rows = wants_screen and torch.are_deterministic_algorithms_enabled() and len(faces) > 0
         target = screen.new_zeros(*slots.shape, 2, 2) if in_rows else sums
-        grid, options = _launch(pixels)
-        _blend_backward_kernel[grid](
-            pixels,
-            screen,
-            faces,
-            slots,
-            grad.contiguous(),
-            pixels if grad_pixels is None else grad_pixels,
-            screen if target is None else target,
-            *ctx.sizes,
-            WANTS_PIXELS=wants_pixels,
-            WANTS_SCREEN=wants_screen,
-            IN_ROWS=in_rows,
-            **options,
-        )
+        if pixels.numel() > 0:
+            grid, options = _launch(pixels)
+            _blend_backward_kernel[grid](
+                pixels,
+                screen,
+                faces,
+                slots,
+                grad.contiguous(),
+                grad_pixels,
+                target,
+                *ctx.sizes,
+                WANTS_PIXELS=wants_pixels,
+                WANTS_SCREEN=wants_screen,
+                IN_ROWS=in_rows,
+                **options,
+            )
         if in_rows:
             index = _end_rows(slots, faces, *ctx.sizes[1:])
             sums = sum_rows(target.view(-1, 2), index, screen.numel() // 2).view_as(screen)
-        return grad_pixels, sums, None, None, None, None
+        return grad_pixels if wants_pixels else None, sums if wants_screen else None, *(None,) * 4
 
 
 def _launch(pixels: Tensor) -> tuple[tuple[int], dict[str, int]]:
@@ -255,8 +254,8 @@ def _crossed(
     COVERS_SECOND: tl.constexpr,
 ):
     """The crossing between each pixel and one of its neighbours, on the side that is covered: slot, whether there is
-    one, the neighbour, whether the pixel takes from it, the share of it, whether the silhouette reaches past the middle,
-    both ends' rows and the fraction of the edge there, and its extent along and across the line."""
+    one, the neighbour, whether the pixel takes from it, the share of it, whether the silhouette reaches past the
+    middle, both ends' rows and the fraction of the edge there, and its extent along and across the line."""
     place, line = (column, row) if AXIS == 0 else (row, column)
     size, stride = (width, 1) if AXIS == 0 else (height, width)
     if IS_SECOND:
@@ -306,10 +305,23 @@ def _blend_kernel(
     exists = channel < CHANNELS
     own = tl.load(image + pixel[:, None] * CHANNELS + channel, mask=valid[:, None] & exists, other=0)
     total = own
-    place = _place(pixel, count, views, height, width)
+    column, row, first_row = _place(pixel, count, views, height, width)
     for pair in tl.static_range(8):
         _, _, other, takes, share, _, _, _, _, _, _ = _crossed(
-            screen, faces, slots, pixel, *place, pixels, height, width, valid, pair >> 2, pair >> 1 & 1, pair & 1
+            screen,
+            faces,
+            slots,
+            pixel,
+            column,
+            row,
+            first_row,
+            pixels,
+            height,
+            width,
+            valid,
+            AXIS=pair >> 2,
+            IS_SECOND=pair >> 1 & 1,
+            COVERS_SECOND=pair & 1,
         )
         there = tl.load(image + other[:, None] * CHANNELS + channel, mask=takes[:, None] & exists, other=0)
         total += tl.where(takes[:, None], share[:, None] * (there - own), 0)
@@ -345,10 +357,23 @@ def _blend_backward_kernel(
     own_grad = tl.load(grad + pixel[:, None] * CHANNELS + channel, mask=valid[:, None] & exists, other=0)
     own = tl.load(image + pixel[:, None] * CHANNELS + channel, mask=valid[:, None] & exists, other=0)
     total = own_grad
-    place = _place(pixel, count, views, height, width)
+    column, row, first_row = _place(pixel, count, views, height, width)
     for pair in tl.static_range(8):
         slot, crossed, other, takes, share, reaches, start, stop, fraction, along, across = _crossed(
-            screen, faces, slots, pixel, *place, pixels, height, width, valid, pair >> 2, pair >> 1 & 1, pair & 1
+            screen,
+            faces,
+            slots,
+            pixel,
+            column,
+            row,
+            first_row,
+            pixels,
+            height,
+            width,
+            valid,
+            AXIS=pair >> 2,
+            IS_SECOND=pair >> 1 & 1,
+            COVERS_SECOND=pair & 1,
         )
         there_at = other[:, None] * CHANNELS + channel
         there_grad = tl.load(grad + there_at, mask=crossed[:, None] & exists, other=0)

@@ -1,8 +1,8 @@
 """Multi-resolution hash encoding of points in the unit cube (Mueller et al. 2022).
 
-`backend` chooses the implementation: "torch" (any device), "triton" (CUDA kernels of `hashgrid_triton.py`, all levels in
-one), or "auto", which is triton for CUDA tensors where Triton is installed and `performance` allows it, else torch. Both
-agree to rounding. On CUDA, the gradient of the table is the same from run to run under
+`backend` chooses the implementation: "torch" (any device), "triton" (CUDA kernels of `hashgrid_triton.py`, all levels
+in one), or "auto", which is triton for CUDA tensors where Triton is installed and `performance` allows it, else torch.
+Both agree to rounding. On CUDA, the gradient of the table is the same from run to run under
 `torch.use_deterministic_algorithms`, with Triton.
 """
 
@@ -61,8 +61,8 @@ class HashGrid(nn.Module):
         if _use_triton(backend, points):
             from triplaneturbo.ops.hashgrid_triton import EncodePoints, Levels
 
-            levels = Levels(tuple(self.scales), tuple(self.resolutions), tuple(self.sizes))
-            return EncodePoints.apply(points, self.params.view(-1, self.n_features_per_level), levels)
+            grids = Levels(tuple(self.scales), tuple(self.resolutions), tuple(self.sizes))
+            return EncodePoints.apply(points, self.params.view(-1, self.n_features_per_level), grids)
         tables = self.params.view(-1, self.n_features_per_level).split(self.sizes)
         levels = zip(tables, self.scales, self.resolutions, strict=True)
         features = [

@@ -3,10 +3,11 @@
 Every grid point owns the three grid edges that start at it and the cell whose first corner it is. A first kernel counts
 their vertices and triangles, a running sum over all points says where each point's begin, a second kernel writes:
 the order is that of the reference. The points around a padded grid exist in these numbers only. Gradients are summed
-with atomics, in `sum_rows` under `torch.use_deterministic_algorithms`. `no_type_check` keeps run-time type checkers away
-from the kernels.
+with atomics, in `sum_rows` under `torch.use_deterministic_algorithms`. `no_type_check` keeps run-time type checkers
+away from the kernels.
 """
 
+import itertools
 from typing import no_type_check
 
 import torch
@@ -25,10 +26,11 @@ _VERTICES_PER_PROGRAM = 128
 def crossed_edges_and_faces(
     sdf: Tensor, level: float, pad: bool, triangles: Tensor, cell_edges: Tensor
 ) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-    """Ids (grid point * 3 + axis) of the crossed grid edges [V], rows of these as faces [F, 3], and how many of both each grid has.
+    """Ids (grid point * 3 + axis) of the crossed grid edges [V], rows of these as faces [F, 3], and how many of both each
+    grid has.
 
-    triangles: [256, 5, 3], edges of a cell by case, -1 where absent. cell_edges: [12, 4], for each the point of the cell
-    that it starts at and its axis.
+    triangles: [256, 5, 3], edges of a cell by case, -1 where absent. cell_edges: [12, 4], for each the point of the
+    cell that it starts at and its axis.
     """
     check_device(sdf)
     grids, *shape = sdf.shape
@@ -54,7 +56,7 @@ def crossed_edges_and_faces(
         )  # fmt: skip
     sizes = [
         ((after & 0xFFFFFFFF) - (before & 0xFFFFFFFF), (after >> 32) - (before >> 32))
-        for before, after in zip(ends[:-1], ends[1:], strict=True)
+        for before, after in itertools.pairwise(ends)
     ]
     return edges, faces, sizes
 
@@ -88,42 +90,36 @@ class PlaceVertices(torch.autograd.Function):
     def backward(ctx, grad):
         sdf, deformation, edges, levels = ctx.saved_tensors
         wants_sdf, wants_deformation = ctx.needs_input_grad[:2]
-        sums = [
-            torch.zeros_like(x) if x is not None and wanted else None
-            for x, wanted in ((sdf, wants_sdf), (deformation, wants_deformation))
-        ]
-        if len(edges) == 0:
-            return *sums, None, None, None
         in_rows = torch.are_deterministic_algorithms_enabled()
-        # Per edge and end: a row of the grid, what its value gets and what its deformation gets.
+        # In rows: for both ends of every edge a row of the grid, what its value gets and what its deformation gets.
         index = edges.new_empty(len(edges), 2) if in_rows else edges
-        shapes = [(len(edges), 2), (len(edges), 2, 3)]
-        targets = [
-            x if x is None or not in_rows else x.new_empty(shape) for x, shape in zip(sums, shapes, strict=True)
-        ]
-        _place_backward_kernel[_vertex_grid(edges)](
-            sdf,
-            sdf if deformation is None else deformation,
-            edges,
-            levels,
-            grad.contiguous(),
-            *(sdf if target is None else target for target in targets),
-            index,
-            len(edges),
-            *sdf.shape[1:],
-            WANTS_SDF=wants_sdf,
-            WANTS_DEFORMATION=wants_deformation,
-            IN_ROWS=in_rows,
-            **ctx.options,
-        )
+        grad_sdf = sdf.new_empty(len(edges), 2) if in_rows else torch.zeros_like(sdf)
+        grad_deformation = grad_sdf
+        if wants_deformation:
+            grad_deformation = sdf.new_empty(len(edges), 2, 3) if in_rows else torch.zeros_like(deformation)
+        if len(edges) > 0:
+            _place_backward_kernel[_vertex_grid(edges)](
+                sdf,
+                sdf if deformation is None else deformation,
+                edges,
+                levels,
+                grad.contiguous(),
+                grad_sdf,
+                grad_deformation,
+                index,
+                len(edges),
+                *sdf.shape[1:],
+                WANTS_SDF=wants_sdf,
+                WANTS_DEFORMATION=wants_deformation,
+                IN_ROWS=in_rows,
+                **ctx.options,
+            )
         if in_rows:
-            sums = [
-                None
-                if x is None
-                else sum_rows(target.flatten(0, 1), index.flatten(), sdf.numel()).view_as(x)
-                for x, target in zip(sums, targets, strict=True)
-            ]
-        return *sums, None, None, None
+            grad_sdf = sum_rows(grad_sdf.flatten(), index.flatten(), sdf.numel()).view_as(sdf)
+            if wants_deformation:
+                sums = sum_rows(grad_deformation.flatten(0, 1), index.flatten(), sdf.numel())
+                grad_deformation = sums.view_as(deformation)
+        return grad_sdf if wants_sdf else None, grad_deformation if wants_deformation else None, *(None,) * 3
 
 
 def _vertex_grid(edges: Tensor) -> tuple[int]:

@@ -102,8 +102,8 @@ def interpolate(
     if _use_triton(backend, attributes):
         from triplaneturbo.ops.rasterize_triton import Interpolate
 
-        pixels = raster.barycentric.flatten(0, 2), raster.face_index.flatten()
-        values = Interpolate.apply(attributes, *pixels, faces, height, width)
+        weights, face = raster.barycentric.flatten(0, 2), raster.face_index.flatten()
+        values = Interpolate.apply(attributes, weights, face, faces, height, width)
         return values.view(images, height, width, channels)
     face = raster.face_index.flatten()
     pixels = (face >= 0).nonzero().squeeze(1)

@@ -104,7 +104,7 @@ class SeePixels(torch.autograd.Function):
         positions, faces, face_index = ctx.saved_tensors
         sums = torch.zeros_like(positions)
         if len(faces) == 0 or len(face_index) == 0 or (grad_barycentric is None and grad_depth is None):
-            return sums, None, None, None, None
+            return sums, *(None,) * 4
         in_rows = torch.are_deterministic_algorithms_enabled()
         target = positions.new_empty(len(face_index), 3, 4) if in_rows else sums
         _see_backward_kernel[_pixel_grid(len(face_index))](
@@ -123,7 +123,7 @@ class SeePixels(torch.autograd.Function):
         if in_rows:
             index = _corner_rows(faces, face_index, *ctx.sizes[1:])
             sums = sum_rows(target.view(-1, 4), index, sums[..., 0].numel()).view_as(positions)
-        return sums, None, None, None, None
+        return sums, *(None,) * 4
 
 
 class Interpolate(torch.autograd.Function):
@@ -148,32 +148,35 @@ class Interpolate(torch.autograd.Function):
     def backward(ctx, grad):
         attributes, barycentric, face_index, faces = ctx.saved_tensors
         wants_attributes, wants_barycentric = ctx.needs_input_grad[:2]
-        sums = torch.zeros_like(attributes) if wants_attributes else None
-        grad_barycentric = torch.zeros_like(barycentric) if wants_barycentric else None
-        if grad.numel() == 0 or len(faces) == 0:
-            return sums, grad_barycentric, None, None, None, None
-        in_rows = wants_attributes and torch.are_deterministic_algorithms_enabled()
+        sums = torch.zeros_like(attributes) if wants_attributes else attributes
+        grad_barycentric = torch.zeros_like(barycentric) if wants_barycentric else barycentric
+        in_rows = wants_attributes and torch.are_deterministic_algorithms_enabled() and len(faces) > 0
         channels = attributes.shape[-1]
         target = grad.new_empty(len(face_index), 3, channels) if in_rows else sums
-        grid, options = _channel_launch(len(face_index), channels)
-        _interpolate_backward_kernel[grid](
-            attributes,
-            barycentric,
-            face_index,
-            faces,
-            grad.contiguous(),
-            attributes if target is None else target,
-            barycentric if grad_barycentric is None else grad_barycentric,
-            *ctx.sizes,
-            WANTS_ATTRIBUTES=wants_attributes,
-            WANTS_BARYCENTRIC=wants_barycentric,
-            IN_ROWS=in_rows,
-            **options,
-        )
+        if grad.numel() > 0 and len(faces) > 0:
+            grid, options = _channel_launch(len(face_index), channels)
+            _interpolate_backward_kernel[grid](
+                attributes,
+                barycentric,
+                face_index,
+                faces,
+                grad.contiguous(),
+                target,
+                grad_barycentric,
+                *ctx.sizes,
+                WANTS_ATTRIBUTES=wants_attributes,
+                WANTS_BARYCENTRIC=wants_barycentric,
+                IN_ROWS=in_rows,
+                **options,
+            )
         if in_rows:
             index = _corner_rows(faces, face_index, *ctx.sizes[1:])
             sums = sum_rows(target.view(-1, channels), index, attributes.numel() // channels).view_as(attributes)
-        return sums, grad_barycentric, None, None, None, None
+        return (
+            sums if wants_attributes else None,
+            grad_barycentric if wants_barycentric else None,
+            *(None,) * 4,
+        )
 
 
 def _pixel_grid(pixels: int) -> tuple[int]:

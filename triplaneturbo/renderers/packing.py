@@ -34,9 +34,7 @@ class PackedMeshes:
         return cls(*(torch.cat(parts) for parts in (vertices, faces, vertex_mesh, face_mesh)), len(meshes))
 
 
-def split_meshes(
-    vertices: Float[Tensor, "N 3"], faces: Int[Tensor, "F 3"], sizes: list[tuple[int, int]]
-) -> list[Mesh]:
+def split_meshes(vertices: Float[Tensor, "N 3"], faces: Int[Tensor, "F 3"], sizes: list[tuple[int, int]]) -> list[Mesh]:
     """The single meshes of joint ones, given how many vertices and faces each has."""
     meshes, before = [], 0
     parts = (part.split(list(counts)) for part, counts in zip((vertices, faces), zip(*sizes, strict=True), strict=True))
@@ -55,7 +53,7 @@ class PromptTable:
     def __init__(self, counts: list[int], device: torch.device) -> None:
         self.counts = counts
         self.shape = len(counts), max(counts)
-        starts = range(0, self.shape[0] * self.shape[1], max(1, self.shape[1]))
+        starts = [row * self.shape[1] for row in range(len(counts))]
         cells = [torch.arange(i, i + n, device=device) for i, n in zip(starts, counts, strict=True)]
         self.cell = torch.cat(cells)
 
