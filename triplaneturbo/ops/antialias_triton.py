@@ -41,7 +41,7 @@ def farthest_crossings(
     """
     check_device(positions)
     views, count, _ = positions.shape
-    images, height, width = face_index.shape
+    _, height, width = face_index.shape
     slots = torch.full((2, face_index.numel(), 2), -1, device=positions.device)
     items = views * faces.numel()
     if items > 0 and slots.numel() > 0:
@@ -61,7 +61,7 @@ def farthest_crossings(
             views,
             height,
             width,
-            images,
+            face_index.numel(),
             HAS_MESHES=mesh_index is not None,
             EDGES=_EDGES_PER_PROGRAM,
             num_warps=2,
@@ -149,7 +149,7 @@ def _crossing_kernel(
     views,
     height,
     width,
-    images,
+    pixels,
     HAS_MESHES: tl.constexpr,
     EDGES: tl.constexpr,
 ):
@@ -199,7 +199,6 @@ def _crossing_kernel(
         image += tl.load(mesh_index + face, mask=valid, other=0) * views
     za = tl.load(depth + a, mask=silhouette, other=0)
     zb = tl.load(depth + b, mask=silhouette, other=0)
-    pixels = images.to(tl.int64) * height * width
     for step in range(0, tl.max(n_lines, 0)):
         line = first_line + step
         active = step < n_lines
@@ -222,7 +221,7 @@ def _crossing_kernel(
         z = tl.where(fraction < 0.5, za + fraction * change, zb - change * (1 - fraction))
         active &= (near_face >= 0) & (near_face != far_face) & ((far_face < 0) | (z < behind))
         reach = tl.where(covers_second, cell + 1 - position, position - cell)
-        slot = tl.where(in_row, 0, 2 * pixels) + 2 * first + covers_second.to(tl.int64)
+        slot = 2 * (first + tl.where(in_row, 0, pixels)) + covers_second.to(tl.int64)
         tl.atomic_max(slots + slot, (sortable(reach) << 32) | edge, mask=active, sem="relaxed")
 
 

@@ -1,9 +1,9 @@
 """Differentiable marching cubes on a dense grid.
 
 `backend` chooses the implementation: "torch" (any device), "triton" (CUDA kernels of `marching_cubes_triton.py`, one
-host read), or "auto", which is triton for CUDA tensors where Triton is installed and `performance` allows it, else torch.
-Faces and their order are the same, vertices and gradients agree to rounding. On CUDA with Triton, gradients are the
-same from run to run under `torch.use_deterministic_algorithms`.
+host read), or "auto", which is triton for CUDA tensors where Triton is installed and `performance` allows it, else
+torch. Faces and their order are the same, vertices and gradients agree to rounding. On CUDA with Triton, gradients are
+the same from run to run under `torch.use_deterministic_algorithms`.
 """
 
 import functools

@@ -26,8 +26,8 @@ _VERTICES_PER_PROGRAM = 128
 def crossed_edges_and_faces(
     sdf: Tensor, level: float, pad: bool, triangles: Tensor, cell_edges: Tensor
 ) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-    """Ids (grid point * 3 + axis) of the crossed grid edges [V], rows of these as faces [F, 3], and how many of both each
-    grid has.
+    """Ids (grid point * 3 + axis) of the crossed grid edges [V], rows of these as faces [F, 3], and how many of both
+    each grid has.
 
     triangles: [256, 5, 3], edges of a cell by case, -1 where absent. cell_edges: [12, 4], for each the point of the
     cell that it starts at and its axis.
