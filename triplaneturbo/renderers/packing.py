@@ -31,7 +31,9 @@ class PackedMeshes:
             vertex_mesh.append(mesh.faces.new_full((len(mesh.vertices),), number))
             face_mesh.append(mesh.faces.new_full((len(mesh.faces),), number))
             before += len(mesh.vertices)
-        return cls(*(torch.cat(parts) for parts in (vertices, faces, vertex_mesh, face_mesh)), len(meshes))
+        return cls(
+            torch.cat(vertices), torch.cat(faces), torch.cat(vertex_mesh), torch.cat(face_mesh), count=len(meshes)
+        )
 
 
 def split_meshes(vertices: Float[Tensor, "N 3"], faces: Int[Tensor, "F 3"], sizes: list[tuple[int, int]]) -> list[Mesh]:
