@@ -12,37 +12,33 @@ from triplaneturbo.types import Mesh
 
 @dataclass(frozen=True)
 class PackedMeshes:
-    """The meshes of all prompts one after the other. faces: rows of the joint vertices. vertex_mesh, face_mesh: number
-    of the mesh that each belongs to. count: of meshes."""
+    """The meshes of all prompts one after the other. faces: rows of the joint vertices. face_mesh: number of the mesh
+    that each belongs to. count: of meshes."""
 
     vertices: Float[Tensor, "N 3"]
     faces: Int[Tensor, "F 3"]
-    vertex_mesh: Int[Tensor, " N"]
     face_mesh: Int[Tensor, " F"]
     count: int
 
     @classmethod
     def join(cls, meshes: list[Mesh]) -> "PackedMeshes":
         """One mesh after the other."""
-        vertices, faces, vertex_mesh, face_mesh, before = [], [], [], [], 0
+        faces, face_mesh, before = [], [], 0
         for number, mesh in enumerate(meshes):
-            vertices.append(mesh.vertices)
             faces.append(mesh.faces + before)
-            vertex_mesh.append(mesh.faces.new_full((len(mesh.vertices),), number))
             face_mesh.append(mesh.faces.new_full((len(mesh.faces),), number))
             before += len(mesh.vertices)
-        return cls(
-            torch.cat(vertices), torch.cat(faces), torch.cat(vertex_mesh), torch.cat(face_mesh), count=len(meshes)
-        )
+        vertices = torch.cat([mesh.vertices for mesh in meshes])
+        return cls(vertices, torch.cat(faces), torch.cat(face_mesh), len(meshes))
 
 
 def split_meshes(vertices: Float[Tensor, "N 3"], faces: Int[Tensor, "F 3"], sizes: list[tuple[int, int]]) -> list[Mesh]:
     """The single meshes of joint ones, given how many vertices and faces each has."""
-    meshes, before = [], 0
-    parts = (part.split(list(counts)) for part, counts in zip((vertices, faces), zip(*sizes, strict=True), strict=True))
-    for own, triangles in zip(*parts, strict=True):
-        meshes.append(Mesh(own, triangles - before))
-        before += len(own)
+    meshes, first_vertex, first_face = [], 0, 0
+    for n_vertices, n_faces in sizes:
+        own = faces.narrow(0, first_face, n_faces) - first_vertex
+        meshes.append(Mesh(vertices.narrow(0, first_vertex, n_vertices), own))
+        first_vertex, first_face = first_vertex + n_vertices, first_face + n_faces
     return meshes
 
 
