@@ -6,10 +6,10 @@ Several meshes, each seen from V cameras of its own, are drawn at once: their ve
 rows of the joint vertices, and the mesh of every face is given as `mesh_index`. Image m * V + v (of M in all) shows
 mesh m from its camera v; `positions_clip[v]` has each vertex as camera v of the vertex's mesh sees it.
 
-`backend` chooses the implementation: "torch" (any device), "triton" (CUDA kernels of `rasterize_triton.py` and
-`antialias_triton.py`, without host reads), or "auto", which is triton for CUDA tensors where Triton is installed and
-`performance` allows it, else torch. Visible faces are the same, the rest agrees to rounding. On CUDA with Triton, all
-gradients are the same from run to run under `torch.use_deterministic_algorithms`.
+`backend` chooses the implementation: "torch" (any device), "triton" (CUDA kernels of `rasterize_triton.py`,
+`interpolate_triton.py` and `antialias_triton.py`, without host reads), or "auto", which is triton for CUDA tensors where
+Triton is installed and `performance` allows it, else torch. Visible faces are the same, the rest agrees to rounding. On
+CUDA with Triton, all gradients are the same from run to run under `torch.use_deterministic_algorithms`.
 """
 
 from dataclasses import dataclass
@@ -100,7 +100,7 @@ def interpolate(
     images, height, width = raster.face_index.shape
     count, channels = attributes.shape[-2:]
     if _use_triton(backend, attributes):
-        from triplaneturbo.ops.rasterize_triton import Interpolate
+        from triplaneturbo.ops.interpolate_triton import Interpolate
 
         weights, face = raster.barycentric.flatten(0, 2), raster.face_index.flatten()
         values = Interpolate.apply(attributes, weights, face, faces, height, width)
