@@ -7,9 +7,9 @@ rows of the joint vertices, and the mesh of every face is given as `mesh_index`.
 mesh m from its camera v; `positions_clip[v]` has each vertex as camera v of the vertex's mesh sees it.
 
 `backend` chooses the implementation: "torch" (any device), "triton" (CUDA kernels of `rasterize_triton.py`,
-`interpolate_triton.py` and `antialias_triton.py`, without host reads), or "auto", which is triton for CUDA tensors where
-Triton is installed and `performance` allows it, else torch. Visible faces are the same, the rest agrees to rounding. On
-CUDA with Triton, all gradients are the same from run to run under `torch.use_deterministic_algorithms`.
+`interpolate_triton.py` and `antialias_triton.py`, without host reads), or "auto", which is triton for CUDA tensors
+where Triton is installed and `performance` allows it, else torch. Visible faces are the same, the rest agrees to
+rounding. On CUDA with Triton, all gradients are the same from run to run under `torch.use_deterministic_algorithms`.
 """
 
 from dataclasses import dataclass
