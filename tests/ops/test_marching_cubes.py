@@ -167,8 +167,8 @@ def test_grids_in_a_batch_stay_apart():
     fields = torch.rand(3, 5, 6, 7, dtype=torch.float64, generator=rng)
     fields[1] = 1
     shifts = 0.1 * torch.randn(3, 5, 6, 7, 3, dtype=torch.float64, generator=rng)
-    vertices, faces, grid = marching_cubes_packed(fields, shifts, level=0.5)
+    vertices, faces, sizes = marching_cubes_packed(fields, shifts, level=0.5)
     singles = [marching_cubes(field, shift, level=0.5) for field, shift in zip(fields, shifts, strict=True)]
     assert torch.equal(vertices, torch.cat([single[0] for single in singles]))
-    assert grid.bincount().tolist() == [len(single[0]) for single in singles]
+    assert sizes == [(len(single[0]), len(single[1])) for single in singles]
     assert torch.equal(faces, torch.cat([singles[0][1], singles[2][1] + len(singles[0][0])]))

@@ -6,7 +6,7 @@ from triplaneturbo.cameras import ray_directions
 from triplaneturbo.errors import ConfigError, EmptyFieldError
 from triplaneturbo.renderers.mesh import MeshRenderer
 from triplaneturbo.renderers.shading import disparity, normals_as_colors
-from triplaneturbo.renderers.surface import force_surface, surface_meshes, surface_points
+from triplaneturbo.renderers.surface import force_surface, surface_meshes, touched_points
 from triplaneturbo.renderers.volume import VolumeRenderer
 from triplaneturbo.scenes import FieldScene
 from triplaneturbo.scenes.isosurface import extract
@@ -167,11 +167,11 @@ def test_gradients_are_those_through_the_whole_grid():
     torch.testing.assert_close(found, truth, rtol=1e-4, atol=1e-5)
 
 
-def test_surface_points_reach_the_boundary():
+def test_touched_points_reach_the_boundary():
     sdf = torch.ones(4, 4, 4)
     sdf[0, 1, 1] = -1
     expected = {(0, 1, 1), (1, 1, 1), (0, 0, 1), (0, 2, 1), (0, 1, 0), (0, 1, 2)}
-    found = {(int(i) // 16, int(i) // 4 % 4, int(i) % 4) for i in surface_points(sdf)}
+    found = {(int(i) // 16, int(i) // 4 % 4, int(i) % 4) for i in touched_points(sdf).flatten().nonzero()}
     assert found == expected
 
 

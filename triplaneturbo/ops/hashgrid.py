@@ -1,4 +1,10 @@
-"""Multi-resolution hash encoding of points in the unit cube (Mueller et al. 2022)."""
+"""Multi-resolution hash encoding of points in the unit cube (Mueller et al. 2022).
+
+`backend` chooses the implementation: "torch" (any device), "triton" (CUDA kernels of `hashgrid_triton.py`, all levels
+in one), or "auto", which is triton for CUDA tensors where Triton is installed and `performance` allows it, else torch.
+Both agree to rounding. On CUDA, the gradient of the table is the same from run to run under
+`torch.use_deterministic_algorithms`, with Triton.
+"""
 
 import math
 
@@ -55,16 +61,22 @@ class HashGrid(nn.Module):
         return len(self.sizes) * self.n_features_per_level
 
     def forward(self, points: Float[Tensor, "N 3"], *, backend: str = "auto") -> Float[Tensor, "N D"]:
-        """Features [N, n_levels * n_features_per_level] of points in [0, 1]^3; differentiable in both.
+        """Features [N, n_levels * n_features_per_level] of points in [0, 1]^3; differentiable once in both.
 
         Corner lookups are computed again in the backward pass, 160 bytes per point and level otherwise.
 
-        backend: auto, torch, tinycudann; see `backends.choose`, and for its errors.
+        backend: auto, torch, triton, tinycudann; see `backends.choose`, and for its errors.
         """
-        if choose("hashgrid", points.device, self.params.dtype, asked=backend).name == "tinycudann":
+        chosen = choose("hashgrid", points.device, self.params.dtype, asked=backend).name
+        if chosen == "tinycudann":
             from triplaneturbo.ops.hashgrid_tinycudann import lookup
 
             return lookup(points, self.params, **self.layout)
+        if chosen == "triton":
+            from triplaneturbo.ops.hashgrid_triton import EncodePoints, Levels
+
+            grids = Levels(tuple(self.scales), tuple(self.resolutions), tuple(self.sizes))
+            return EncodePoints.apply(points, self.params.view(-1, self.n_features_per_level), grids)
         tables = self.params.view(-1, self.n_features_per_level).split(self.sizes)
         levels = zip(tables, self.scales, self.resolutions, strict=True)
         features = [

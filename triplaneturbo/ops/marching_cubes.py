@@ -1,4 +1,10 @@
-"""Differentiable marching cubes on a dense grid."""
+"""Differentiable marching cubes on a dense grid.
+
+`backend` chooses the implementation: "torch" (any device), "triton" (CUDA kernels of `marching_cubes_triton.py`, one
+host read), or "auto", which is triton for CUDA tensors where Triton is installed and `performance` allows it, else
+torch. Faces and their order are the same, vertices and gradients agree to rounding. On CUDA with Triton, gradients are
+the same from run to run under `torch.use_deterministic_algorithms`.
+"""
 
 import functools
 
@@ -47,13 +53,15 @@ def marching_cubes_packed(
     level: float = 0.0,
     pad: bool = True,
     backend: str = "auto",
-) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"], Int[Tensor, " V"]]:
-    """`marching_cubes` of B grids at once: vertices and faces of all meshes one after the other, and the grid that
-    each vertex belongs to, ascending. Faces hold rows of the joint vertices."""
+) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"], list[tuple[int, int]]]:
+    """`marching_cubes` of B grids at once: vertices and faces of all meshes one after the other, and how many of both
+    each mesh has. Faces hold rows of the joint vertices."""
     if _use_diso(backend, sdf, pad):
         from triplaneturbo.ops.marching_cubes_diso import extract
 
         return extract(sdf, deformation, level)
+    if choose("isosurface", sdf.device, sdf.dtype, asked=backend).name == "triton":
+        return _in_kernels(sdf, deformation, level, pad)
     if pad:
         sdf = F.pad(sdf, [1] * 6, value=level + 1)
         if deformation is not None:
@@ -63,7 +71,27 @@ def marching_cubes_packed(
     vertices = _vertices(sdf, deformation, edges, level)
     if pad:
         vertices = vertices - 1
-    return vertices, _triangles(inside, edges), edges // (3 * inside[0].numel())
+    faces = _triangles(inside, edges)
+    return vertices, faces, _sizes(edges, faces, inside)
+
+
+def _in_kernels(
+    sdf: Tensor, deformation: Tensor | None, level: float, pad: bool
+) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+    from triplaneturbo.ops.marching_cubes_triton import PlaceVertices, crossed_edges_and_faces
+
+    with torch.no_grad():
+        tables = _triangle_table(sdf.device), _edge_table(sdf.device)
+        edges, faces, sizes = crossed_edges_and_faces(sdf, level, pad, *tables)
+    return PlaceVertices.apply(sdf, deformation, edges, level, pad), faces, sizes
+
+
+def _sizes(edges: Tensor, faces: Tensor, inside: Tensor) -> list[tuple[int, int]]:
+    """How many vertices and faces each grid has."""
+    owners = edges // (3 * inside[0].numel())
+    number = torch.arange(len(inside) + 1, device=edges.device)
+    first = [torch.searchsorted(owner, number) for owner in (owners, owners[faces[:, 0]])]
+    return [(vertices, faces) for vertices, faces in torch.stack(first, 1).diff(dim=0).tolist()]
 
 
 def _use_diso(backend: str, sdf: Tensor, pad: bool) -> bool:
@@ -108,7 +136,8 @@ def _triangles(inside: Tensor, edges: Tensor) -> Tensor:
     case = cases[cells].long()
     corner = ((grid * layers + x) * rows + y) * columns + z
 
-    offsets = _edge_offsets(rows, columns, inside.device)
+    i, j, k, axis = _edge_table(inside.device).unbind(1)
+    offsets = ((i * rows + j) * columns + k) * 3 + axis
     candidates = _triangle_table(inside.device)[case]
     present = candidates[..., 0] >= 0
     ids = (corner.view(-1, 1, 1) * 3 + offsets[candidates])[present]
@@ -133,11 +162,11 @@ def _triangle_table(device: torch.device) -> Tensor:
     return torch.tensor(rows, device=device)
 
 
-def _edge_offsets(rows: int, columns: int, device: torch.device) -> Tensor:
-    """What to add to 3 * (first corner of a cell) to get the ids of its edges: [12]."""
-    offsets = []
+@functools.cache
+def _edge_table(device: torch.device) -> Tensor:
+    """The point of a cell at which each of its edges starts, and the edge's axis: [12, 4]."""
+    table = []
     for first, second in EDGES:
         low, high = sorted((CORNERS[first], CORNERS[second]))
-        axis = next(axis for axis in range(3) if low[axis] != high[axis])
-        offsets.append(((low[0] * rows + low[1]) * columns + low[2]) * 3 + axis)
-    return torch.tensor(offsets, device=device)
+        table.append((*low, next(axis for axis in range(3) if low[axis] != high[axis])))
+    return torch.tensor(table, device=device)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 def extract(
     sdf: Float[Tensor, "B X Y Z"], deformation: Float[Tensor, "B X Y Z 3"] | None, level: float
-) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"], Int[Tensor, " V"]]:
+) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"], list[tuple[int, int]]]:
     """See `marching_cubes.marching_cubes_packed`, with `pad`; differentiable once in both tensors."""
     extractor = _extractor(sdf.dtype, sdf.device)
-    vertices, faces, grids = [], [], []
+    vertices, faces, sizes = [], [], []
     first = 0
     for number, values in enumerate(sdf):
         # The package surrounds every grid by outside, too, but takes one that is all inside for one without a surface.
@@ -27,9 +27,9 @@ def extract(
         points, triangles = extractor(grid, offset, isovalue=level, normalize=False)
         vertices.append(points - 1)
         faces.append(triangles.long() + first)
-        grids.append(triangles.new_full((len(points),), number, dtype=torch.long))
+        sizes.append((len(points), len(triangles)))
         first += len(points)
-    return torch.cat(vertices), torch.cat(faces), torch.cat(grids)
+    return torch.cat(vertices), torch.cat(faces), sizes
 
 
 @functools.cache

@@ -16,7 +16,7 @@ def vertex_normals(vertices: Float[Tensor, "N 3"], faces: Int[Tensor, "F 3"]) ->
     a, b, c = gather_rows(vertices, faces.flatten()).view(-1, 3, 3).unbind(1)
     doubled_area = torch.linalg.cross(b - a, c - a)
     summed = add_rows(torch.zeros_like(vertices), faces.flatten(), doubled_area.repeat_interleave(3, 0))
-    up = vertices.new_tensor([0.0, 0.0, 1.0])
+    up = F.pad(vertices.new_ones(1), (2, 0))  # made on the device: the host does not wait
     has_area = summed.square().sum(1, keepdim=True) > _MIN_SQUARED_NORMAL
     return F.normalize(torch.where(has_area, summed, up), dim=1)
 

@@ -5,8 +5,6 @@
 On CUDA, the gradient of the planes is the same from run to run under `torch.use_deterministic_algorithms`, with Triton.
 """
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -21,11 +19,8 @@ _CHUNK = 1 << 15
 _BORDER = 2
 
 
-Backend = Literal["auto", "torch", "triton"]
-
-
 def sample_planes(
-    planes: Float[Tensor, "B P C H W"], coords: Float[Tensor, "B P N 2"], *, backend: Backend = "auto"
+    planes: Float[Tensor, "B P C H W"], coords: Float[Tensor, "B P N 2"], *, backend: str = "auto"
 ) -> Float[Tensor, "B P N C"]:
     """Bilinear lookup, zero outside, pixel centres at ((2j+1)/W - 1, (2i+1)/H - 1).
 
@@ -43,7 +38,7 @@ def sample_planes(
 
 
 def sample_planes_with_jacobian(
-    planes: Float[Tensor, "B P C H W"], coords: Float[Tensor, "B P N 2"], *, backend: Backend = "auto"
+    planes: Float[Tensor, "B P C H W"], coords: Float[Tensor, "B P N 2"], *, backend: str = "auto"
 ) -> tuple[Float[Tensor, "B P N C"], Float[Tensor, "B P N 2 C"]]:
     """Value of `sample_planes` and its exact derivative with respect to (u, v).
 
@@ -65,7 +60,7 @@ def sample_planes_with_jacobian(
     return _SampleWithJacobian.apply(planes, coords)
 
 
-def _use_triton(backend: Backend, planes: Tensor) -> bool:
+def _use_triton(backend: str, planes: Tensor) -> bool:
     return choose("planes", planes.device, planes.dtype, asked=backend).name == "triton"
 
 

@@ -7,7 +7,9 @@ rows of the joint vertices, and the mesh of every face is given as `mesh_index`.
 mesh m from its camera v; `positions_clip[v]` has each vertex as camera v of the vertex's mesh sees it.
 
 What rasterises is chosen by `backends.choose`, and interpolates and antialiases, too. The rules below on ties, clipping
-and small faces are those of torch; what differs with nvdiffrast is in `rasterize_nvdiffrast`.
+and small faces are those of torch and of our Triton kernels, which need no host reads and agree on every visible face;
+what differs with nvdiffrast is in `rasterize_nvdiffrast`. On CUDA with Triton, all gradients are the same from run to
+run under `torch.use_deterministic_algorithms`.
 """
 
 from dataclasses import dataclass
@@ -60,16 +62,17 @@ def rasterize(
     Smaller z/w is nearer, of equal depths the lower face index wins: the result is the same on every device.
     Faces with a vertex at w <= 0 are dropped, not clipped; so are pixels with z/w outside [-1, 1].
 
-    backend: auto, torch, nvdiffrast; see `backends.choose`, and for its errors.
+    backend: auto, torch, triton, nvdiffrast; see `backends.choose`, and for its errors.
     """
-    if choose("rasterizer", positions_clip.device, positions_clip.dtype, asked=backend).name == "nvdiffrast" and len(
-        faces
-    ):
+    chosen = choose("rasterizer", positions_clip.device, positions_clip.dtype, asked=backend).name
+    if chosen == "nvdiffrast" and len(faces):
         from triplaneturbo.ops import rasterize_nvdiffrast
 
         return rasterize_nvdiffrast.rasterize(positions_clip, faces, height, width, mesh_index, n_meshes)
     views = positions_clip.shape[0]
     images = n_meshes * views
+    if chosen == "triton":
+        return _rasterize_in_kernels(positions_clip, faces, mesh_index, (images, height, width))
     with torch.no_grad():
         image = _images(views, faces, mesh_index)
         face_index = _visible_faces(positions_clip, faces, image, (images, height, width))
@@ -90,7 +93,11 @@ def rasterize(
 
 
 def interpolate(
-    attributes: Float[Tensor, "V N C"] | Float[Tensor, "N C"], raster: Raster, faces: Int[Tensor, "F 3"]
+    attributes: Float[Tensor, "V N C"] | Float[Tensor, "N C"],
+    raster: Raster,
+    faces: Int[Tensor, "F 3"],
+    *,
+    backend: str = "auto",
 ) -> Float[Tensor, "M H W C"]:
     """Vertex attributes at every pixel, 0 where empty.
 
@@ -102,6 +109,12 @@ def interpolate(
         return rasterize_nvdiffrast.interpolate(attributes, raster)
     images, height, width = raster.face_index.shape
     count, channels = attributes.shape[-2:]
+    if choose("rasterizer", attributes.device, attributes.dtype, asked=backend).name == "triton":
+        from triplaneturbo.ops.interpolate_triton import Interpolate
+
+        weights, face = raster.barycentric.flatten(0, 2), raster.face_index.flatten()
+        values = Interpolate.apply(attributes, weights, face, faces, height, width)
+        return values.view(images, height, width, channels)
     face = raster.face_index.flatten()
     pixels = (face >= 0).nonzero().squeeze(1)
     corners = faces[face[pixels]]
@@ -124,6 +137,8 @@ def antialias(
     positions_clip: Float[Tensor, "V N 4"],
     faces: Int[Tensor, "F 3"],
     mesh_index: Int[Tensor, " F"] | None = None,
+    *,
+    backend: str = "auto",
 ) -> Float[Tensor, "M H W C"]:
     """Blends pixels along silhouettes by how far the silhouette reaches into them (Laine et al. 2020, 3.6).
 
@@ -142,9 +157,10 @@ def antialias(
     if isinstance(raster, rasterize_nvdiffrast.NvdiffrastRaster):
         return rasterize_nvdiffrast.antialias(image, raster, positions_clip)
     height, width, channels = image.shape[1:]
-    size = positions_clip.new_tensor([width, height])
     w = positions_clip[..., 3:]
-    screen = ((positions_clip[..., :2] / torch.where(w > 0, w, 1) + 1) * size - 1) / 2
+    screen = _to_pixels(positions_clip[..., :2] / torch.where(w > 0, w, 1), height, width)
+    if choose("rasterizer", image.device, image.dtype, asked=backend).name == "triton":
+        return _blend_in_kernels(image, raster, screen, positions_clip, faces, mesh_index)
     with torch.no_grad():
         near, far, axis, line, cell, ends = _silhouette_crossings(raster, screen, positions_clip, faces, mesh_index)
     points = gather_rows(screen.reshape(-1, 2), ends.flatten()).view(-1, 2, 2)
@@ -156,6 +172,33 @@ def antialias(
     pixels = image.reshape(-1, channels)
     change = share * (gather_rows(pixels, source) - gather_rows(pixels, target))
     return add_rows(pixels, target, change).view_as(image)
+
+
+def _rasterize_in_kernels(
+    positions: Tensor, faces: Tensor, mesh_index: Tensor | None, shape: tuple[int, int, int]
+) -> Raster:
+    from triplaneturbo.ops.rasterize_triton import SeePixels, nearest_keys
+
+    with torch.no_grad():
+        screen, depth = _screen_vertices(positions.reshape(-1, 4), *shape[1:])
+        nearest = nearest_keys(positions, screen, depth, faces, mesh_index, shape, _SUBPIXEL_BITS)
+    face_index, barycentric, depth = SeePixels.apply(positions, faces, nearest, *shape[1:])
+    return Raster(face_index.view(shape), barycentric.view(*shape, 3), depth.view(shape))
+
+
+def _blend_in_kernels(
+    image: Tensor, raster: Raster, screen: Tensor, positions: Tensor, faces: Tensor, mesh_index: Tensor | None
+) -> Tensor:
+    from triplaneturbo.ops.antialias_triton import BlendPixels, farthest_crossings
+
+    with torch.no_grad():
+        depth = positions[..., 2] / positions[..., 3]
+        opposite = _opposite_vertices(faces, positions.shape[1])
+        slots = farthest_crossings(
+            screen, depth, positions, faces, opposite, mesh_index, raster.face_index, raster.depth
+        )
+    blended = BlendPixels.apply(image.flatten(0, 2), screen, faces, slots, *image.shape[1:3])
+    return blended.view_as(image)
 
 
 class _Crossings(NamedTuple):
@@ -315,9 +358,15 @@ def _screen_vertices(positions: Tensor, height: int, width: int) -> tuple[Tensor
     """Subpixel coordinates (column, row) as integers and z/w of clip-space vertices; pixel centres are whole."""
     w = positions[:, 3:]
     ndc = positions[:, :3] / torch.where(w > 0, w, 1)
-    screen = ((ndc[:, :2] + 1) * ndc.new_tensor([width, height]) - 1) / 2
+    screen = _to_pixels(ndc[:, :2], height, width)
     screen = (screen.clamp(-_MAX_PIXELS, _MAX_PIXELS).double() * _SUBPIXEL).round().int()
     return screen, ndc[:, 2]
+
+
+def _to_pixels(ndc: Tensor, height: int, width: int) -> Tensor:
+    """Pixel coordinates (column, row) of normalised device coordinates [..., 2]; pixel centres are whole."""
+    column, row = ndc.unbind(-1)
+    return torch.stack([((column + 1) * width - 1) / 2, ((row + 1) * height - 1) / 2], -1)
 
 
 def _pixel_boxes(corners: list[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:

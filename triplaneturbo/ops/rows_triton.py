@@ -1,4 +1,4 @@
-"""Triton kernel of `rows.py`: sums of rows in fixed point."""
+"""Triton kernel of `rows.py`: sums of rows in fixed point. And what all kernels ask of the tensors they are given."""
 
 from typing import no_type_check
 
@@ -10,6 +10,19 @@ from torch import Tensor
 from triplaneturbo.ops.rows import fixed_point_unit
 
 _ELEMENTS_PER_PROGRAM = 1024
+
+
+def check_device(tensor: Tensor) -> None:
+    """Make sure that kernels can read `tensor`.
+
+    Raises:
+        ValueError: it is not on a CUDA device, and Triton does not interpret kernels here.
+    """
+    if not tensor.is_cuda and not triton.knobs.runtime.interpret:
+        raise ValueError(
+            f"backend='triton' was asked for, but the tensors are on {tensor.device}. Triton kernels run on CUDA "
+            "tensors (or on the CPU with TRITON_INTERPRET=1 set before start); use backend='auto' or 'torch'."
+        )
 
 
 def sum_rows(rows: Tensor, index: Tensor, count: int) -> Tensor:

@@ -111,7 +111,7 @@ class MeshRenderer(Renderer[Scene]):
         check_views(scene, cameras)
         height, width = directions.shape[1:3]
         packed = PackedMeshes.join(meshes)
-        clip = _clip_positions(packed, world_to_clip(cameras, width / height))
+        clip = _clip_positions(meshes, world_to_clip(cameras, width / height))
         raster = rasterize(clip, packed.faces, height, width, packed.face_mesh, packed.count)
         background = self._background(directions, pooled_text, cameras.n_view)
         views = self.shade(packed, raster, clip, scene, cameras, background)
@@ -168,8 +168,9 @@ class MeshRenderer(Renderer[Scene]):
         self, scene: Scene, points: Float[Tensor, "M H W 3"], visible: Tensor
     ) -> tuple[Float[Tensor, "M H W 3"], dict[str, Extra]]:
         """Colours at the visible points, 0 elsewhere, and with `surface_samples` what a field has there."""
-        pixels = visible.flatten().nonzero().squeeze(1)
-        table = PromptTable(pixels // (visible.numel() // len(scene)), len(scene))
+        counts = visible.view(len(scene), -1).sum(1).tolist()
+        pixels = torch.nonzero_static(visible.flatten(), size=sum(counts)).squeeze(1)
+        table = PromptTable(counts, pixels.device)
         seen = table.fill(gather_rows(points.reshape(-1, 3), pixels), spare=self.radius_of(scene))
         extras: dict[str, Extra] = {}
         if self.cfg.surface_samples and isinstance(scene, FieldScene):
@@ -184,9 +185,9 @@ class MeshRenderer(Renderer[Scene]):
         return canvas.view(*visible.shape, 3), extras
 
 
-def _clip_positions(meshes: PackedMeshes, matrices: Float[Tensor, "M 4 4"]) -> Float[Tensor, "V N 4"]:
+def _clip_positions(meshes: list[Mesh], matrices: Float[Tensor, "M 4 4"]) -> Float[Tensor, "V N 4"]:
     """Every vertex as the cameras of its own mesh see it."""
-    table = PromptTable(meshes.vertex_mesh, meshes.count)
-    homogeneous = table.fill(F.pad(meshes.vertices, (0, 1), value=1.0), spare=1.0)
-    clip = homogeneous @ matrices.view(meshes.count, -1, 4).transpose(1, 2)
-    return table.read(clip).unflatten(1, (-1, 4)).transpose(0, 1).contiguous()
+    parts = []
+    for mesh, views in zip(meshes, matrices.unflatten(0, (len(meshes), -1)), strict=True):
+        parts.append(F.pad(mesh.vertices, (0, 1), value=1.0) @ views.transpose(1, 2))
+    return torch.cat(parts, 1)

@@ -1,5 +1,6 @@
 """From what a ray met to what the teachers look at: disparity, normals as colours, compositing."""
 
+import functools
 import math
 
 import torch
@@ -37,7 +38,8 @@ def normals_as_colors(
         "front": axes of the first view of each prompt, x not flipped; "world": world axes.
     """
     if direction == "camera":
-        rotation = cameras.w2c_rotation * normal.new_tensor([-1, 1, 1])[:, None]
+        rotation = cameras.w2c_rotation
+        rotation = torch.cat([-rotation[:, :1], rotation[:, 1:]], 1)
     elif direction == "front":
         rotation = cameras.w2c_rotation[:: cameras.n_view].repeat_interleave(cameras.n_view, 0)
     elif direction == "world":
@@ -54,8 +56,14 @@ def over(
 ) -> Float[Tensor, "M H W C"]:
     """color * opacity + background * (1 - opacity)."""
     if isinstance(background, tuple):
-        background = color.new_tensor(background).expand_as(color)
+        background = _constant(background, color.dtype, color.device).expand_as(color)
     return torch.lerp(background, color, opacity)
+
+
+@functools.cache
+def _constant(color: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Kept, because the host waits for a device that numbers are sent to."""
+    return torch.tensor(color, dtype=dtype, device=device)
 
 
 def shrink_gradient(x: Float[Tensor, "*S"], share: float) -> Float[Tensor, "*S"]:

@@ -4,7 +4,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from triplaneturbo.errors import EmptyFieldError
@@ -50,15 +50,19 @@ def surface_meshes(
     with torch.no_grad():
         values = _grid_values(scene, points)
         extremes = torch.stack([values.argmin(1), values.argmax(1)], 1)
-        empty = _empty_fields(values.gather(1, extremes))
-        active = _active_points(values.view(grids), extremes, empty)
-        prompt, place = active // len(points), active % len(points)
+        touched = touched_points(values.view(grids)).flatten(1)
+        empty, counts = _looked_through(values, extremes, touched)
+        if len(empty) > 0:
+            touched = _touched_with_stand_ins(values.view(grids), extremes, empty)
+            counts = touched.sum(1).tolist()
+        active = torch.nonzero_static(touched.flatten(), size=sum(counts)).squeeze(1)
+        place = active % len(points)
     if detach_if_empty and len(empty) == prompts:
         value_share = offset_share = 0.0
     with torch.set_grad_enabled(torch.is_grad_enabled() and max(value_share, offset_share) > 0):
-        table = PromptTable(prompt, prompts)
+        table = PromptTable(counts, active.device)
         found, offset = scene.level_set(table.fill(points[place], spare=radius), resolution=resolution)
-        attached = ~torch.isin(prompt, empty).unsqueeze(1) if detach_if_empty and len(empty) else None
+        attached = ~torch.isin(active // len(points), empty).unsqueeze(1) if detach_if_empty and len(empty) else None
 
         def at_surface(field: Tensor, share: float) -> Tensor:
             at_points = shrink_gradient(table.read(field), share)
@@ -68,14 +72,13 @@ def surface_meshes(
         if offset is not None:
             cells = at_surface(offset, offset_share)
             offset = cells.new_zeros(dense.numel(), 3).index_copy(0, active, cells).view(*grids, 3)
-        vertices, faces, mesh = marching_cubes_packed(_with_stand_ins(dense, extremes, empty), offset)
+        vertices, faces, sizes = marching_cubes_packed(_with_stand_ins(dense, extremes, empty), offset)
         vertices = vertices * cell - radius
-    return split_meshes(vertices, faces, mesh, prompts)
+    return split_meshes(vertices, faces, sizes)
 
 
-def surface_points(sdf: Float[Tensor, "*B X Y Z"]) -> Int[Tensor, " K"]:
-    """Flat indices, ascending, of the grid points at either end of a grid edge that crosses the surface; beyond the
-    grid is outside."""
+def touched_points(sdf: Float[Tensor, "*B X Y Z"]) -> Bool[Tensor, "*B X Y Z"]:
+    """The grid points at either end of a grid edge that crosses the surface; beyond the grid is outside."""
     inside = F.pad(sdf < 0, [1] * 6)
     touched = torch.zeros_like(inside)
     for axis in (-3, -2, -1):
@@ -83,7 +86,7 @@ def surface_points(sdf: Float[Tensor, "*B X Y Z"]) -> Int[Tensor, " K"]:
         crossed = inside.narrow(axis, 0, size) ^ inside.narrow(axis, 1, size)
         touched.narrow(axis, 0, size).logical_or_(crossed)
         touched.narrow(axis, 1, size).logical_or_(crossed)
-    return touched[..., 1:-1, 1:-1, 1:-1].flatten().nonzero().squeeze(1)
+    return touched[..., 1:-1, 1:-1, 1:-1]
 
 
 def force_surface(sdf: Float[Tensor, "*B R R R"], extremes: Int[Tensor, "*B 2"]) -> Float[Tensor, "*B R R R"]:
@@ -109,10 +112,14 @@ def _grid_values(scene: FieldScene, points: Tensor) -> Tensor:
     return scene.field.inside(torch.cat([scene.value(part) for part in parts], 1).squeeze(2))
 
 
-def _empty_fields(extremes: Tensor) -> Tensor:
-    """Numbers of the fields whose values, between these two, smallest and largest, are all of one sign."""
-    empty = []
-    for number, (low, high) in enumerate(extremes.tolist()):
+def _looked_through(values: Tensor, extremes: Tensor, touched: Tensor) -> tuple[Tensor, list[int]]:
+    """Numbers of the fields [B, N] that are of one sign everywhere, and how many points of each are touched.
+
+    All that the host must know is read at once: it waits for the device.
+    """
+    empty, counts = [], []
+    facts = torch.cat([values.gather(1, extremes).double(), touched.sum(1, keepdim=True).double()], 1)
+    for number, (low, high, count) in enumerate(facts.tolist()):
         if not (math.isfinite(low) and math.isfinite(high)):
             raise EmptyFieldError(
                 "the field is not finite: training has diverged or the planes are broken; lower the learning rate, or "
@@ -120,16 +127,17 @@ def _empty_fields(extremes: Tensor) -> Tensor:
             )
         if low > 0 or high < 0:
             empty.append(number)
-    return torch.tensor(empty, dtype=torch.long, device=extremes.device)
+        counts.append(int(count))
+    device = extremes.device
+    # Without numbers nothing is sent to the device, which the host would wait for.
+    return torch.tensor(empty, device=device) if empty else torch.empty(0, dtype=torch.long, device=device), counts
 
 
-def _active_points(values: Tensor, extremes: Tensor, empty: Tensor) -> Tensor:
-    """Flat indices, ascending, of the grid points that the meshes depend on."""
-    touched = surface_points(_with_stand_ins(values, extremes, empty))
-    if len(empty) == 0:
-        return touched
-    of_stand_ins = extremes[empty] + empty.unsqueeze(1) * values[0].numel()
-    return torch.cat([touched, of_stand_ins.flatten()]).unique()
+def _touched_with_stand_ins(values: Tensor, extremes: Tensor, empty: Tensor) -> Tensor:
+    """Which grid points the meshes depend on where some are stand-ins: [B, N]."""
+    touched = touched_points(_with_stand_ins(values, extremes, empty)).flatten(1)
+    of_stand_ins = torch.zeros_like(touched).scatter_(1, extremes, True)
+    return touched.index_copy(0, empty, touched[empty] | of_stand_ins[empty])
 
 
 def _with_stand_ins(sdf: Tensor, extremes: Tensor, empty: Tensor) -> Tensor:
