@@ -9,6 +9,7 @@ from pathlib import Path
 
 from triplaneturbo import __version__
 from triplaneturbo.errors import USER_ERRORS, ConfigError, nearest
+from triplaneturbo.host import let_idle_threads_sleep
 from triplaneturbo.interruption import stoppable
 from triplaneturbo.places import find_recipe, recipes
 
@@ -35,6 +36,7 @@ def main() -> int:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit code."""
+    let_idle_threads_sleep()
     parser = argparse.ArgumentParser(
         prog="triplaneturbo", description="Text to coloured meshes, and the training of it.", allow_abbrev=False
     )
@@ -74,6 +76,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def launch(arguments: Sequence[str] | None = None) -> int:
     """The command line of launch.py; returns the exit code."""
+    let_idle_threads_sleep()
     parser = argparse.ArgumentParser(
         prog="launch.py",
         description="Train, check or export: "

@@ -29,12 +29,14 @@ class Ways:
     """Float32 products of fields and their networks use the matrix units, with 10 bits of mantissa."""
     compiled: bool
     """Networks without gradient are compiled by torch (a minute at the first use of a shape, cached on disk)."""
+    memory_kept: bool
+    """On a CPU: a launch keeps the memory that tensors free, for the next ones (`host.keep_freed_memory`)."""
 
 
 WAYS: dict[Level, Ways] = {
-    "reference": Ways(False, False, False, False, False, False),
-    "fast": Ways(True, True, True, True, True, False),
-    "max": Ways(True, True, True, True, True, True),
+    "reference": Ways(False, False, False, False, False, False, False),
+    "fast": Ways(True, True, True, True, True, False, True),
+    "max": Ways(True, True, True, True, True, True, True),
 }
 
 
