@@ -1,10 +1,11 @@
+import gc
 import os
 import subprocess
 import sys
 
 import pytest
 
-from triplaneturbo.host import let_idle_threads_sleep
+from triplaneturbo.host import importing, let_idle_threads_sleep
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
@@ -40,3 +41,21 @@ def test_what_the_user_says_about_threads_stays(monkeypatch):
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     let_idle_threads_sleep()
     assert os.environ["GOMP_SPINCOUNT"] == "7"
+
+
+def test_garbage_is_collected_again_after_imports_that_fail():
+    def fail():
+        with importing():
+            assert not gc.isenabled()
+            raise ImportError
+
+    with pytest.raises(ImportError):
+        fail()
+    assert gc.isenabled()
+    gc.unfreeze()
+
+
+def test_generating_does_not_import_what_only_reading_and_training_need():
+    code = "import sys, triplaneturbo.pipelines.generate as _; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"trimesh", "networkx", "pytorch_lightning"} & set(loaded)

@@ -1,8 +1,11 @@
 """What a process asks of the C library and of OpenMP, for the sake of computations on a CPU. Light to import."""
 
 import ctypes
+import gc
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Numbers of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -31,3 +34,16 @@ def let_idle_threads_sleep() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _TURNS)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """A block that imports large libraries: nothing looks for garbage in it, of which imports leave next to none, nor
+    afterwards among what they have made, which stays until the process ends.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
