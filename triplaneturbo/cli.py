@@ -9,6 +9,7 @@ from pathlib import Path
 
 from triplaneturbo import __version__
 from triplaneturbo.errors import USER_ERRORS, ConfigError, nearest
+from triplaneturbo.host import importing, let_idle_threads_sleep
 from triplaneturbo.interruption import stoppable
 from triplaneturbo.places import find_recipe, recipes
 
@@ -35,6 +36,7 @@ def main() -> int:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line says; returns the exit code."""
+    let_idle_threads_sleep()
     parser = argparse.ArgumentParser(
         prog="triplaneturbo", description="Text to coloured meshes, and the training of it.", allow_abbrev=False
     )
@@ -74,6 +76,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def launch(arguments: Sequence[str] | None = None) -> int:
     """The command line of launch.py; returns the exit code."""
+    let_idle_threads_sleep()
     parser = argparse.ArgumentParser(
         prog="launch.py",
         description="Train, check or export: "
@@ -127,8 +130,8 @@ def start(parser: argparse.ArgumentParser, flags: argparse.Namespace, configs: l
         install_import_hook(["triplaneturbo", "custom"], "beartype.beartype")
 
     def run_it() -> int:
-        from triplaneturbo.launcher import Launch, launch, show
-
+        with importing():
+            from triplaneturbo.launcher import Launch, launch, show
         request = Launch(
             mode=flags.mode,
             configs=[str(find_recipe(config)) for config in configs],
@@ -219,8 +222,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
 def _generate(flags: argparse.Namespace) -> int:
     if flags.out.exists() and not flags.overwrite:
         raise ConfigError(f"{flags.out} is there already; give another -o, or --overwrite to replace it")
-    from triplaneturbo.pipelines.generate import generate
-
+    with importing():
+        from triplaneturbo.pipelines.generate import generate
     made = generate(flags.prompt, flags.out, flags.weights, flags.seed, flags.resolution, flags.device)
     print(made)
     return 0

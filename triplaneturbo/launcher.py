@@ -23,9 +23,10 @@ from triplaneturbo.bounds import Range
 from triplaneturbo.config import ExperimentConfig, Reading, read_config
 from triplaneturbo.errors import ConfigError, UnknownNameError, nearest
 from triplaneturbo.extensions import import_extensions
+from triplaneturbo.host import keep_freed_memory
 from triplaneturbo.interruption import FILES, NOTHING, interruption
 from triplaneturbo.ops import backends
-from triplaneturbo.performance import Performance, use
+from triplaneturbo.performance import Performance, current, use
 from triplaneturbo.places import PROJECT
 from triplaneturbo.storage import require_writable
 from triplaneturbo.systems.callbacks import ProgressReport, RunCard
@@ -93,6 +94,8 @@ def launch(request: Launch) -> None:
     backends.use(experiment.backends)
     log_differences(reading)
     trainer = build_trainer(experiment)
+    if current().ways.memory_kept and trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     with enter_trial(reading, experiment, trainer, training=training) as trial:
         _launch(request, trial, trainer)
 

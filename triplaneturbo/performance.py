@@ -27,12 +27,14 @@ class Ways:
     """Networks of unchanging shapes are recorded as CUDA graphs, forward and backward."""
     compiled: bool
     """Networks without gradient are compiled by torch (a minute at the first use of a shape, cached on disk)."""
+    memory_kept: bool
+    """On a CPU: a launch keeps the memory that tensors free, for the next ones (`host.keep_freed_memory`)."""
 
 
 WAYS: dict[Level, Ways] = {
-    "reference": Ways(kernels=False, graphs=False, compiled=False),
-    "fast": Ways(kernels=True, graphs=True, compiled=False),
-    "max": Ways(kernels=True, graphs=True, compiled=True),
+    "reference": Ways(kernels=False, graphs=False, compiled=False, memory_kept=False),
+    "fast": Ways(kernels=True, graphs=True, compiled=False, memory_kept=True),
+    "max": Ways(kernels=True, graphs=True, compiled=True, memory_kept=True),
 }
 
 

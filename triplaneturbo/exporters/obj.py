@@ -4,16 +4,18 @@ The v of texture coordinates points upwards in OBJ and downwards in ours; this m
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import trimesh
 from torch import Tensor
-from trimesh.visual import ColorVisuals, TextureVisuals
 
 from triplaneturbo.pictures import PictureKind, encode, from_image, to_bytes
 from triplaneturbo.storage import replacing, write_text
 from triplaneturbo.types import Mesh, Texture
+
+if TYPE_CHECKING:
+    import trimesh
 
 TEXTURE_NAME = "texture_kd"
 MATERIAL = """newmtl surface
@@ -58,6 +60,8 @@ def read_obj(path: Path) -> Mesh:
     Raises:
         ValueError: there are no triangles in it.
     """
+    from trimesh.visual import ColorVisuals, TextureVisuals
+
     loaded = _load(path, maintain_order=True)
     if isinstance(loaded.visual, TextureVisuals):  # in this order a vertex has one coordinate, whatever the faces say
         loaded = _load(path, maintain_order=False)
@@ -73,7 +77,9 @@ def read_obj(path: Path) -> Mesh:
     return Mesh(vertices, faces)
 
 
-def _load(path: Path, *, maintain_order: bool) -> trimesh.Trimesh:
+def _load(path: Path, *, maintain_order: bool) -> "trimesh.Trimesh":
+    import trimesh  # takes a third of a second, and only reading needs it
+
     loaded = trimesh.load(path, force="mesh", process=False, maintain_order=maintain_order)
     if not isinstance(loaded, trimesh.Trimesh) or len(loaded.faces) == 0:
         raise ValueError(f"{path} holds no triangles")

@@ -4,6 +4,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -30,7 +31,7 @@ class Mlp(nn.Module):
         widths = [n_input, *[n_neurons] * n_hidden_layers, n_output]
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out, bias=False), nn.ReLU()]
+            layers += [nn.Linear(fan_in, fan_out, bias=False), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers[:-1])
 
     @property
@@ -50,13 +51,13 @@ class Mlp(nn.Module):
         linears = self.linears
         masks = []
         for linear in linears[:-1]:
-            x = F.relu(linear(x))
+            x = F.relu_(linear(x))
             masks.append(x > 0)
         gradient = linears[-1].weight[0]
         for linear, mask in zip(reversed(linears[:-1]), reversed(masks), strict=True):
-            gradient = (mask * gradient) @ linear.weight
+            gradient = torch.where(mask, gradient, 0.0) @ linear.weight  # a product would store the mask as floats
         return linears[-1](x), gradient
 
     def from_first_layer(self, pre_activation: Float[Tensor, "*N H"]) -> Float[Tensor, "*N O"]:
-        """The output, given the first layer's."""
+        """The output, given the first layer's, which is overwritten."""
         return self.layers[1:](pre_activation)

@@ -7,14 +7,14 @@ On CUDA, the gradient of the planes is the same from run to run under `torch.use
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from triplaneturbo.ops.backends import choose
 
-# Lookups handled at a time: bounds the temporaries (one gathered corner) and keeps them in cache on a CPU.
-_CHUNK = 1 << 15
+# Lookups handled at a time: bounds the temporaries (one row for each corner) and keeps them in cache on a CPU.
+_CHUNK = 1 << 14
 # Rows and columns of zeros around each plane, so that every corner of a clamped cell exists.
 _BORDER = 2
 
@@ -32,7 +32,7 @@ def sample_planes(
 
         return SamplePlanes.apply(planes, coords, False)
     batch, count = coords.shape[:2]
-    grid = coords.flatten(0, 1).unsqueeze(2)
+    grid = coords.flatten(0, 1).unsqueeze(2).contiguous()  # otherwise a CPU takes a point at a time, not eight
     values = F.grid_sample(planes.flatten(0, 1), grid, padding_mode="zeros", align_corners=False)
     return values.squeeze(-1).unflatten(0, (batch, count)).transpose(2, 3)
 
@@ -71,15 +71,12 @@ class _SampleWithJacobian(torch.autograd.Function):
         table = _texel_table(planes)
         origin = _plane_origin(planes, coords)
         points = coords.reshape(-1, 2)
-        value = planes.new_zeros(len(points), channels)
-        jacobian = planes.new_zeros(len(points), 2, channels)
+        value = planes.new_empty(len(points), channels)
+        jacobian = planes.new_empty(len(points), 2, channels)
         for part in _chunks(len(points)):
             cells, weights = _stencil(points[part], origin[part], height, width)
-            targets = (value[part], jacobian[part, 0], jacobian[part, 1])
-            for cell, weight in zip(cells, weights, strict=True):
-                texels = table.index_select(0, cell)
-                for target, factor in zip(targets, weight, strict=True):
-                    target.addcmul_(texels, factor.unsqueeze(1))
+            for target, weight in zip((value, jacobian[:, 0], jacobian[:, 1]), weights, strict=True):
+                target[part] = F.embedding_bag(cells, table, mode="sum", per_sample_weights=weight)
         ctx.save_for_backward(planes, coords)
         return value.view(batch, count, -1, channels), jacobian.view(batch, count, -1, 2, channels)
 
@@ -87,26 +84,28 @@ class _SampleWithJacobian(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_value, grad_jacobian):
         planes, coords = ctx.saved_tensors
-        _, _, channels, height, width = planes.shape
+        channels, height, width = planes.shape[2:]
         wants_planes, wants_coords = ctx.needs_input_grad
         table = _texel_table(planes)
         origin = _plane_origin(planes, coords)
         points = coords.reshape(-1, 2)
         grad_value = grad_value.reshape(-1, channels)
         grad_jacobian = grad_jacobian.reshape(-1, 2, channels)
-        grad_table = torch.zeros_like(table) if wants_planes else None
+        # A row for all four corners of a cell: one sum by index takes less time than four.
+        grad_cells = table.new_zeros(len(table), 4 * channels) if wants_planes else None
         grad_points = torch.zeros_like(points) if wants_coords else None
         for part in _chunks(len(points)):
             cells, weights = _stencil(points[part], origin[part], height, width)
             grads = (grad_value[part], grad_jacobian[part, 0], grad_jacobian[part, 1])
-            if grad_table is not None:
-                for cell, weight in zip(cells, weights, strict=True):
-                    texel_grad = sum(w.unsqueeze(1) * g for w, g in zip(weight, grads, strict=True))
-                    grad_table.index_add_(0, cell, texel_grad)
+            if grad_cells is not None:
+                rows = points.new_zeros(len(cells), 4, channels)
+                for weight, grad in zip(weights, grads, strict=True):
+                    rows.addcmul_(weight.unsqueeze(2), grad.unsqueeze(1))
+                grad_cells.index_add_(0, cells[:, 0], rows.flatten(1))
             if grad_points is not None:
-                grad_points[part] = _coordinate_gradient(table, cells, weights, grads, height, width)
+                grad_points[part] = _coordinate_gradient(table[cells], weights, grads, height, width)
         return (
-            None if grad_table is None else _texels_to_planes(grad_table, planes.shape),
+            None if grad_cells is None else _cells_to_planes(grad_cells, planes.shape),
             None if grad_points is None else grad_points.view_as(coords),
         )
 
@@ -120,12 +119,22 @@ def _texel_table(planes: Tensor) -> Tensor:
     return F.pad(planes, [_BORDER] * 4).permute(0, 1, 3, 4, 2).reshape(-1, planes.shape[2])
 
 
-def _texels_to_planes(table: Tensor, shape: torch.Size) -> Tensor:
-    """Inverse of `_texel_table`."""
+def _cells_to_planes(cells: Tensor, shape: torch.Size) -> Tensor:
+    """What the corners [B*P*(H+4)*(W+4), 4C] of all cells add to their texels: [B, P, C, H, W]."""
     batch, count, channels, height, width = shape
+    corners = cells.unflatten(1, (4, channels)).unbind(1)
+    table = corners[0].clone()
+    for corner, shift in zip(corners[1:], _corner_rows(width)[1:], strict=True):
+        table[shift:] += corner[:-shift]
     padded = table.view(batch, count, height + 2 * _BORDER, width + 2 * _BORDER, channels)
     inner = padded[:, :, _BORDER : _BORDER + height, _BORDER : _BORDER + width]
     return inner.permute(0, 1, 4, 2, 3).contiguous()
+
+
+def _corner_rows(width: int) -> tuple[int, int, int, int]:
+    """Rows of the texel table from a cell's first corner to all four: t00, t01, t10, t11 (row, column)."""
+    stride = width + 2 * _BORDER
+    return 0, 1, stride, stride + 1
 
 
 def _plane_origin(planes: Tensor, coords: Tensor) -> Tensor:
@@ -138,42 +147,34 @@ def _plane_origin(planes: Tensor, coords: Tensor) -> Tensor:
 
 def _stencil(
     points: Tensor, origin: Tensor, height: int, width: int
-) -> tuple[tuple[Tensor, ...], tuple[tuple[Tensor, ...], ...]]:
-    """Table rows [n] of the four corners, and per corner its weights [n] in value, d/du and d/dv."""
+) -> tuple[Int[Tensor, "n 4"], tuple[Float[Tensor, "n 4"], ...]]:
+    """Table rows of the four corners, and the corners' weights in value, d/du and d/dv."""
     column = ((points[:, 0] + 1) * width - 1) / 2
     row = ((points[:, 1] + 1) * height - 1) / 2
     left, top = column.floor(), row.floor()
     x, y = column - left, row - top
     left = left.long().clamp_(-_BORDER, width)
     top = top.long().clamp_(-_BORDER, height)
-    stride = width + 2 * _BORDER
-    first = origin + (top + _BORDER) * stride + left + _BORDER
+    first = origin + (top + _BORDER) * (width + 2 * _BORDER) + left + _BORDER
     du, dv = width / 2, height / 2
-    weights = (
-        ((1 - x) * (1 - y), du * (y - 1), dv * (x - 1)),
-        (x * (1 - y), du * (1 - y), -dv * x),
-        ((1 - x) * y, -du * y, dv * (1 - x)),
-        (x * y, du * y, dv * x),
-    )
-    return (first, first + 1, first + stride, first + stride + 1), weights
+    value = ((1 - x) * (1 - y), x * (1 - y), (1 - x) * y, x * y)
+    along_u = (du * (y - 1), du * (1 - y), -du * y, du * y)
+    along_v = (dv * (x - 1), -dv * x, dv * (1 - x), dv * x)
+    cells = torch.stack([first + shift for shift in _corner_rows(width)], 1)
+    return cells, tuple(torch.stack(weight, 1) for weight in (value, along_u, along_v))
 
 
 def _coordinate_gradient(
-    table: Tensor,
-    cells: tuple[Tensor, ...],
-    weights: tuple[tuple[Tensor, ...], ...],
-    grads: tuple[Tensor, ...],
+    texels: Float[Tensor, "n 4 C"],
+    weights: tuple[Float[Tensor, "n 4"], ...],
+    grads: tuple[Float[Tensor, "n C"], ...],
     height: int,
     width: int,
-) -> Tensor:
-    """Gradient [n, 2] with respect to (u, v) of <grads, (value, d/du, d/dv)>."""
-    grad_value, grad_du, grad_dv = grads
-    result = grad_value.new_zeros(len(grad_value), 2)
+) -> Float[Tensor, "n 2"]:
+    """Gradient with respect to (u, v) of <grads, (value, d/du, d/dv)>."""
+    along_value, along_du, along_dv = ((texels * grad.unsqueeze(1)).sum(2) for grad in grads)
     # The u gradient sees the cross derivative through d/dv, the v gradient through d/du.
-    for sign, cell, (_, weight_du, weight_dv) in zip((1, -1, -1, 1), cells, weights, strict=True):
-        texels = table.index_select(0, cell)
-        along_value = (grad_value * texels).sum(1)
-        cross = sign * height * width / 4
-        result[:, 0] += weight_du * along_value + cross * (grad_dv * texels).sum(1)
-        result[:, 1] += weight_dv * along_value + cross * (grad_du * texels).sum(1)
-    return result
+    cross = texels.new_tensor((1, -1, -1, 1)) * (height * width / 4)
+    du = weights[1] * along_value + cross * along_dv
+    dv = weights[2] * along_value + cross * along_du
+    return torch.stack([du.sum(1), dv.sum(1)], 1)
