@@ -117,6 +117,17 @@ class MeshExporter(Exporter):
                 "Choose another folder, or replace them with overwrite=True (launch.py --overwrite)"
             )
 
+    def is_finished(self, folder: Path, origin: Origin) -> bool:
+        """Whether all that a call writes of the mesh of `origin` is in its folder."""
+        cfg = self.cfg
+        pictures = {"turntable.png": cfg.turntable_views, "turntable.webp": cfg.save_video}
+        names = [self._mesh_file, "prompt.txt", *(name for name, wanted in pictures.items() if wanted)]
+        return read_origin(folder) == origin and all((folder / name).is_file() for name in names)
+
+    @property
+    def _mesh_file(self) -> str:
+        return f"{self.cfg.save_name}.{self.cfg.fmt.removesuffix('-mtl')}"
+
     def _export(self, mesh: Mesh, prompt: str, folder: Path, origin: Origin | None) -> Path:
         check_mesh(mesh, prompt)
         cfg = self.cfg
@@ -132,7 +143,7 @@ class MeshExporter(Exporter):
             clear(folder)
         if origin:
             write_origin(folder, origin)
-        path = folder / f"{cfg.save_name}.{cfg.fmt.removesuffix('-mtl')}"
+        path = folder / self._mesh_file
         write_mesh(path, mesh, normals=cfg.save_normal, texture_format=cfg.texture_format)
         write_text(folder / "prompt.txt", prompt)
         if cfg.turntable_views:
