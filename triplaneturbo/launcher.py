@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import logging
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Literal, get_type_hints
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
@@ -209,7 +211,8 @@ def _keep_determinism_fast() -> None:
 def trainer_options(experiment: ExperimentConfig) -> dict[str, Any]:
     """Arguments of the Lightning trainer: those of the configuration, completed for this machine.
 
-    All visible GPUs, or the CPU if there is none. `strategy: ddp` on a single device needs no process group.
+    All visible GPUs, or the CPU if there is none; under torchrun as many processes and machines as it has started.
+    `strategy: ddp` on a single device needs no process group.
 
     Raises:
         UnknownNameError: an option the trainer does not have.
@@ -230,6 +233,9 @@ def trainer_options(experiment: ExperimentConfig) -> dict[str, Any]:
         raise ConfigError("trainer.val_check_interval is 0; for no validation give trainer.limit_val_batches=0")
     if options.get("accelerator", "auto") == "auto":
         options["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
+    if TorchElasticEnvironment.detect():
+        processes, here = (int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+        options = {"devices": here, "num_nodes": processes // here} | options
     options.setdefault("devices", 1 if options["accelerator"] == "cpu" else -1)
     if str(options.get("strategy", "auto")).startswith("ddp") and count_processes(options) == 1:
         options["strategy"] = "auto"

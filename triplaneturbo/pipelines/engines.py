@@ -1,12 +1,14 @@
 """Who makes the meshes of a library: worker processes on this machine, or the actors of a Ray cluster.
 
-An engine is given batches of prompts and yields answers as they come, in any order. A prompt whose worker has ended
-twice gets an answer, too; one without any has none.
+An engine is given batches of prompts and yields answers as they come, in any order. What a lost worker was making is
+given to another; the `Maker` sees to it that this has an end. If there are prompts without an answer, then because no
+worker could begin.
 """
 
+import logging
 import multiprocessing
 import signal
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 
@@ -16,9 +18,9 @@ from triplaneturbo.errors import USER_ERRORS, ConfigError
 from triplaneturbo.interruption import Stopped, interruption, interrupts_blocked
 from triplaneturbo.pipelines.making import Answer, Maker, Order
 
+log = logging.getLogger(__name__)
+
 Batches = Sequence[Sequence[str]]
-# A worker that dies takes its prompts with it this often, at most.
-TRIES = 2
 _END_S = 30.0
 
 
@@ -33,27 +35,27 @@ def own_devices() -> list[str]:
 def in_processes(order: Order, batches: Batches, devices: Sequence[str]) -> Iterator[Answer]:
     """A process on each of `devices`; who is ready gets the next batch.
 
-    What a process that died was making is made once more, prompt by prompt, by whoever is ready, and another process
-    takes its place.
+    What a process that died was making is given out again, prompt by prompt. Another process takes its place, unless it
+    died before it could begin.
 
     Raises:
         ConfigError, WeightsError, WriteError: a worker cannot begin.
     """
-    todo, deaths = deque(batches), Counter[str]()
+    todo = deque(batches)
     workers = [_Worker(order, device) for device in devices[: len(todo)]]
     try:
         while workers:
             for connection in wait([worker.connection for worker in workers]):
                 worker = next(worker for worker in workers if worker.connection is connection)
                 answers = worker.receive()
-                if answers is not None:
-                    yield from answers
-                else:
+                if answers is None:
                     workers.remove(worker)
-                    yield from _bury(worker, todo, deaths)
+                    log.warning("a worker on %s has ended%s", worker.device, worker.stop())
+                    todo.extendleft([prompt] for prompt in worker.batch)
                     if worker.began and todo:
                         workers.append(_Worker(order, worker.device))
                     continue
+                yield from answers
                 if todo:
                     worker.give(todo.popleft())
                 else:
@@ -61,18 +63,7 @@ def in_processes(order: Order, batches: Batches, devices: Sequence[str]) -> Iter
                     worker.stop()
     finally:
         for worker in workers:
-            worker.stop()
-
-
-def _bury(worker: "_Worker", todo: deque[Sequence[str]], deaths: Counter[str]) -> Iterator[Answer]:
-    """Put back what a worker that has died was making; an answer for each prompt to which this happened too often."""
-    how = worker.stop()
-    for prompt in worker.batch:
-        deaths[prompt] += 1
-        if deaths[prompt] < TRIES:
-            todo.appendleft([prompt])
-        else:
-            yield Answer(prompt, f"its worker ended {TRIES} times, {how}")
+            worker.stop(wait_s=0)
 
 
 class _Worker:
@@ -113,16 +104,15 @@ class _Worker:
         except (BrokenPipeError, ConnectionResetError):
             return  # it has died meanwhile, which the next `receive` sees
 
-    def stop(self) -> str:
-        """End it, if it has not ended; says how it ended."""
+    def stop(self, wait_s: float = _END_S) -> str:
+        """End it, unless it ends by itself in `wait_s` seconds now that nobody asks it for more; says how it ended."""
         self.connection.close()
-        self._process.terminate()
-        self._process.join(_END_S)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        for end, seconds in ((None, wait_s), (self._process.terminate, _END_S), (self._process.kill, None)):
+            if end and self._process.is_alive():
+                end()
+            self._process.join(seconds)
         code = self._process.exitcode
-        return f"at last with exit code {code}" if code is None or code >= 0 else f"at last by signal {-code}"
+        return f" by signal {-code}" if code and code < 0 else f" with exit code {code}"
 
 
 def _work(connection: Connection, order: Order, device: str) -> None:
@@ -147,7 +137,7 @@ def _work(connection: Connection, order: Order, device: str) -> None:
 def on_ray(order: Order, batches: Batches, address: str | None) -> Iterator[Answer]:
     """An actor on each GPU of a Ray cluster; on each of its machines if it has none.
 
-    Ray makes what a machine that is lost was making once more on others.
+    What a machine that is lost was making Ray gives to others.
 
     address: of a running cluster; None: as RAY_ADDRESS says, else the one that runs here, else one that is started here
         for the time of this call.
@@ -198,9 +188,9 @@ def _rows(order: Order, batches: Batches) -> Iterator[Answer]:
         _RayMaker,
         batch_size=None,  # a block
         fn_constructor_args=(order,),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=number, max_tasks_in_flight_per_actor=1),
-        max_restarts=TRIES - 1,
-        max_task_retries=TRIES - 1,
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, initial_size=number, max_size=number, max_tasks_in_flight_per_actor=1
+        ),
         **resources,
     )
     for row in answers.iter_rows():

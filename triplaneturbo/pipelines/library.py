@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -124,10 +124,14 @@ def generate_library(request: LibraryRequest, say: Say) -> Summary:
         _agree(order)
         MeshExporter({"overwrite": order.overwrite}).check(prompts, order.out, [order.origin(p) for p in prompts])
         left = [prompt for prompt in prompts if not order.is_made(prompt)]
+        _remove_leftovers(order, prompts)
         say(f"{len(left)} of {len(prompts)} meshes to make in {order.out}, with the weights of {weights}")
-        reasons = _make(order, left, request, say, lock)
+        try:
+            reasons = _make(order, left, request, say, lock)
+        finally:
+            _remove_leftovers(order, prompts)
         missing = [prompt for prompt in left if not order.is_made(prompt)]
-    failed = {prompt: reasons.get(prompt) or "no worker has answered; see what workers said" for prompt in missing}
+    failed = {prompt: reasons.get(prompt) or "no worker was left that could make it" for prompt in missing}
     made = [prompt for prompt in left if prompt not in failed]
     return Summary(made, [prompt for prompt in prompts if prompt not in set(left)], failed, time.monotonic() - began)
 
@@ -149,21 +153,17 @@ def _agree(order: Order) -> None:
 
 def _make(order: Order, prompts: Sequence[str], request: LibraryRequest, say: Say, lock: FolderLock) -> dict[str, str]:
     """Let an engine make the meshes; returns why there is none of a prompt, as far as a worker said."""
-    _remove_leftovers(order, prompts)
     reasons, progress = {}, _Progress(len(prompts), say)
     size = request.batch_size
     batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-    try:
-        with closing(_answers(order, batches, request)) as answers:
-            for answer in answers:
-                if answer.final:
-                    raise WriteError(answer.reason)
-                lock.check()
-                if answer.reason:
-                    reasons[answer.prompt] = answer.reason
-                progress.count(failed=bool(answer.reason))
-    finally:
-        _remove_leftovers(order, prompts)
+    with closing(_answers(order, batches, request)) as answers:
+        for answer in answers:
+            if answer.final:
+                raise WriteError(answer.reason)
+            lock.check()
+            if answer.reason:
+                reasons[answer.prompt] = answer.reason
+            progress.count(failed=bool(answer.reason))
     return reasons
 
 
@@ -175,10 +175,13 @@ def _answers(order: Order, batches: Batches, request: LibraryRequest) -> Generat
 
 
 def _remove_leftovers(order: Order, prompts: Sequence[str]) -> None:
-    """Remove what killed workers left half written; none of a living one is there."""
+    """Remove what workers left that were killed, and their tries; none of a living one is there."""
     for prompt in prompts:
-        for path in order.folder(prompt).glob(".*.tmp"):
+        folder = order.folder(prompt)
+        for path in folder.glob(".*.tmp"):
             path.unlink()
+        with suppress(OSError):  # as a rule it is not empty
+            folder.rmdir()
 
 
 class _Progress:

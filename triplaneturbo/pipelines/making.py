@@ -11,9 +11,12 @@ from triplaneturbo.exporters.mesh_exporter import MeshExporter
 from triplaneturbo.exporters.origin import Origin
 from triplaneturbo.naming import slug
 from triplaneturbo.pipelines.text_to_mesh import TextToMeshPipeline
+from triplaneturbo.storage import write_text
 
 # In the folder of a library: what its meshes have in common beside their origins.
 RECORD = "library.json"
+# How often a prompt may end its worker, or be what it made when its machine was lost.
+TRIES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,19 +83,39 @@ class Maker:
             )
 
     def __call__(self, prompts: Sequence[str]) -> list[Answer]:
-        """Make those that are not there yet, together; each one alone if one of them has no surface."""
+        """Make those that are not there yet and did not end their workers; together, if this is the first try."""
         left = [prompt for prompt in prompts if not self.order.is_made(prompt)]
-        there = [Answer(prompt) for prompt in prompts if prompt not in left]
+        answers = [Answer(prompt) for prompt in prompts if prompt not in left]
+        tried = [self._begin(prompt) for prompt in left]
+        if not any(tried):
+            return answers + self._try(left)
+        for prompt, times in zip(left, tried, strict=True):
+            ended = Answer(prompt, f"its worker ended while making it, {TRIES} times")
+            answers += self._try([prompt]) if times < TRIES else [ended]
+        return answers
+
+    def _begin(self, prompt: str) -> int:
+        """Note a try, where a worker that comes after this one sees it; how many there were before."""
+        for times in range(TRIES):
+            mark = self.order.folder(prompt) / f".try-{times + 1}.tmp"
+            if not mark.exists():
+                write_text(mark, "")
+                return times
+        return TRIES
+
+    def _try(self, prompts: list[str]) -> list[Answer]:
+        """Make them together; each one alone if one of them has no surface."""
+        left = [prompt for prompt in prompts if not self.order.is_made(prompt)]
         try:
             if left:
                 self._make(left)
         except EmptyFieldError as error:
-            if len(left) == 1:
-                return [*there, Answer(left[0], str(error))]
-            return there + [answer for prompt in left for answer in self([prompt])]
+            if len(prompts) == 1:
+                return [Answer(prompts[0], str(error))]
+            return [answer for prompt in prompts for answer in self._try([prompt])]
         except WriteError as error:
-            return there + [Answer(prompt, str(error), final=True) for prompt in left]
-        return there + [Answer(prompt) for prompt in left]
+            return [Answer(prompt, str(error), final=True) for prompt in prompts]
+        return [Answer(prompt) for prompt in prompts]
 
     def _make(self, prompts: list[str]) -> None:
         made = self.pipeline(prompts, seed=self.order.seed, resolution=self.order.resolution)
