@@ -1,4 +1,4 @@
-"""torchrun: processes on one machine or on several, of which one dies in the middle; a SLURM job that runs out of time."""
+"""torchrun: processes on one machine or several, of which one dies in the middle; a SLURM job that runs out of time."""
 
 import os
 import signal
@@ -11,7 +11,6 @@ import pytest
 import torch
 from miniature import write_configuration
 from test_resume import FAST
-from test_trial import free_port
 
 from triplaneturbo.systems.checkpoint import numbered_checkpoints
 from triplaneturbo.weights.files import read_checkpoint
@@ -19,7 +18,7 @@ from triplaneturbo.weights.files import read_checkpoint
 ROOT = Path(__file__).parents[1]
 UPDATES = ("trainer.log_every_n_steps=1", "data.batch_size=2", "system.gradient_accumulation_steps=1")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
-# launch.py, in which process 1 of the first start dies in the fifth update; whole: the newest checkpoint stays as it is.
+# launch.py, in which process 1 of the first start dies in the fifth update, with the newest checkpoint cut off.
 DYING = """
 import os, signal, sys
 from pathlib import Path
@@ -80,9 +79,10 @@ def test_when_a_process_dies_all_go_on_from_the_newest_valid_checkpoint(config, 
     options = ("trainer.max_steps=8", "checkpoint.every_n_train_steps=2")
     whole = training(config, "whole", *options, "trainer.devices=2", "trainer.strategy=ddp")
     finish(start(sys.executable, "launch.py", *whole))
-    port = f"--master-port={free_port()}"
     program = [str(tmp_path / "dying.py"), str(tmp_path / "tiny/broken"), *training(config, "broken", *options)]
-    (said,) = finish(start(*TORCHRUN, "--nproc-per-node=2", "--max-restarts=1", port, *program, "resume=auto"))
+    (said,) = finish(
+        start(*TORCHRUN, "--standalone", "--nproc-per-node=2", "--max-restarts=1", *program, "resume=auto")
+    )
     assert "resume=auto passes over a file: " in said
     assert f"resume=auto: {tmp_path}/tiny/broken/ckpts/epoch=0-step=2.ckpt" in said
     lives = sorted(path.name for path in (tmp_path / "tiny/broken/configs").glob("life-*"))
@@ -91,7 +91,7 @@ def test_when_a_process_dies_all_go_on_from_the_newest_valid_checkpoint(config, 
 
 
 def test_what_torchrun_has_not_started_cannot_be_asked_for(config):
-    one = [*TORCHRUN, "--nproc-per-node=1", f"--master-port={free_port()}", "launch.py"]
+    one = [*TORCHRUN, "--standalone", "--nproc-per-node=1", "launch.py"]
     process = start(*one, *training(config, "t", "trainer.devices=2", "trainer.strategy=ddp"))
     said = process.communicate(timeout=200)[1]
     assert process.returncode != 0

@@ -118,11 +118,8 @@ class MeshExporter(Exporter):
             )
 
     def is_finished(self, folder: Path, origin: Origin) -> bool:
-        """Whether all that a call writes of the mesh of `origin` is in its folder."""
-        cfg = self.cfg
-        pictures = {"turntable.png": cfg.turntable_views, "turntable.webp": cfg.save_video}
-        names = [self._mesh_file, "prompt.txt", *(name for name, wanted in pictures.items() if wanted)]
-        return read_origin(folder) == origin and all((folder / name).is_file() for name in names)
+        """Whether all that a call writes of the mesh of `origin` is in its folder: the mesh is written last."""
+        return read_origin(folder) == origin and (folder / self._mesh_file).is_file()
 
     @property
     def _mesh_file(self) -> str:
@@ -143,8 +140,6 @@ class MeshExporter(Exporter):
             clear(folder)
         if origin:
             write_origin(folder, origin)
-        path = folder / self._mesh_file
-        write_mesh(path, mesh, normals=cfg.save_normal, texture_format=cfg.texture_format)
         write_text(folder / "prompt.txt", prompt)
         if cfg.turntable_views:
             views = render_turntable(mesh, cfg.turntable_views, cfg.turntable_size)
@@ -152,6 +147,8 @@ class MeshExporter(Exporter):
         if cfg.save_video:
             views = render_turntable(mesh, VIDEO_VIEWS, cfg.turntable_size)
             save_webp(folder / "turntable.webp", to_bytes(views), VIDEO_SPEED)
+        path = folder / self._mesh_file
+        write_mesh(path, mesh, normals=cfg.save_normal, texture_format=cfg.texture_format)
         return path
 
 
