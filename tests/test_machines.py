@@ -17,6 +17,7 @@ from triplaneturbo.weights.files import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 UPDATES = ("trainer.log_every_n_steps=1", "data.batch_size=2", "system.gradient_accumulation_steps=1")
+SHARES_NO_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 # launch.py, in which process 1 of the first start dies in the fifth update, with the newest checkpoint cut off.
 DYING = """
@@ -98,6 +99,14 @@ def test_what_torchrun_has_not_started_cannot_be_asked_for(config):
     assert "trainer.devices cannot be 2: You set `devices=2` and `num_nodes=1`" in said
 
 
+def test_restarts_that_cannot_work_are_refused(config):
+    two = [*TORCHRUN, "--standalone", "--nproc-per-node=2", "--max-restarts=1", "launch.py"]
+    process = start(*two, *training(config, "t"))
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode != 0
+    assert "Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun" in said
+
+
 # Two machines
 
 
@@ -132,7 +141,7 @@ def test_two_machines_train_as_one_and_go_on_when_a_process_of_one_dies(config, 
         name, cable, address = network
         machine = ["ip", "netns", "exec", name, *TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--max-restarts=1"]
         meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint={networks[0][2]}:29400", f"--local-addr={address}"]
-        return start(*machine, *meeting, *program, GLOO_SOCKET_IFNAME=cable)
+        return start(*machine, *meeting, *program, GLOO_SOCKET_IFNAME=cable, **SHARES_NO_STORE)
 
     whole = training(config, "whole", *options)
     finish(*(torchrun(network, "launch.py", *whole) for network in networks))

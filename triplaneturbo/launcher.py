@@ -234,8 +234,7 @@ def trainer_options(experiment: ExperimentConfig) -> dict[str, Any]:
     if options.get("accelerator", "auto") == "auto":
         options["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
     if TorchElasticEnvironment.detect():
-        processes, here = (int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-        options = {"devices": here, "num_nodes": processes // here} | options
+        options = _started_by_torchrun() | options
     options.setdefault("devices", 1 if options["accelerator"] == "cpu" else -1)
     if str(options.get("strategy", "auto")).startswith("ddp") and count_processes(options) == 1:
         options["strategy"] = "auto"
@@ -250,6 +249,25 @@ def trainer_options(experiment: ExperimentConfig) -> dict[str, Any]:
         "inference_mode": False,  # normals are gradients
         "use_distributed_sampler": False,
     }
+
+
+def _started_by_torchrun() -> dict[str, Any]:
+    """Devices and machines as they are.
+
+    Raises:
+        ConfigError: torchrun shall start processes again, and would let them look for each other where they were.
+    """
+    processes, here, restarts = (
+        int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS")
+    )
+    # Of the store that torchrun lends, which outlives its processes, with the addresses that they had (torch 2.13).
+    if restarts and processes > 1 and os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
+        raise ConfigError(
+            f"torchrun --max-restarts={restarts}: processes that are started again would look for each other at their old "
+            "addresses. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, and give --rdzv-backend=c10d or, on a "
+            "single machine, --standalone"
+        )
+    return {"devices": here, "num_nodes": processes // here}
 
 
 def count_processes(options: Mapping[str, Any]) -> int:

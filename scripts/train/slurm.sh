@@ -35,6 +35,8 @@ processes=${PROCESSES:-${SLURM_GPUS_ON_NODE:?this job has no GPUs: give --gpus-p
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # What an update and a save may take after the signal; versions of torch that do not know it wait for 30 s.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120
+# Without it processes that are started again look for each other at their old addresses.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 out_of_time=""
 # Signals all processes of the job but this one.

@@ -233,7 +233,7 @@ def test_a_worker_is_killed_and_every_mesh_is_written_once(generate, monkeypatch
         assert generate(PROMPTS, "--batch-size", "2") == 0
     assert "24 prompts: 24 made, 0 were there, 0 failed" in capsys.readouterr().out
     watch.assert_each_once(PROMPTS)
-    assert not [path for path in (tmp_path / "meshes").rglob(".*")]
+    assert not list((tmp_path / "meshes").rglob(".*"))
     assert multiprocessing.active_children() == []
 
 
@@ -263,7 +263,7 @@ def test_a_machine_of_a_ray_cluster_is_lost_and_every_mesh_is_written_once(gener
         assert generate(PROMPTS, *engine) == 0
         assert "0 made, 24 were there" in capsys.readouterr().out
         assert times(tmp_path / "meshes") == before
-        assert not [path for path in (tmp_path / "meshes").rglob(".*")]
+        assert not list((tmp_path / "meshes").rglob(".*"))
     finally:
         cluster.shutdown()
 

@@ -63,7 +63,7 @@ def in_processes(order: Order, batches: Batches, devices: Sequence[str]) -> Iter
                     worker.stop()
     finally:
         for worker in workers:
-            worker.stop(wait_s=0)
+            worker.stop(wait_s=0.0)
 
 
 class _Worker:
