@@ -263,8 +263,8 @@ def _started_by_torchrun() -> dict[str, Any]:
     # Of the store that torchrun lends, which outlives its processes, with the addresses that they had (torch 2.13).
     if restarts and processes > 1 and os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
         raise ConfigError(
-            f"torchrun --max-restarts={restarts}: processes that are started again would look for each other at their old "
-            "addresses. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, and give --rdzv-backend=c10d or, on a "
+            f"torchrun --max-restarts={restarts}: processes that are started again would look for each other at their "
+            "old addresses. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, and give --rdzv-backend=c10d or, on a "
             "single machine, --standalone"
         )
     return {"devices": here, "num_nodes": processes // here}
