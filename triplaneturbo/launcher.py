@@ -264,8 +264,8 @@ def _started_by_torchrun() -> dict[str, Any]:
     if restarts and processes > 1 and os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
         raise ConfigError(
             f"torchrun --max-restarts={restarts}: processes that are started again would look for each other at their "
-            "old addresses. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, and give --rdzv-backend=c10d or, on a "
-            "single machine, --standalone"
+            "old addresses. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, and give --rdzv-backend=c10d, or "
+            "--standalone on a single machine"
         )
     return {"devices": here, "num_nodes": processes // here}
 
