@@ -143,8 +143,7 @@ def on_ray(order: Order, batches: Batches, address: str | None) -> Iterator[Answ
         for the time of this call.
 
     Raises:
-        ConfigError: Ray is not installed, or there is no such cluster.
-        WeightsError, WriteError: a worker cannot begin.
+        ConfigError: Ray is not installed, there is no such cluster, or it has nothing to give.
     """
     try:
         import ray
@@ -164,11 +163,6 @@ def on_ray(order: Order, batches: Batches, address: str | None) -> Iterator[Answ
     signal.signal(signal.SIGTERM, on_stop)  # Ray has put its own in place
     try:
         yield from _rows(order, batches)
-    except ray.exceptions.RayError as error:
-        cause = _user_error(error)
-        if cause is None:
-            raise
-        raise cause from error
     finally:
         ray.shutdown()
 
@@ -212,19 +206,18 @@ def _actors() -> tuple[int, dict[str, float]]:
 
 
 class _RayMaker:
-    """A `Maker` for batches as Ray Data has them, columns."""
+    """A `Maker` for batches as Ray Data has them, columns. Why it cannot begin is an answer."""
 
     def __init__(self, order: Order) -> None:
-        self.make = Maker(order)
+        self._why_not = ""
+        try:
+            self._make = Maker(order)
+        except USER_ERRORS as error:
+            self._why_not = str(error)
 
     def __call__(self, batch: dict) -> dict:
         """A column for each field of the answers."""
-        answers = self.make([str(prompt) for prompt in batch["prompt"]])
+        prompts = [str(prompt) for prompt in batch["prompt"]]
+        refusal = [Answer(prompt, self._why_not, final=True) for prompt in prompts]
+        answers = refusal if self._why_not else self._make(prompts)
         return {name: [getattr(answer, name) for answer in answers] for name in ("prompt", "reason", "final")}
-
-
-def _user_error(error: BaseException | None) -> Exception | None:
-    """The mistake of the user behind what Ray raises, if it is one."""
-    while error is not None and not isinstance(error, USER_ERRORS):
-        error = getattr(error, "cause", None) or error.__cause__
-    return error
