@@ -234,7 +234,7 @@ def trainer_options(experiment: ExperimentConfig) -> dict[str, Any]:
     if options.get("accelerator", "auto") == "auto":
         options["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
     if TorchElasticEnvironment.detect():
-        options = _started_by_torchrun() | options
+        options = _as_torchrun_started(options)
     options.setdefault("devices", 1 if options["accelerator"] == "cpu" else -1)
     if str(options.get("strategy", "auto")).startswith("ddp") and count_processes(options) == 1:
         options["strategy"] = "auto"
@@ -251,11 +251,12 @@ def trainer_options(experiment: ExperimentConfig) -> dict[str, Any]:
     }
 
 
-def _started_by_torchrun() -> dict[str, Any]:
-    """Devices and machines as they are.
+def _as_torchrun_started(options: dict[str, Any]) -> dict[str, Any]:
+    """`options` with the devices and machines that there are.
 
     Raises:
-        ConfigError: torchrun shall start processes again, and would let them look for each other where they were.
+        ConfigError: they say others; or torchrun shall start processes again, and would let them look for each other
+            where they were.
     """
     processes, here, restarts = (
         int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS")
@@ -267,7 +268,13 @@ def _started_by_torchrun() -> dict[str, Any]:
             "old addresses. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, and give --rdzv-backend=c10d, or "
             "--standalone on a single machine"
         )
-    return {"devices": here, "num_nodes": processes // here}
+    options = {"devices": here, "num_nodes": processes // here} | options
+    if (wanted := count_processes(options)) != processes:
+        raise ConfigError(
+            f"trainer.devices={options['devices']} and trainer.num_nodes={options['num_nodes']} are {wanted} "
+            f"processes, but torchrun has started {processes}; leave both out"
+        )
+    return options
 
 
 def count_processes(options: Mapping[str, Any]) -> int:

@@ -32,7 +32,8 @@ if [ ! -f launch.py ]; then
   exit 2
 fi
 processes=${PROCESSES:-${SLURM_GPUS_ON_NODE:?this job has no GPUs: give --gpus-per-node, or PROCESSES=N}}
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+machines=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${machines%%$'\n'*}
 # What an update and a save may take after the signal; versions of torch that do not know it wait for 30 s.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=120
 # Without it processes that are started again look for each other at their old addresses.
