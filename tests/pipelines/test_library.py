@@ -19,7 +19,7 @@ from triplaneturbo.exporters.origin import read_origin
 from triplaneturbo.lock import FolderLock
 from triplaneturbo.pipelines import engines
 from triplaneturbo.pipelines.library import progress_line, read_prompts
-from triplaneturbo.pipelines.making import Answer, Maker, Order
+from triplaneturbo.pipelines.making import TRIES, Answer, Maker, Order
 from triplaneturbo.pipelines.text_to_mesh import student_id
 from triplaneturbo.storage import write_text
 
@@ -158,15 +158,28 @@ def test_a_worker_that_sees_other_files_does_not_begin(order, tmp_path):
         Maker(order, "cpu")
 
 
-def test_a_prompt_that_ends_its_worker_twice_is_given_up(order):
-    maker = Maker(order, "cpu")
-    for number in (1, 2):
-        write_text(order.folder(PROMPTS[0]) / f".try-{number}.tmp", "")
-    assert maker(PROMPTS[:2]) == [
-        Answer(PROMPTS[0], "its worker ended while making it, 2 times"),
-        Answer(PROMPTS[1]),
+def test_a_prompt_that_ends_its_worker_twice_is_given_up_and_no_other(order, monkeypatch):
+    """What an engine does is repeated here: give the same batch again, until it is answered."""
+    maker, original, asked = Maker(order, "cpu"), TextToMeshPipeline.extract, []
+
+    def extract(self, prompts, scene, **options):
+        asked.append(list(prompts))
+        if PROMPTS[1] in prompts:
+            raise RuntimeError("the worker ends")
+        return original(self, prompts, scene, **options)
+
+    monkeypatch.setattr(TextToMeshPipeline, "extract", extract)
+    for _ in range(TRIES):
+        with pytest.raises(RuntimeError, match="the worker ends"):
+            maker(PROMPTS[:3])
+    answers = maker(PROMPTS[:3])
+    given_up = Answer(PROMPTS[1], "its worker ended while making it, 2 times")
+    assert sorted(answers, key=lambda answer: PROMPTS.index(answer.prompt)) == [
+        Answer(PROMPTS[0]),
+        given_up,
+        Answer(PROMPTS[2]),
     ]
-    assert order.is_made(PROMPTS[1])
+    assert asked == [PROMPTS[:3], PROMPTS[:1], PROMPTS[1:2], PROMPTS[2:3]]
 
 
 def test_the_student_is_known_without_its_networks(student):

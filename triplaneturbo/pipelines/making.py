@@ -86,22 +86,22 @@ class Maker:
         """Make those that are not there yet and did not end their workers; together, if this is the first try."""
         left = [prompt for prompt in prompts if not self.order.is_made(prompt)]
         answers = [Answer(prompt) for prompt in prompts if prompt not in left]
-        tried = [self._begin(prompt) for prompt in left]
-        if not any(tried):
-            return answers + self._try(left)
-        for prompt, times in zip(left, tried, strict=True):
-            ended = Answer(prompt, f"its worker ended while making it, {TRIES} times")
-            answers += self._try([prompt]) if times < TRIES else [ended]
+        again = any(self._tries(prompt) for prompt in left)
+        for group in [[prompt] for prompt in left] if again else [left]:
+            if any(self._tries(prompt) == TRIES for prompt in group):
+                answers += [Answer(prompt, f"its worker ended while making it, {TRIES} times") for prompt in group]
+                continue
+            for prompt in group:
+                write_text(self._mark(prompt, self._tries(prompt) + 1), "")
+            answers += self._try(group)
         return answers
 
-    def _begin(self, prompt: str) -> int:
-        """Note a try, where a worker that comes after this one sees it; how many there were before."""
-        for times in range(TRIES):
-            mark = self.order.folder(prompt) / f".try-{times + 1}.tmp"
-            if not mark.exists():
-                write_text(mark, "")
-                return times
-        return TRIES
+    def _tries(self, prompt: str) -> int:
+        """How often a worker has begun to make it in this call of the program, whatever became of that worker."""
+        return sum(self._mark(prompt, number).exists() for number in range(1, TRIES + 1))
+
+    def _mark(self, prompt: str, number: int) -> Path:
+        return self.order.folder(prompt) / f".try-{number}.tmp"
 
     def _try(self, prompts: list[str]) -> list[Answer]:
         """Make them together; each one alone if one of them has no surface."""
