@@ -64,7 +64,7 @@ def test_the_program_imports_what_it_requires():
 
 
 def test_the_tests_import_what_they_require():
-    of_program = required() | extra("page", "texture")
+    of_program = required() | extra("page", "ray", "texture")
     assert not of_program & extra("test")
     assert imported("tests") - of_program == extra("test") - TESTS_INDIRECT
     assert "beartype" in (ROOT / "tests" / "conftest.py").read_text()
