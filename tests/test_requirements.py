@@ -60,11 +60,11 @@ def imported(*places: str) -> set[str]:
 
 def test_the_program_imports_what_it_requires():
     found = imported("triplaneturbo", "custom", "evaluation", "scripts", "launch.py", "gradio_app.py")
-    assert found - OPTIONAL == (required() | extra("page", "texture", "wandb")) - INDIRECT
+    assert found - OPTIONAL == (required() | extra("page", "ray", "texture", "wandb")) - INDIRECT
 
 
 def test_the_tests_import_what_they_require():
-    of_program = required() | extra("page", "texture")
+    of_program = required() | extra("page", "ray", "texture")
     assert not of_program & extra("test")
     assert imported("tests") - of_program == extra("test") - TESTS_INDIRECT
     assert "beartype" in (ROOT / "tests" / "conftest.py").read_text()

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from triplaneturbo import __version__
 from triplaneturbo.errors import USER_ERRORS, ConfigError, nearest
@@ -46,7 +47,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         _add_launch(commands.add_parser(mode, help=what, description=f"{_sentence(what)}.", allow_abbrev=False), mode)
     translate = commands.add_parser("translate", help="print a file of the original in this project's names")
     translate.add_argument("file", metavar="CONFIG")
-    _add_generate(commands.add_parser("generate", help="write the mesh of a prompt", allow_abbrev=False))
+    _add_generate(
+        commands.add_parser("generate", help="write the mesh of a prompt, or those of a library", allow_abbrev=False)
+    )
     evaluate = commands.add_parser("evaluate", help="measure meshes", allow_abbrev=False)
     measures = evaluate.add_subparsers(dest="measure", required=True, metavar="MEASURE")
     for name, _, what in EVALUATIONS:
@@ -71,7 +74,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
         print(report())
         return 0
-    return _in_one_line(program, lambda: _generate(flags))
+    return _in_one_line(program, lambda: _generate(own, flags))
 
 
 def launch(arguments: Sequence[str] | None = None) -> int:
@@ -208,18 +211,39 @@ def _launch(parser: argparse.ArgumentParser, flags: argparse.Namespace, words: l
 
 
 def _add_generate(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Write the mesh of a prompt. Weights, a prompt and a seed are one mesh."
-    parser.add_argument("prompt", help='such as "a red cube"')
-    parser.add_argument("-o", "--out", required=True, metavar="FILE", type=Path, help="a .glb or .obj file")
+    parser.description = (
+        "Write the mesh of a prompt, or of every prompt of a library. Weights, a prompt and a seed are "
+    )
+    parser.description += "one mesh. Of a library what is there already is not made again."
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("prompt", nargs="?", help='such as "a red cube"')
+    what.add_argument("--library", metavar="NAME", help="a prompt library in load/, such as dreamfusion_415, or a "
+                      ".json file")  # fmt: skip
+    parser.add_argument("-o", "--out", required=True, metavar="PATH", type=Path, help="of a prompt: a .glb or .obj "
+                        "file; of a library: a folder, in which every prompt gets one")  # fmt: skip
     parser.add_argument("--weights", metavar="DIR", type=Path, help="pipeline folder; default: the published student "
                         "if it is in pretrained/, else load/shapeworld, here or in the project")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
     parser.add_argument("--resolution", type=int, metavar="N", help="grid points along an edge; default: as trained")
-    parser.add_argument("--device", help="default: the GPU if there is one, else the CPU")
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it is there")
+    parser.add_argument("--device", help="default: the GPU if there is one, else the CPU; for a library all GPUs")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there; of a library: "
+                        "replace meshes of another prompt, seed or training")  # fmt: skip
+    own = parser.add_argument_group("of a library")
+    own.add_argument("--split", choices=("train", "val", "test"), help="which of its lists (default: test)")
+    own.add_argument("--batch-size", type=int, metavar="N", help="prompts that are made together (default: 1)")
+    own.add_argument("--engine", choices=("processes", "ray"), help="who makes the meshes: a process on every GPU of "
+                     "this machine (default), or the machines of a Ray cluster")  # fmt: skip
+    own.add_argument("--ray-address", metavar="HOST:PORT", help="of the Ray cluster; default: RAY_ADDRESS, else the "
+                     "one that runs here, else one that is started here")  # fmt: skip
 
 
-def _generate(flags: argparse.Namespace) -> int:
+def _generate(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> int:
+    given = {name: getattr(flags, name) for name in ("split", "batch_size", "engine", "ray_address")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if flags.library:
+        return _generate_library(flags, given)
+    if given:
+        parser.error(f"--{next(iter(given)).replace('_', '-')} goes with --library")
     if flags.out.exists() and not flags.overwrite:
         raise ConfigError(f"{flags.out} is there already; give another -o, or --overwrite to replace it")
     with importing():
@@ -227,6 +251,17 @@ def _generate(flags: argparse.Namespace) -> int:
     made = generate(flags.prompt, flags.out, flags.weights, flags.seed, flags.resolution, flags.device)
     print(made)
     return 0
+
+
+def _generate_library(flags: argparse.Namespace, given: dict[str, Any]) -> int:
+    """1 if prompts have no mesh."""
+    from triplaneturbo.pipelines.library import LibraryRequest, generate_library
+
+    common = ("library", "out", "weights", "seed", "resolution", "device", "overwrite")
+    request = LibraryRequest(**{name: getattr(flags, name) for name in common}, **given)
+    summary = generate_library(request, say=lambda line: print(line, file=sys.stderr, flush=True))
+    print(summary)
+    return 1 if summary.failed else 0
 
 
 def _evaluate(measure: str, arguments: Sequence[str], program: str) -> int:

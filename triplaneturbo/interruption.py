@@ -12,6 +12,8 @@ switched off (`build_trainer`), and starting a job again is left to the job's sc
 
     #SBATCH --signal=TERM@120
     srun python launch.py ... resume=auto || { [ $? -eq 143 ] && scontrol requeue "$SLURM_JOB_ID"; }
+
+torchrun has an exit code of its own, so that scripts/train/slurm.sh goes by the signal that it was sent itself.
 """
 
 import os

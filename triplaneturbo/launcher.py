@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import logging
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Literal, get_type_hints
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
@@ -214,7 +216,8 @@ def _keep_determinism_fast() -> None:
 def trainer_options(experiment: ExperimentConfig) -> dict[str, Any]:
     """Arguments of the Lightning trainer: those of the configuration, completed for this machine.
 
-    All visible GPUs, or the CPU if there is none. `strategy: ddp` on a single device needs no process group.
+    All visible GPUs, or the CPU if there is none; under torchrun as many processes and machines as it has started.
+    `strategy: ddp` on a single device needs no process group.
 
     Raises:
         UnknownNameError: an option the trainer does not have.
@@ -235,6 +238,8 @@ def trainer_options(experiment: ExperimentConfig) -> dict[str, Any]:
         raise ConfigError("trainer.val_check_interval is 0; for no validation give trainer.limit_val_batches=0")
     if options.get("accelerator", "auto") == "auto":
         options["accelerator"] = "gpu" if torch.cuda.is_available() else "cpu"
+    if TorchElasticEnvironment.detect():
+        options = _as_torchrun_started(options)
     options.setdefault("devices", 1 if options["accelerator"] == "cpu" else -1)
     if str(options.get("strategy", "auto")).startswith("ddp") and count_processes(options) == 1:
         options["strategy"] = "auto"
@@ -249,6 +254,32 @@ def trainer_options(experiment: ExperimentConfig) -> dict[str, Any]:
         "inference_mode": False,  # normals are gradients
         "use_distributed_sampler": False,
     }
+
+
+def _as_torchrun_started(options: dict[str, Any]) -> dict[str, Any]:
+    """`options` with the devices and machines that there are.
+
+    Raises:
+        ConfigError: they say others; or torchrun shall start processes again, and would let them look for each other
+            where they were.
+    """
+    processes, here, restarts = (
+        int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS")
+    )
+    # Of the store that torchrun lends, which outlives its processes, with the addresses that they had (torch 2.13).
+    if restarts and processes > 1 and os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
+        raise ConfigError(
+            f"torchrun --max-restarts={restarts}: processes that are started again would look for each other at their "
+            "old addresses. Set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, and give --rdzv-backend=c10d, or "
+            "--standalone on a single machine"
+        )
+    options = {"devices": here, "num_nodes": processes // here} | options
+    if (wanted := count_processes(options)) != processes:
+        raise ConfigError(
+            f"trainer.devices={options['devices']} and trainer.num_nodes={options['num_nodes']} are {wanted} "
+            f"processes, but torchrun has started {processes}; leave both out"
+        )
+    return options
 
 
 def count_processes(options: Mapping[str, Any]) -> int:

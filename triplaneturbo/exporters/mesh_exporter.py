@@ -117,6 +117,14 @@ class MeshExporter(Exporter):
                 "Choose another folder, or replace them with overwrite=True (launch.py --overwrite)"
             )
 
+    def is_finished(self, folder: Path, origin: Origin) -> bool:
+        """Whether all that a call writes of the mesh of `origin` is in its folder: the mesh is written last."""
+        return read_origin(folder) == origin and (folder / self._mesh_file).is_file()
+
+    @property
+    def _mesh_file(self) -> str:
+        return f"{self.cfg.save_name}.{self.cfg.fmt.removesuffix('-mtl')}"
+
     def _export(self, mesh: Mesh, prompt: str, folder: Path, origin: Origin | None) -> Path:
         check_mesh(mesh, prompt)
         cfg = self.cfg
@@ -132,8 +140,6 @@ class MeshExporter(Exporter):
             clear(folder)
         if origin:
             write_origin(folder, origin)
-        path = folder / f"{cfg.save_name}.{cfg.fmt.removesuffix('-mtl')}"
-        write_mesh(path, mesh, normals=cfg.save_normal, texture_format=cfg.texture_format)
         write_text(folder / "prompt.txt", prompt)
         if cfg.turntable_views:
             views = render_turntable(mesh, cfg.turntable_views, cfg.turntable_size)
@@ -141,6 +147,8 @@ class MeshExporter(Exporter):
         if cfg.save_video:
             views = render_turntable(mesh, VIDEO_VIEWS, cfg.turntable_size)
             save_webp(folder / "turntable.webp", to_bytes(views), VIDEO_SPEED)
+        path = folder / self._mesh_file
+        write_mesh(path, mesh, normals=cfg.save_normal, texture_format=cfg.texture_format)
         return path
 
 

@@ -126,6 +126,35 @@ def refer_to_base(base: Path, folder: Path) -> str:
     return link.name
 
 
+def trained_tensors(content: Tree, parts: nn.ModuleDict, path: Path) -> dict[str, Tensor]:
+    """What was trained of `parts` (geometry, material), under our names, from the content of the file `path`.
+
+    Raises:
+        WeightsError: a checkpoint of the original does not fit.
+    """
+    trained = translate_state(named_tensors(content, path), parts.state_dict(), path)
+    if "state_dict" in content:  # a training's: it also holds renderers and background, which no mesh depends on
+        trained = {name: tensor for name, tensor in trained.items() if name.split(".")[0] in parts}
+    return trained
+
+
+def student_id(folder: Path) -> str:
+    """`weights_id` of the student of a pipeline folder, as the origins of its meshes have it; networks are not built.
+
+    Raises:
+        WeightsError: the folder or its student is missing or damaged.
+    """
+    config = read_pipeline(folder)
+    path = folder / config.weights
+    content = read_checkpoint(path)
+    options = suited(config.geometry, named_tensors(content, path))
+    generator = {**(options.get("space_generator") or {}), "pretrained_model_name_or_path": str(folder / config.base)}
+    with torch.device("meta"):
+        geometry = FewStepTriplanes({**options, "space_generator": generator})
+        parts = nn.ModuleDict({"geometry": geometry, "material": Unlit(config.material)})
+    return weights_id(trained_tensors(content, parts, path))
+
+
 @dataclass(frozen=True)
 class TextToMeshOutput:
     """One mesh a prompt, the scene they were read from, and what they were made from."""
@@ -194,9 +223,7 @@ class TextToMeshPipeline:
     def _load(self, content: Tree, path: Path) -> dict[str, Tensor]:
         """Load the trained tensors of a file's `content` into the networks and return them, under our names."""
         parts = nn.ModuleDict({"geometry": self.geometry, "material": self.material})
-        trained = translate_state(named_tensors(content, path), parts.state_dict(), path)
-        if "state_dict" in content:  # a training's: it also holds renderers and background, which no mesh depends on
-            trained = {name: tensor for name, tensor in trained.items() if name.split(".")[0] in parts}
+        trained = trained_tensors(content, parts, path)
         load_exactly(parts, trained, path)
         return trained
 
@@ -295,11 +322,12 @@ class TextToMeshPipeline:
         prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
         scene = self.generate(prompts, seed=seed, num_inference_steps=num_inference_steps)
         seeds = (seed,) * len(prompts) if isinstance(seed, int) else seed
-        origins = tuple(Origin(*made, self._weights_id) for made in zip(prompts, seeds, strict=True))
+        origins = tuple(Origin(*made, self.weights_id) for made in zip(prompts, seeds, strict=True))
         return TextToMeshOutput(prompts, self.extract(prompts, scene, resolution=resolution), scene, origins)
 
     @functools.cached_property
-    def _weights_id(self) -> str:
+    def weights_id(self) -> str:
+        """Of what was trained, as the origins of meshes have it."""
         return weights_id(self._trained)
 
     @torch.no_grad()
