@@ -114,6 +114,16 @@ class TrainingReplay:
             if pairs:
                 torch._foreach_add_([total for total, _ in pairs], [g for _, g in pairs])
         self._outputs = tuple(output.detach() for output in outputs)
+        self._try_out()
+
+    def _try_out(self) -> None:
+        """Run both graphs once for nothing. Some kernels of libraries multiply memory that nothing has written by zero:
+        what new memory holds may be NaN, what a pass has left there is finite."""
+        self._grad.zero_()
+        self._forward.replay()
+        self._backward.replay()
+        if self.gradients:
+            torch._foreach_zero_(self.gradients)
 
     def replay_forward(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The results, copied; the pass has the number `passes`."""

@@ -4,6 +4,8 @@ Fields, renderers and losses are float32 always; only the diffusion networks are
 matter.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -43,3 +45,14 @@ def cast_frozen(module: torch.nn.Module, dtype: torch.dtype) -> None:
     for parameter in module.parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+
+
+@contextmanager
+def short_factors() -> Iterator[None]:
+    """A block in which products of float32 tensors take factors of 10 bits on CUDA (TF32), and sums of 23."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

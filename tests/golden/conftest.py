@@ -1,10 +1,13 @@
 """Recorded cases: one test for each file of a folder."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from workbench import Workbench
+
+from triplaneturbo.performance import Performance, using
 
 HERE = Path(__file__).parent
 
@@ -12,6 +15,8 @@ HERE = Path(__file__).parent
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden-dir", metavar="DIR", help="a folder of recorded cases (*.npz); default: those beside")
     parser.addoption("--golden-device", metavar="DEVICE", default="cpu", help="where they are computed, in float32")
+    levels = ("reference", "fast", "max")
+    parser.addoption("--golden-performance", choices=levels, default="reference", help="see triplaneturbo.performance")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -25,9 +30,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # on by default: ten bits are not float32
-    return torch.device(request.config.getoption("golden_device", None) or "cpu")
+    level = request.config.getoption("golden_performance", None) or "reference"
+    with using(Performance(level, 32)):
+        yield torch.device(request.config.getoption("golden_device", None) or "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ if BACKEND == "triton":  # in the process of the last test
         results, gradients = outcome(field, planes, points, fused=True)
         double = outcome(field.double(), planes.double(), points.double(), fused=False)
         # The matrix units of a GPU take factors of 10 bits in the backward pass.
-        shares = [2e-6] * len(results) + [2e-6 if DEVICE == "cpu" else 2e-3] * len(gradients)
+        shares = [2e-6] * len(results) + [2e-6 if DEVICE == "cpu" else 5e-3] * len(gradients)
         for given, true, share in zip((*results, *gradients), (*double[0], *double[1]), shares, strict=True):
             assert (given - true).norm() <= share * true.norm(), (given.shape, (given - true).norm() / true.norm())
 

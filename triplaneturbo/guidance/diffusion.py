@@ -1,5 +1,7 @@
 """Teachers that are diffusion models: pictures to latents, noisy latents to a prediction, a rule to a gradient."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -21,6 +23,7 @@ from triplaneturbo.guidance.rules import Rule, ScoreEstimates
 from triplaneturbo.guidance.shaping import Limit
 from triplaneturbo.guidance.teacher import Question, Teacher
 from triplaneturbo.nn.fused import store_channels_last, streamline
+from triplaneturbo.offload import HostCopy
 from triplaneturbo.performance import graphs_run_on, kernels_run_on
 from triplaneturbo.precision import DtypeName, cast_frozen, resolve_dtype
 from triplaneturbo.schedule import Progress, Schedule
@@ -58,6 +61,9 @@ class DiffusionTeacher(Teacher):
         """The largest magnitude of an entry of a latent gradient."""
         gradient_checkpoint: bool = False
         """Recompute the encoder in the backward pass: less memory, more time."""
+        offload: bool = False
+        """Keep the networks in the host's memory, and bring them to the device for each question: less memory, more
+        time; not for teachers with a trained copy."""
         network_dtype: DtypeName = "auto"
         """Floating-point type of the networks; auto is bfloat16 on CUDA."""
 
@@ -80,6 +86,9 @@ class DiffusionTeacher(Teacher):
             raise ConfigError(
                 f"rule {self.cfg.rule.type!r} needs a teacher with a trained copy, which {type(self).__name__} has not"
             )
+        if self.cfg.offload and hasattr(self, "trained"):
+            raise ConfigError("offload=true: what is trained beside this teacher must stay on the device")
+        self._host: HostCopy | None = None
         self.requires_grad_(False)
         self.eval()
         self._replay, self._encoder_replay = GraphReplay(), TrainingReplay(_of_encoders)
@@ -111,8 +120,7 @@ class DiffusionTeacher(Teacher):
             assert self.vae is not None
             return (self.vae.encode((2 * pictures - 1).to(dtype)).latent_dist.parameters.float(),)
 
-        recorded = graphs_run_on(pictures.device) and pictures.requires_grad and not self.cfg.gradient_checkpoint
-        if recorded:
+        if self._is_recorded(pictures.device) and pictures.requires_grad and not self.cfg.gradient_checkpoint:
             key = self.vae.encoder.conv_in.weight.data_ptr()
             (moments,) = self._encoder_replay(moments_of, (pictures,), (), key)
         else:
@@ -146,7 +154,7 @@ class DiffusionTeacher(Teacher):
         def output(noisy: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None) -> Tensor:
             return self.unet(noisy, t, text, class_labels=camera).sample.float()
 
-        if not graphs_run_on(noisy.device):
+        if not self._is_recorded(noisy.device):
             return output(*arguments)
         return self._replay(output, arguments, key=self.unet.conv_in.weight.data_ptr())
 
@@ -230,6 +238,24 @@ class DiffusionTeacher(Teacher):
             schedule=schedule,
             frames=frames,
         )
+
+    @contextmanager
+    def at_hand(self, device: torch.device) -> Iterator[None]:
+        if not self.cfg.offload:
+            yield
+            return
+        if self._host is None:
+            self._settle(device)
+            self._host = HostCopy(self)
+        with self._host.on(device):
+            yield
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DiffusionTeacher":
+        return self if self.cfg.offload else super()._apply(fn, recurse)
+
+    def _is_recorded(self, device: torch.device) -> bool:
+        """Whether its networks are replayed as graphs, which hold the addresses of weights."""
+        return graphs_run_on(device) and not self.cfg.offload
 
     def _settle(self, device: torch.device) -> torch.dtype:
         """Networks are stored in the type they run in, which is known once they are on their device."""

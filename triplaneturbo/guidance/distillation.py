@@ -169,9 +169,10 @@ class ScoreDistillation(Guidance):
 
     def _ask(self, teacher: Teacher, question: Question, drawn: list[Drawn], share: float) -> list[dict[str, Tensor]]:
         """One teacher's turn: adds to the gradients of the pictures; returns what to log of each sight."""
-        loss, logs = teacher.judge(question, drawn)
         prompts = question.n_prompts if "sum-over-prompts" in self.cfg.quirks else 1
-        (loss * (teacher.cfg.weight(question.progress) * prompts)).backward()
+        with teacher.at_hand(question.cameras.positions.device):
+            loss, logs = teacher.judge(question, drawn)
+            (loss * (teacher.cfg.weight(question.progress) * prompts)).backward()
         learned = teacher.training_loss(question, drawn)
         if learned is not None:
             (share * learned).backward()

@@ -1,7 +1,8 @@
 """What a teacher is: something that looks at rendered pictures and says in which direction they should move."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -118,6 +119,11 @@ class Teacher(Module):
         timestep_range: the share of all timesteps it is to look at, in place of its own options.
         """
         return None
+
+    @contextmanager
+    def at_hand(self, device: torch.device) -> Iterator[None]:
+        """A block in which it judges pictures on `device`, and these go back to what they were made from."""
+        yield
 
     @abstractmethod
     def judge(self, question: Question, drawn: list[Drawn]) -> tuple[Float[Tensor, ""], list[dict[str, Tensor]]]:

@@ -7,9 +7,10 @@ a1 = m1 (a2 W2), g = a1 W1 (the derivative by x), and the incoming gradients v o
 texels get g (v weight + e . d weight), W1 gets a1^T (gbar + v x), W2 a2^T (u + v h1), w3 m2 (u W2^T) + v h2, where
 gbar = sum of e . (du, dv) of the lookups and u = m1 (gbar W1^T).
 
-Products run on the matrix units: forward as float32 in three products of shorter numbers (tf32x3), backward with
-factors of 10 bits (tf32), three times as fast and off by a few 1e-4. Gradients of planes are summed with atomics: equal
-to rounding from run to run. `no_type_check` keeps run-time type checkers away.
+Products run on the matrix units: what decides which neurons are on as float32 in three products of shorter numbers
+(tf32x3), the other ones of the backward pass with factors of 10 bits (tf32), three times as fast and off by a few 1e-4.
+Gradients of planes are summed with atomics: equal to rounding from run to run. `no_type_check` keeps run-time type
+checkers away.
 """
 
 from collections.abc import Sequence
@@ -381,9 +382,9 @@ def _backward_shape_kernel(
 
         w1_t = _transposed(w1, HIDDEN, CHANNELS, CHANNELS)
         w2_t = _transposed(w2, HIDDEN, HIDDEN, HIDDEN)
-        z1 = _rough_dot(x, w1_t)
+        z1 = _dot(x, w1_t)
         h1 = tl.maximum(z1, 0.0)
-        z2 = _rough_dot(h1, w2_t)
+        z2 = _dot(h1, w2_t)
         a2 = tl.where(z2 > 0, last, 0.0)
         a1 = tl.where(z1 > 0, _rough_dot(a2, _matrix(w2, HIDDEN, HIDDEN, HIDDEN)), 0.0)
         g = _rough_dot(a1, _matrix(w1, HIDDEN, CHANNELS, CHANNELS))
@@ -442,9 +443,9 @@ def _backward_color_kernel(
             u, v = _along(axes, plane, px, py, pz)
             row, column, fx, fy = _cell(u, v, height, width)
             found, _, _ = _lookup(table + plane * size, row, column, fx, fy, valid, height, width, CHANNELS)
-            z1 += _rough_dot(found, _transposed(v1 + plane * CHANNELS, HIDDEN, CHANNELS, 3 * CHANNELS))
+            z1 += _dot(found, _transposed(v1 + plane * CHANNELS, HIDDEN, CHANNELS, 3 * CHANNELS))
         h1 = tl.maximum(z1, 0.0)
-        z2 = _rough_dot(h1, _transposed(v2, HIDDEN, HIDDEN, HIDDEN))
+        z2 = _dot(h1, _transposed(v2, HIDDEN, HIDDEN, HIDDEN))
         sum3 += _rough_dot(tl.trans(given), tl.maximum(z2, 0.0))
         bar2 = tl.where(z2 > 0, _rough_dot(given, outputs), 0.0)
         sum2 += _rough_dot(tl.trans(bar2), h1)

@@ -50,6 +50,8 @@ class ClipText(ConditionEncoder):
         """Keep encoded prompts in files, see `precompute`. Encoding on the fly is usually as fast."""
         cache_dir: ProjectPath = ".threestudio_cache/text_embeddings"
         """Where these files are."""
+        offload: bool = False
+        """Keep the network in the host's memory, and bring it to the device for new prompts only."""
         remembered: Annotated[int, Range(0, 2**20)] = 512
         """Recently used prompts whose encodings stay in memory."""
         quirks: list[Literal["lost-end-token"]] = option([])
@@ -60,6 +62,7 @@ class ClipText(ConditionEncoder):
             self.cfg.pretrained_model_name_or_path,
             keep_end_token="lost-end-token" not in self.cfg.quirks,
             remembered=self.cfg.remembered,
+            offload=self.cfg.offload,
             cache_dir=self.cfg.cache_dir if self.cfg.use_cache else None,
         )
 
