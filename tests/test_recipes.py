@@ -48,7 +48,7 @@ def test_full_size_recipes_train_as_many_parameters_as_the_published_model(path)
 
 
 def test_what_differs_between_the_published_recipes():
-    """The table of the three shipped configurations: prompts in a step, and where schedules end."""
+    """The table of the shipped configurations: prompts in a step, and where schedules end."""
     rows = {}
     for path in FULL_SIZE:
         config = experiment(path)
@@ -70,6 +70,8 @@ def test_what_differs_between_the_published_recipes():
     assert rows == {
         "v1": (2, 128, 15000, 20000, 20000, 20000, falling, 0.1, (0.001, 0.001)),
         "v1_acc-2": (2, 128, 30000, 40000, 40000, 40000, falling, 0.0, (0.001, 0.001)),
+        "24g": (16, 128, 30000, 40000, 40000, 40000, falling, 0.0, (0.001, 0.001)),
+        "12g": (16, 128, 30000, 40000, 40000, 40000, falling, 0.0, (0.001, 0.001)),
         "v0_acc-2": (1, 64, 15000, 40000, 20000, 20000, falling, 0.0, (0, 1)),
         "release": (2, 128, 20000, 20000, 20000, 20000, 20.0, 0.1, (0, 1)),
     }

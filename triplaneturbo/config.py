@@ -68,7 +68,8 @@ class ExperimentConfig:
     n_gpus: Count = 1
     """Number of processes, for interpolations; the launcher sets it."""
     performance: Level = "fast"
-    """reference: as the formulas stand; fast: kernels and graphs of this project; max: also what torch compiles."""
+    """reference: as the formulas stand; fast: kernels and graphs of this project; max: also shorter factors in products
+    of float32 (docs/performance.md)."""
     precision: Precision = "auto"
     """What network_dtype: auto means: 32, bf16 or 16 bits; auto: bfloat16 on CUDA, float32 elsewhere."""
     backends: Backends = field(default_factory=Backends)

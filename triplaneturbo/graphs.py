@@ -72,7 +72,8 @@ class TrainingReplay:
         it.
 
         The last result is the one that gradients come back to; the others are given without gradient.
-        function and key: as for `GraphReplay`. One backward pass may follow each call, before the next call.
+        function and key: as for `GraphReplay`, but also called in place of the first replay. One backward pass may
+        follow each call, before the next call.
 
         Raises:
             RuntimeError: in the backward pass, if another call has been made since.
@@ -82,6 +83,9 @@ class TrainingReplay:
         if key != self._key:
             self._record(function, arguments, parameters)
             self._key = key
+            # Other computations are recorded between this pass and its way back: it does not take part in replays.
+            *others, last = function(*arguments)
+            return *(other.detach() for other in others), last
         anchor = parameters[0] if parameters else arguments[0]
         *others, last = _Replay.apply(self, anchor, *arguments)
         return *(other.detach() for other in others), last
@@ -114,16 +118,6 @@ class TrainingReplay:
             if pairs:
                 torch._foreach_add_([total for total, _ in pairs], [g for _, g in pairs])
         self._outputs = tuple(output.detach() for output in outputs)
-        self._try_out()
-
-    def _try_out(self) -> None:
-        """Run both graphs once for nothing. Some kernels of libraries multiply memory that nothing has written by zero:
-        what new memory holds may be NaN, what a pass has left there is finite."""
-        self._grad.zero_()
-        self._forward.replay()
-        self._backward.replay()
-        if self.gradients:
-            torch._foreach_zero_(self.gradients)
 
     def replay_forward(self, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The results, copied; the pass has the number `passes`."""

@@ -25,16 +25,16 @@ class Ways:
     """Triton kernels in place of their torch references, and convolutions that store channels last."""
     graphs: bool
     """Networks of unchanging shapes are recorded as CUDA graphs, forward and backward."""
-    compiled: bool
-    """Networks without gradient are compiled by torch (a minute at the first use of a shape, cached on disk)."""
+    short_factors: bool
+    """Products of float32 tensors take factors of 10 bits (TF32) everywhere, in fields and renderers, too."""
     memory_kept: bool
     """On a CPU: a launch keeps the memory that tensors free, for the next ones (`host.keep_freed_memory`)."""
 
 
 WAYS: dict[Level, Ways] = {
-    "reference": Ways(kernels=False, graphs=False, compiled=False, memory_kept=False),
-    "fast": Ways(kernels=True, graphs=True, compiled=False, memory_kept=True),
-    "max": Ways(kernels=True, graphs=True, compiled=True, memory_kept=True),
+    "reference": Ways(kernels=False, graphs=False, short_factors=False, memory_kept=False),
+    "fast": Ways(kernels=True, graphs=True, short_factors=False, memory_kept=True),
+    "max": Ways(kernels=True, graphs=True, short_factors=True, memory_kept=True),
 }
 
 
@@ -63,6 +63,7 @@ def use(performance: Performance) -> None:
     """Set the switches of the process, before its networks are built."""
     global _current
     _current = performance
+    torch.set_float32_matmul_precision("high" if performance.ways.short_factors else "highest")
 
 
 @contextmanager
@@ -84,5 +85,5 @@ def kernels_run_on(device: torch.device) -> bool:
 
 
 def graphs_run_on(device: torch.device) -> bool:
-    """CUDA graphs: on CUDA, unless `performance` is reference."""
-    return device.type == "cuda" and current().ways.graphs
+    """CUDA graphs: on CUDA, unless `performance` is reference, or runs must be equal to the bit."""
+    return device.type == "cuda" and current().ways.graphs and not torch.are_deterministic_algorithms_enabled()
