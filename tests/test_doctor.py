@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import test_requirements
 from packaging.utils import canonicalize_name
 
@@ -88,3 +89,10 @@ def test_every_package_that_is_required_is_asked_for(monkeypatch):
     assert [line for line in lines if "MISSING" in line] == [
         "tqdm               MISSING: ./setup.sh, or pip install -e ."
     ]
+
+
+@pytest.mark.parametrize(
+    ("gib", "word"), [(80, "v1_acc-2"), (23.6, "24g"), (11.8, "12g"), (6, "generates"), (4, "too")]
+)
+def test_a_card_is_told_the_recipe_that_it_is_enough_for(gib, words):
+    assert words in doctor.recipe_for(int(gib * 2**30))

@@ -30,6 +30,13 @@ OPTIONAL = (
     ("tinycudann", "tinycudann", "hash grids, with backends.hashgrid=tinycudann"),
 )
 GIB = 2**30
+# GiB that a card has at least, a little less than its name says, and what it is for at full size.
+CARDS = (
+    (36, "trains configs/TriplaneTurbo_v1_acc-2.yaml, and generates"),
+    (22, "should train configs/TriplaneTurbo_24g.yaml, and generates"),
+    (11, "should train configs/TriplaneTurbo_12g.yaml, slowly, and generates"),
+    (5, "generates; training needs 12 GB"),
+)
 
 
 def report(root: Path = PROJECT) -> str:
@@ -77,7 +84,16 @@ def devices() -> Iterable[str]:
             f"{index}: {properties.name}, compute capability {properties.major}.{properties.minor}, "
             f"{free / GIB:.0f} of {total / GIB:.0f} GiB free"
         )
+        yield f"   full size: {recipe_for(total)}"
     yield "networks run in bfloat16 (network_dtype: auto), fields and renderers in float32"
+
+
+def recipe_for(memory: int) -> str:
+    """What a card with so many bytes is enough for, by docs/performance.md."""
+    for gib, what in CARDS:
+        if memory >= gib * GIB:
+            return what
+    return "too little memory; the miniature world runs on it"
 
 
 def required() -> list[str]:
