@@ -92,7 +92,8 @@ def test_every_package_that_is_required_is_asked_for(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("gib", "word"), [(80, "v1_acc-2"), (23.6, "24g"), (11.8, "12g"), (6, "generates"), (4, "too")]
+    ("gib", "words"),
+    [(80, "v1_acc-2"), (23.6, "24g"), (11.8, "12g"), (6, "generates; training needs"), (4, "too little")],
 )
 def test_a_card_is_told_the_recipe_that_it_is_enough_for(gib, words):
     assert words in doctor.recipe_for(int(gib * 2**30))
