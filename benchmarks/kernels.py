@@ -22,6 +22,7 @@ from benchmarks.measuring import Timing, machine, measure, require_new, write_js
 from triplaneturbo.attention import attend
 from triplaneturbo.errors import USER_ERRORS, ConfigError
 from triplaneturbo.ops.backends import PLACES, PlaceName, choose
+from triplaneturbo.ops.group_norm import group_norm_silu
 from triplaneturbo.ops.hashgrid import HashGrid
 from triplaneturbo.ops.marching_cubes import marching_cubes
 from triplaneturbo.ops.planes import sample_planes_with_jacobian
@@ -160,6 +161,21 @@ def directions(setting: Setting, backward: bool) -> Work:
     return with_gradients(work, [grid.params]) if backward else work
 
 
+def norm(setting: Setting, backward: bool) -> Work:
+    """Norm, shift and SiLU at the largest size of a picture of 512^2 in an encoder, in bfloat16 on CUDA."""
+    dtype = torch.bfloat16 if setting.device.type == "cuda" else torch.float32
+    side, channels = setting.size(512, 12), setting.size(128, 32)
+    x = setting.random(1, channels, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    weight, bias = (setting.random(channels, seed=i, dtype=dtype) for i in (1, 2))
+    shift = setting.random(1, channels, seed=3, dtype=dtype)
+    x.requires_grad_(backward)
+
+    def work(backend: str) -> Tensors:
+        return (group_norm_silu(x, 32, weight, bias, 1e-6, shift=shift, silu=True, backend=backend),)
+
+    return with_gradients(work, [x]) if backward else work
+
+
 def attention(setting: Setting, shape: tuple[int, int, int, int], backward: bool) -> Work:
     """shape: pictures or prompts, heads, queries, keys; heads are 64 wide, in bfloat16 on CUDA."""
     batch, heads, queries, keys = (1, 2, 24, 24) if setting.tiny else shape
@@ -184,6 +200,8 @@ ATTENTION = {
 }
 
 CASES = [
+    Case("norm/forward", "norm", lambda s: norm(s, False)),
+    Case("norm/forward+backward", "norm", lambda s: norm(s, True)),
     Case("planes/forward", "planes", lambda s: plane_lookup(s, False)),
     Case("planes/forward+backward", "planes", lambda s: plane_lookup(s, True)),
     Case("marching_cubes/forward", "isosurface", lambda s: cubes(s, False), sorted_gap),

@@ -28,7 +28,7 @@ from triplaneturbo.performance import current as current_performance
 
 log = logging.getLogger(__name__)
 
-PlaceName = Literal["planes", "rows", "isosurface", "rasterizer", "hashgrid", "attention"]
+PlaceName = Literal["norm", "planes", "rows", "isosurface", "rasterizer", "hashgrid", "attention"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +85,7 @@ class Place:
 
 
 PLACES: dict[PlaceName, Place] = {
+    "norm": Place("group_norm"),
     "planes": Place("planes"),
     "rows": Place("rows"),
     "isosurface": Place("marching_cubes", "diso"),

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from triplaneturbo.performance import kernels_run_on
+from triplaneturbo.ops.backends import choose
 
 
 def group_norm_silu(
@@ -17,13 +17,14 @@ def group_norm_silu(
     *,
     shift: Float[Tensor, "N C"] | None = None,
     silu: bool = False,
+    backend: str = "auto",
 ) -> Float[Tensor, "N C *S"]:
     """silu(norm(x + shift) * weight + bias), in the type of x; statistics and arithmetic are float32.
 
-    Differentiable once in all tensors. On CUDA one kernel in three passes that reads channels-last memory as it is
-    (`group_norm_triton`); other memory is copied. It keeps x alone for the backward pass.
+    Differentiable once in all tensors. backend: auto, torch, triton; see `backends.choose`. That of Triton reads
+    channels-last memory as it is, copies other memory, and keeps x alone for the backward pass.
     """
-    if kernels_run_on(x.device):
+    if choose("norm", x.device, x.dtype, asked=backend).name == "triton":
         from triplaneturbo.ops.group_norm_triton import GroupNormSilu
 
         return GroupNormSilu.apply(x, groups, weight, bias, eps, shift, silu)
