@@ -119,8 +119,8 @@ def test_commands_name_the_stand_ins_and_the_prompts(full_size, tmp_path):
     (tmp_path / "prompts.txt").write_text("a cat\n\na dog\n")
     flags = ["--out", str(tmp_path), "--width", "tiny", "--prompts", str(tmp_path / "prompts.txt"), "seed=3"]
     given = full_size.parse(flags)
-    full_size.write_prompts(tmp_path / "library.json", given.prompts)
-    library = json.loads((tmp_path / "library.json").read_text())
+    full_size.write_prompts(tmp_path, given.prompts)
+    library = json.loads((tmp_path / f"{full_size.LIBRARY}.json").read_text())
     assert library == {"train": ["a cat", "a dog"], "val": ["a cat"], "test": ["a cat", "a dog"]}
     command = full_size.Session(given, 0.0).launch_command("t", "trainer.max_steps=3")
     assert f"system.guidance.rd_ckpt_path={tmp_path}/pretrained/nd_mv_ema.ckpt" in command

@@ -68,17 +68,18 @@ class FewStepTriplanes(Geometry):
         a shape (`graphs.TrainingReplay`): go backward before the next call.
         """
 
-        def round_(clean: Tensor, noise: Tensor, t: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-            latents = self.space_generator.prd_step(clean, noise, t, text)
-            return latents, self._planes(latents)
-
         arguments = previous_clean, noise, t, text
         trained = [p for p in self.space_generator.parameters() if p.requires_grad]
         recorded = graphs_run_on(noise.device) and torch.is_grad_enabled() and trained
-        if recorded and not self.cfg.space_generator.gradient_checkpoint:
-            clean, planes = self._training_replay(round_, arguments, trained, key=self.training)
-        else:
-            clean, planes = round_(*arguments)
+        if not recorded or self.cfg.space_generator.gradient_checkpoint:
+            clean = self.space_generator.prd_step(*arguments)
+            return clean.detach(), self.decode(clean)
+
+        def round_(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+            latents = self.space_generator.prd_step(*arguments)
+            return latents, self._planes(latents)
+
+        clean, planes = self._training_replay(round_, arguments, trained, key=self.training)
         return clean.detach(), self._scene(planes)
 
     def scene(self, condition: TextStates, draws: Draws | None = None) -> FieldScene:
