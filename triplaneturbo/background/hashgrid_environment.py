@@ -13,6 +13,7 @@ from torch import Tensor
 from triplaneturbo.background.base import Background
 from triplaneturbo.bounds import Range, Share, Width
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.nn.tall import multiply_rows
 from triplaneturbo.ops.activations import ColorActivation, colors_of
 from triplaneturbo.ops.hashgrid import HashGrid
 from triplaneturbo.registry import register
@@ -94,7 +95,7 @@ class HashGridEnvironment(Background):
             return directions.new_tensor(self.cfg.eval_color).expand_as(directions)
         x = self.encoding((directions.reshape(-1, 3) + 1) / 2).view(prompts, -1, self.weight_shapes[0][0])
         for i, weight in enumerate(self.layer_weights(pooled_text)):
-            x = (x if i == 0 else F.relu(x)) @ weight
+            x = multiply_rows(x if i == 0 else F.relu(x), weight)
         return colors_of(x.view(directions.shape), self.cfg.color_activation)
 
     def layer_weights(self, pooled_text: Float[Tensor, "B T"]) -> list[Float[Tensor, "B _ _"]]:
