@@ -42,17 +42,10 @@ class EncodePoints(torch.autograd.Function):
         features = points.new_empty(len(points), len(levels.sizes) * channels)
         if features.numel() > 0:
             _forward_kernel[_grid(points, levels)](
-                points,
-                table,
-                features,
-                _level_table(levels, points.device),
-                len(points),
-                len(levels.sizes),
-                CHANNELS=channels,
-                CHANNEL_BLOCK=triton.next_power_of_2(channels),
-                POINTS=_POINTS_PER_PROGRAM,
+                points, table, features, _level_table(levels, points.device), len(points), len(levels.sizes),
+                CHANNELS=channels, CHANNEL_BLOCK=triton.next_power_of_2(channels), POINTS=_POINTS_PER_PROGRAM,
                 num_warps=2,
-            )
+            )  # fmt: skip
         return features
 
     @staticmethod
@@ -74,23 +67,11 @@ def _backward(
     grad_points = points.new_empty(count, len(points), 3) if wants_points else points
     if grad.numel() > 0:
         _backward_kernel[_grid(points, levels)](
-            points,
-            table,
-            grad.contiguous(),
-            grad_points,
-            grad_table,
-            unit,
-            _level_table(levels, points.device),
-            len(points),
-            count,
-            CHANNELS=channels,
-            CHANNEL_BLOCK=triton.next_power_of_2(channels),
-            POINTS=_POINTS_PER_PROGRAM,
-            WANTS_POINTS=wants_points,
-            WANTS_TABLE=wants_table,
-            IN_FIXED_POINT=in_fixed_point,
-            num_warps=2,
-        )
+            points, table, grad.contiguous(), grad_points, grad_table, unit, _level_table(levels, points.device),
+            len(points), count, CHANNELS=channels, CHANNEL_BLOCK=triton.next_power_of_2(channels),
+            POINTS=_POINTS_PER_PROGRAM, WANTS_POINTS=wants_points, WANTS_TABLE=wants_table,
+            IN_FIXED_POINT=in_fixed_point, num_warps=2,
+        )  # fmt: skip
     if in_fixed_point:
         grad_table = (grad_table / unit).to(table.dtype)
     return grad_points.sum(0) if wants_points else None, grad_table if wants_table else None
@@ -194,22 +175,10 @@ def _add_in_run(value, starts, next_value, next_starts):
 @triton.jit
 @no_type_check
 def _backward_kernel(
-    points,
-    table,
-    grad,
-    grad_points,
-    grad_table,
-    unit,
-    levels,
-    count,
-    n_levels,
-    CHANNELS: tl.constexpr,
-    CHANNEL_BLOCK: tl.constexpr,
-    POINTS: tl.constexpr,
-    WANTS_POINTS: tl.constexpr,
-    WANTS_TABLE: tl.constexpr,
+    points, table, grad, grad_points, grad_table, unit, levels, count, n_levels, CHANNELS: tl.constexpr,
+    CHANNEL_BLOCK: tl.constexpr, POINTS: tl.constexpr, WANTS_POINTS: tl.constexpr, WANTS_TABLE: tl.constexpr,
     IN_FIXED_POINT: tl.constexpr,
-):
+):  # fmt: skip
     level = tl.program_id(1)
     scale, resolution, size, first = _level(levels, level)
     point = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
