@@ -119,9 +119,33 @@ class TextStates(_Movable):
         Raises:
             ValueError: the encoder was not asked for them.
         """
+        return self._texts_by_view[self.sides(cameras), prompts]
+
+    def blended(self, mix: Float[Tensor, "N D"], prompts: Int[Tensor, " N"]) -> Float[Tensor, "N L C"]:
+        """The states of the prompts with each of `SIDES`, summed with these shares.
+
+        Raises:
+            ValueError: the encoder was not asked for them.
+        """
+        return torch.einsum("nd,dnlc->nlc", mix, self._texts_by_view[:, prompts])
+
+    def with_side(
+        self, sides: Int[Tensor, " N"], prompts: Int[Tensor, " N"], otherwise: Float[Tensor, "1 L C"]
+    ) -> Float[Tensor, "N L C"]:
+        """The states of the prompts with the side of that number in `SIDES`, `otherwise` for the number after the last.
+
+        Raises:
+            ValueError: the encoder was not asked for them.
+        """
+        texts = self._texts_by_view
+        known = (sides < len(texts))[:, None, None]
+        return torch.where(known, texts[sides.clamp(max=len(texts) - 1), prompts], otherwise)
+
+    @property
+    def _texts_by_view(self) -> Float[Tensor, "D B L C"]:
         if self.by_view is None:
             raise ValueError("there are no texts by view: set by_view=true for this encoder in data.conditions")
-        return self.by_view[self.sides(cameras), prompts]
+        return self.by_view
 
     def sides(self, cameras: Cameras) -> Int[Tensor, " N"]:
         """Which of `SIDES` each camera sees."""

@@ -1,7 +1,18 @@
 """The procedure of each family: `run(case, workbench, monkeypatch)` feeds the case's inputs to the project's parts and
 compares the outputs."""
 
-from families import cameras, diffusion, guidance, networks, planes, rays, surface, texture, training
+from families import (
+    cameras,
+    diffusion,
+    guidance,
+    networks,
+    planes,
+    rays,
+    scaledreamer_distillation,
+    surface,
+    texture,
+    training,
+)
 
 FAMILIES = {
     "camera": cameras.camera,
@@ -33,4 +44,7 @@ FAMILIES = {
     "background": texture.background,
     "adan": training.adan,
     "training_step": training.training_step,
+    "prompt_views": scaledreamer_distillation.prompt_views,
+    "scaledreamer_asd_sd": scaledreamer_distillation.stable_diffusion,
+    "scaledreamer_asd_mv": scaledreamer_distillation.mvdream,
 }
