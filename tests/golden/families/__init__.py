@@ -9,6 +9,8 @@ from families import (
     planes,
     rays,
     scaledreamer_distillation,
+    scaledreamer_losses,
+    scaledreamer_rays,
     surface,
     texture,
     training,
@@ -46,5 +48,8 @@ FAMILIES = {
     "training_step": training.training_step,
     "prompt_views": scaledreamer_distillation.prompt_views,
     "scaledreamer_asd_sd": scaledreamer_distillation.stable_diffusion,
+    "volsdf_cached": scaledreamer_rays.volsdf_cached,
+    "scene_losses": scaledreamer_losses.scene_losses,
+    "nerf_render": scaledreamer_rays.nerf_render,
     "scaledreamer_asd_mv": scaledreamer_distillation.mvdream,
 }
