@@ -8,7 +8,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from triplaneturbo.data import PromptsAndCameras
+from triplaneturbo.cameras import orbit_cameras
+from triplaneturbo.data import CameraSampler, PromptsAndCameras
 from triplaneturbo.errors import ConfigError, UnknownNameError
 from triplaneturbo.prompts import ConditionEncoder
 from triplaneturbo.registry import register
@@ -216,3 +217,45 @@ def test_an_encoder_must_be_named():
     data = module()
     with pytest.raises(ConfigError, match=r"data\.conditions is empty: name an encoder"):
         data.on_after_batch_transfer(data.training_batch(0, range(2)), 0)
+
+
+def test_pictures_have_other_sizes_from_milestones_on():
+    sizes = {"milestones": [2, 5], "later_ray_sizes": [[16, 24], [32, 32]], "ray_height": 8, "ray_width": 8}
+    batches = stream(module(**sizes, height=40, width=48), 7)
+    assert [batch.ray_size for batch in batches] == [(8, 8)] * 2 + [(16, 24)] * 3 + [(32, 32)] * 2
+    assert {batch.image_size for batch in batches} == {(40, 48)}
+    with pytest.raises(ConfigError, match=r"later_sizes \(\[\(4, 4\)\]\) must have an entry for each of the"):
+        module(milestones=[2, 5], later_sizes=[[4, 4]])
+
+
+def test_milestones_count_optimizer_steps():
+    data = module(milestones=[2], later_sizes=[[16, 16]], height=8, width=8)
+    data.step_of = lambda batch: batch // 3
+    assert [batch.image_size for batch in stream(data, 8)] == [(8, 8)] * 6 + [(16, 16)] * 2
+
+
+def test_evaluation_may_have_a_size_of_its_own():
+    plain, large = (module(height=8, width=12, ray_height=4, **size) for size in ({}, {"eval_size": [64, 48]}))
+    batch = plain.evaluation_batch(("a",), 0, 2)
+    assert (batch.image_size, batch.ray_size) == ((8, 12), (4, 64))
+    batch = large.evaluation_batch(("a",), 0, 2)
+    assert batch.image_size == batch.ray_size == (64, 48)
+    assert stream(large, 1)[0].image_size == (8, 12)
+
+
+class Growing(CameraSampler):
+    """As many views as the step says."""
+
+    def at(self, progress):
+        return Growing({"n_view": 1 + progress.step})
+
+    def __call__(self, draws, stream):
+        return orbit_cameras(
+            *torch.ones(4, len(draws.samples) * self.cfg.n_view), n_view=self.cfg.n_view, relative=False
+        )
+
+
+def test_cameras_may_change_with_the_step():
+    data = module(batch_size=1, camera_sets=1, cameras={"type": "ring", "n_view": 1})
+    data.camera_sampler = Growing({"n_view": 1})
+    assert [batch.cameras[0].n_view for batch in stream(data, 3)] == [1, 2, 3]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from triplaneturbo.base import Chosen, Dynamic, Part, option
+from triplaneturbo.base import Chosen, Part, option
 from triplaneturbo.bounds import Count, Elevation, FieldOfView, LatentSize, Length, Pixels, ProjectPath
 from triplaneturbo.cameras import turntable
 from triplaneturbo.data.cameras import CameraSampler
@@ -18,9 +18,12 @@ from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.naming import check_prompts
 from triplaneturbo.registry import register
+from triplaneturbo.schedule import Progress
 from triplaneturbo.types import Batch, TextStates
 
 log = logging.getLogger(__name__)
+
+Size = tuple[Pixels, Pixels]
 
 
 @register("prompts-and-cameras")
@@ -51,6 +54,14 @@ class PromptsAndCameras(StreamData[Batch]):
         """Height of the volume renderer's pictures."""
         ray_width: Pixels = 64
         """Width of the volume renderer's pictures."""
+        milestones: list[Count] = option([])
+        """Steps from which on the pictures of the training have other sizes."""
+        later_sizes: list[Size] = option([])
+        """From each of these on, height and width of the rasteriser's pictures; none: they keep theirs."""
+        later_ray_sizes: list[Size] = option([])
+        """Likewise of the volume renderer's."""
+        eval_size: Size | None = None
+        """Height and width of all pictures in evaluation; None: as at the start of the training."""
         n_val_views: Count = 1
         """Views of the turntable in validation."""
         n_test_views: Count = 32
@@ -77,6 +88,13 @@ class PromptsAndCameras(StreamData[Batch]):
                     f"data.batch_size counts views, so it must be a multiple of cameras.n_view={n_view}, "
                     f"not {self.batch_size}"
                 )
+            for name in ("later_sizes", "later_ray_sizes"):
+                sizes = getattr(self, name)
+                if sizes and (len(sizes) != len(self.milestones) or self.milestones != sorted(set(self.milestones))):
+                    raise ConfigError(
+                        f"data.{name} ({sizes}) must have an entry for each of the increasing data.milestones "
+                        f"({self.milestones})"
+                    )
             if self.generator_condition is not None and self.generator_condition not in self.conditions:
                 raise ConfigError(
                     f"data.generator_condition is {self.generator_condition!r}; data.conditions has "
@@ -106,21 +124,26 @@ class PromptsAndCameras(StreamData[Batch]):
 
     def training_batch(self, step: int, samples: range) -> Batch:
         """See `StreamData.training_batch`."""
-        seed = self.run.seed
+        cfg, seed, now = self.cfg, self.run.seed, Progress(self.step_of(step))
         draws = Draws(seed, tuple(samples), torch.device("cpu"))
         prompts = self.library.train
-        n_view = self.camera_sampler.cfg.n_view
-        sets = tuple(self.camera_sampler(draws, f"cameras/{number}") for number in range(self.cfg.camera_sets))
+        sampler = self.camera_sampler.at(now)
+        n_view = sampler.cfg.n_view
+        sets = tuple(sampler(draws, f"cameras/{number}") for number in range(cfg.camera_sets))
+        passed = sum(now.step >= milestone for milestone in cfg.milestones)
         if any((len(made), made.n_view) != (len(samples) * n_view, n_view) for made in sets):
             raise ValueError(
                 f"{self.cfg.cameras.type} places {len(sets[0])} cameras, {sets[0].n_view} a prompt; wanted are n_view="
                 f"{n_view} for each of {len(samples)} prompts"
             )
-        return self._batch(
+        return Batch(
             prompts=tuple(prompts[prompt_index(seed, sample, len(prompts))] for sample in samples),
             samples=tuple(samples),
             step=step,
             cameras=sets,
+            image_size=_at_stage((cfg.height, cfg.width), cfg.later_sizes, passed),
+            ray_size=_at_stage((cfg.ray_height, cfg.ray_width), cfg.later_ray_sizes, passed),
+            latent_shape=cfg.latent_shape,
         )
 
     # Evaluation
@@ -157,14 +180,13 @@ class PromptsAndCameras(StreamData[Batch]):
             fovy_deg=cfg.eval_fovy_deg,
             repeat_first="repeated-first-view" in cfg.quirks,
         )
-        return self._batch(prompts=(prompts[index],), samples=(index,), step=0, cameras=(cameras,) if n_views else ())
-
-    def _batch(self, **values: Dynamic) -> Batch:
-        cfg = self.cfg
         return Batch(
-            **values,
-            image_size=(cfg.height, cfg.width),
-            ray_size=(cfg.ray_height, cfg.ray_width),
+            prompts=(prompts[index],),
+            samples=(index,),
+            step=0,
+            cameras=(cameras,) if n_views else (),
+            image_size=cfg.eval_size or (cfg.height, cfg.width),
+            ray_size=cfg.eval_size or (cfg.ray_height, cfg.ray_width),
             latent_shape=cfg.latent_shape,
         )
 
@@ -183,6 +205,11 @@ class PromptsAndCameras(StreamData[Batch]):
         if name not in self._encoders:
             self._encoders[name] = self.cfg.conditions[name].build().to(self.trainer.strategy.root_device)
         return self._encoders[name]
+
+
+def _at_stage(first: Size, later: Sequence[Size], passed: int) -> Size:
+    """The size after so many milestones."""
+    return later[passed - 1] if later and passed else first
 
 
 class _Batches(Dataset):
