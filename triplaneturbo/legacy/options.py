@@ -241,13 +241,13 @@ _HYPERNET = {
     "spectral_norm": only(False, why="it is not there"),
     "output_activation": ignored(Literal["none"] | None, why="the output has no activation"),
 }
-_NO_RANDOM_AUG = refused("random_aug is not supported; remove it")
+_NO_RANDOM_AUG = refused("give the probability as random_color, the name that this project has for it")
 ENVIRONMENT = {
     "n_output_dims": only(3, why="colours have three channels"),
     **same("color_activation", "eval_color"),
     **nested("pos_encoding_config", moved(_ENCODING, "encoding")),
     **nested("hypernet_config", moved(_HYPERNET, "hypernet")),
-    "random_aug": only(False, why="a background of random colour would hide the learned one from the teachers"),
+    "random_aug": only(False, why="it is off unless random_color is set, the name that this project has for it"),
     **dict.fromkeys(("random_aug_prob", "random_aug_color"), _NO_RANDOM_AUG),
     **_OWN_WEIGHTS,
 }
