@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from triplaneturbo.ops.activations import colors_of, densities_of
@@ -20,9 +21,10 @@ def test_black_and_white_are_within_reach():
     assert found[0, 2] > 1
 
 
-def test_a_truncated_exponential_has_its_value_and_the_derivative_at_15_beyond():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_truncated_exponential_has_its_value_and_the_derivative_at_15_beyond(dtype):
     """And further derivatives: normals of a density are trained through."""
-    x = torch.tensor([-2.0, 0.5, 14.0, 17.0], dtype=torch.float64, requires_grad=True)
+    x = torch.tensor([-2.0, 0.5, 14.0, 17.0], dtype=dtype, requires_grad=True)
     found = densities_of(x, "trunc_exp")
     torch.testing.assert_close(found, x.exp())
     (first,) = torch.autograd.grad(found.sum(), x, create_graph=True)

@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -28,6 +29,6 @@ def densities_of(x: Float[Tensor, "*N D"], activation: DensityActivation) -> Flo
         return F.softplus(x)
     if not activation.endswith("trunc_exp"):
         return x.exp()
-    low = x.clamp(max=_STEEPEST)
-    straight = low.exp() + math.exp(_STEEPEST) * (x - low)  # has the derivative that is wanted
+    # Has the derivative that is wanted; one term at a time, of sums small derivatives would be lost beside exp(15).
+    straight = torch.where(x < _STEEPEST, x.clamp(max=_STEEPEST).exp(), math.exp(_STEEPEST) * (x - _STEEPEST + 1))
     return straight + (x.exp() - straight).detach()

@@ -1,5 +1,6 @@
 """A field in a multi-resolution hash grid: a signed distance or a density, and colours, of one scene."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,7 +20,9 @@ from triplaneturbo.scenes.encoded import EncodedField
 from triplaneturbo.types import FieldSample
 
 
-def encode_cube(grid: HashGrid, points: Float[Tensor, "B N 3"], radius: float) -> Float[Tensor, "B N D"]:
+def encode_cube(
+    grid: Callable[[Tensor], Tensor], points: Float[Tensor, "B N 3"], radius: float
+) -> Float[Tensor, "B N D"]:
     """Features of points in the cube [-radius, radius]^3, which the grid covers. Beyond it is what is on its side."""
     unit = ((points / radius + 1) / 2).clamp(0, 1)
     return grid(unit.flatten(0, 1)).unflatten(0, points.shape[:2])

@@ -1,7 +1,18 @@
 """The procedure of each family: `run(case, workbench, monkeypatch)` feeds the case's inputs to the project's parts and
 compares the outputs."""
 
-from families import cameras, diffusion, guidance, networks, planes, rays, surface, texture, training
+from families import (
+    cameras,
+    diffusion,
+    guidance,
+    networks,
+    planes,
+    rays,
+    scaledreamer_scenes,
+    surface,
+    texture,
+    training,
+)
 
 FAMILIES = {
     "camera": cameras.camera,
@@ -33,4 +44,10 @@ FAMILIES = {
     "background": texture.background,
     "adan": training.adan,
     "training_step": training.training_step,
+    "hyper_ingp": scaledreamer_scenes.hyper_ingp,
+    "conv3d_net": scaledreamer_scenes.conv3d_net,
+    "triplane_transformer": scaledreamer_scenes.triplane_transformer,
+    "implicit_volume": scaledreamer_scenes.implicit_volume,
+    "multiprompt_background": scaledreamer_scenes.multiprompt_background,
+    "environment_map": scaledreamer_scenes.environment_map,
 }

@@ -1,0 +1,12 @@
+"""ScaleDreamer (Ma et al. 2024): networks that make scenes of texts in one pass, and scenes of a single prompt.
+
+Importing this package registers its geometries, its background and the layout of the original's checkpoints.
+"""
+
+from custom.scaledreamer.checkpoints import write_original
+from custom.scaledreamer.conv3d_net import Conv3dNet
+from custom.scaledreamer.environment import Environment
+from custom.scaledreamer.hyper_ingp import HyperIngp
+from custom.scaledreamer.triplane_transformer import TriplaneTransformer
+
+__all__ = ["Conv3dNet", "Environment", "HyperIngp", "TriplaneTransformer", "write_original"]
