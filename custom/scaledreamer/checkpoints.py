@@ -65,7 +65,7 @@ def from_original(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
 
 
 def to_original(system: SceneSystem) -> dict[str, Tensor]:
-    """The original's tensors of a system with one renderer.
+    """The original's tensors of a system with one renderer, but for those of an occupancy grid.
 
     Raises:
         WeightsError: the system has parts that the original's file has no place for.
@@ -77,6 +77,8 @@ def to_original(system: SceneSystem) -> dict[str, Tensor]:
     box = system.geometry.field.radius * torch.tensor([[-1.0] * 3, [1.0] * 3])
     state = {original_name(name): x for name, x in system.state_dict().items()}
     state |= {"geometry.bbox": box, "renderer.bbox": box.clone()}
+    if system.geometry.field.kind == "density":
+        state.pop(f"renderer.{_VARIANCE}", None)  # the sharpness of a surface
     style = state.get("geometry.space_generator.mapping.embed.bias")
     if style is not None:
         state["geometry.space_generator.mapping.w_avg"] = torch.zeros_like(style)

@@ -272,7 +272,7 @@ class Conv3dNet(SceneGenerator):
         if rows.shape[1] < wanted:
             raise ValueError(
                 f"conv3d-net needs {wanted} numbers of noise for a prompt, not {rows.shape[1]}; "
-                f"set data.latent_shape=[1, {wanted}, 1, 1]"
+                "give data.latent_shape more, such as [6, 4, 32, 32]"
             )
         return self._scene(rows[:, :wanted], condition, None)
 
