@@ -37,11 +37,13 @@ def test_each_picture_of_a_chosen_prompt_has_one_colour_of_its_own():
 
 def test_prompts_are_chosen_with_the_given_probability_whatever_their_neighbours_are():
     background = SolidColor({"random_color": 0.25, "color": [0.5, 0.5, 0.5]})
-    together = behind(background, draws(*range(400)), n_view=1)[:, 0, 0]
-    chosen = (together != 0.5).any(1)
+    together = behind(background, draws(*range(400)), n_view=2)[:, 0, 0].view(400, 2, 3)
+    chosen = (together != 0.5).any(2)
+    assert torch.equal(chosen[:, 0], chosen[:, 1])
     assert chosen.float().mean() == pytest.approx(0.25, abs=0.07)
-    alone = behind(background, draws(int(chosen.nonzero()[0])), n_view=1)[:, 0, 0]
-    torch.testing.assert_close(alone[0], together[chosen][0])
+    first = int(chosen[:, 0].nonzero()[0])
+    alone = behind(background, draws(first), n_view=2)[:, 0, 0]
+    torch.testing.assert_close(alone, together[first])
 
 
 def test_nothing_is_random_in_evaluation_or_unless_it_is_asked_for():
