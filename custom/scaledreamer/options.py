@@ -7,7 +7,7 @@ from typing import Literal
 from triplaneturbo.base import convert
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.legacy.options import ENCODING, MLP, Option, decided, ignored, moved, named, nested, only, same, to
-from triplaneturbo.legacy.translate import translate_options
+from triplaneturbo.legacy.translate import in_our_names
 from triplaneturbo.legacy.trees import put
 from triplaneturbo.storage import Json, Tree
 
@@ -163,7 +163,7 @@ def component(role: str, name: str, options: Mapping[str, Json], place: str) -> 
         ConfigError: a value that it cannot have, or an option that is refused.
     """
     ours, table = COMPONENTS[role][name]
-    tree = {"type": ours, **translate_options(options, table, place)}
+    tree = {"type": ours, **in_our_names(options, table, place)}
     _TOGETHER[ours](options, tree, place)
     return tree
 
@@ -211,7 +211,7 @@ def _environment(options: Mapping[str, Json], ours: Tree, place: str) -> None:
     _random_color(options, ours, place)
     encoding = dict(options.get("dir_encoding_config") or {"otype": "SphericalHarmonics", "degree": 3})
     if encoding.get("otype") != "SphericalHarmonics":
-        ours["encoding"] = translate_options(encoding, ENCODING, f"{place}.dir_encoding_config")
+        ours["encoding"] = in_our_names(encoding, ENCODING, f"{place}.dir_encoding_config")
     elif encoding.get("degree", 3) != 3:
         raise ConfigError(f"{place}.dir_encoding_config.degree is {encoding['degree']!r}; allowed: 3")
 

@@ -34,26 +34,26 @@ def flat(options: Mapping[str, Json], table: Mapping[str, Option], where: str, p
             raise UnknownNameError(f"{place} has no option {key!r}; {nearest(str(key), own)}")
 
 
-def translate_options(
-    options: Mapping[str, Json], table: Mapping[str, Option], where: str, *, complete: bool = True
+def in_our_names(
+    options: Mapping[str, Json], table: Mapping[str, Option], place: str, *, complete: bool = True
 ) -> Tree:
-    """The options of a component in our names.
+    """The options of a component by its table, without those that are decided together with others.
 
-    complete: they are all that is said, so that published defaults hold where ours are others.
+    complete: these are all that are said, so that published defaults hold where ours are others.
 
     Raises:
         UnknownNameError: the table does not have one.
-        ConfigError: a value that one cannot have, or one that is refused.
+        ConfigError: a value that it cannot have, or an option that is refused.
     """
     ours: Tree = {}
     if complete:
         for option in table.values():
             if option.has_default and option.to:
-                put(ours, option.to, option.value(option.default, where) if option.value else option.default)
-    for name, value in flat(options, table, where):
+                put(ours, option.to, option.value(option.default, place) if option.value else option.default)
+    for name, value in flat(options, table, place):
         option = table[name]
-        check(option, value, f"{where}.{name}")
-        translated = option.value(value, f"{where}.{name}") if option.value else value
+        check(option, value, f"{place}.{name}")
+        translated = option.value(value, f"{place}.{name}") if option.value else value
         if option.to and not (name == "use_volsdf" and translated is None):
             put(ours, option.to, translated)
     return ours
@@ -128,7 +128,7 @@ class Translator:
             if name not in COMPONENTS[role]:
                 return {**named, **options}
         table = COMPONENTS[role][name][1]
-        ours = named | translate_options(options, table, place, complete=self.complete)
+        ours = named | in_our_names(options, table, place, complete=self.complete)
         self._note_compat(options, place)
         if role == "guidance":
             present = take(self.present, f"{place}.teachers") or {}
