@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--golden-dir", metavar="DIR", help="a folder of recorded cases (*.npz); default: those beside")
+    parser.addoption("--golden-dir", metavar="DIR", help="a folder of recorded cases (**/*.npz); default: those beside")
     parser.addoption("--golden-device", metavar="DEVICE", default="cpu", help="where they are computed, in float32")
     levels = ("reference", "fast", "max")
     parser.addoption("--golden-performance", choices=levels, default="reference", help="see triplaneturbo.performance")

@@ -14,7 +14,7 @@ from golden_case import Case
 from test_golden import run_case
 from workbench import Workbench
 
-from triplaneturbo.errors import UnknownNameError
+from triplaneturbo.errors import ConfigError, UnknownNameError
 from triplaneturbo.ops.rasterize import Raster, rasterize
 from triplaneturbo.types import Mesh
 from triplaneturbo.weights.ldm import LDM_SCHEDULE
@@ -42,6 +42,12 @@ QUICK = [
     "scaledreamer/s18_random_camera",
     "scaledreamer/s21_multiprompt_multiview",
     "scaledreamer/s22_prompt_views",
+    "scaledreamer/s1_hyper_ingp",
+    "scaledreamer/s4_conv3d_net_two_prompts",
+    "scaledreamer/s7_triplane_transformer_pooled",
+    "scaledreamer/s8_implicit_volume",
+    "scaledreamer/s9_multiprompt_background",
+    "scaledreamer/s10_environment_map",
 ]
 # What a family reads and compares with something of ours, too.
 ALSO_INPUTS = {
@@ -84,6 +90,8 @@ def test_names_do_not_matter(tmp_path: Path, workbench: Workbench, monkeypatch: 
         ({"name": "e1_importance_sampler", "warmth": 3}, "hyper-parameters without effect here: warmth"),
         ({"name": "e1_importance_sampler", "n": 13}, "t_starts: shape"),
         ({"name": "d5_regularization_losses", "lambdas": {"lambda_warmth": 3}}, "warmth"),
+        ({"name": "scaledreamer/s1_hyper_ingp", "geometry": {"warmth": 3}}, "warmth"),
+        ({"name": "scaledreamer/s9_multiprompt_background", "background": {"random_aug": 3}}, "random_aug"),
         ({"name": "b3_stable_diffusion_blocks", "sd": {"unet": {"warmth": 3}, "vae": {}}}, "sd.unet has warmth"),
         (
             {"name": "d1_inference_ddim4", "scheduler": {**LDM_SCHEDULE, "clip_sample": True}},
@@ -94,7 +102,7 @@ def test_names_do_not_matter(tmp_path: Path, workbench: Workbench, monkeypatch: 
 def test_what_does_not_fit_fails(
     changes: dict[str, Any], message: str, tmp_path: Path, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kinds = (AssertionError, TypeError, RuntimeError, UnknownNameError, pytest.fail.Exception)
+    kinds = (AssertionError, TypeError, RuntimeError, ConfigError, UnknownNameError, pytest.fail.Exception)
     with pytest.raises(kinds, match=message):
         run_case(changed(tmp_path, **changes), workbench, monkeypatch)
 

@@ -194,7 +194,10 @@ class VolumeRenderer(Renderer[FieldScene]):
             self.occupancy.follow(self.opacity_of_steps(scene, progress), self.radius_of(scene), draws, progress)
         directions = ray_directions(cameras, *size)
         jitter = self.draw_jitter(draws, cameras.n_view * size[0] * size[1])
-        return self.render_rays(scene, cameras, pooled_text, directions, jitter=jitter, progress=progress)
+        background = self.background_in(draws, cameras.n_view)
+        return self.render_rays(
+            scene, cameras, pooled_text, directions, jitter=jitter, background=background, progress=progress
+        )
 
     def draw_jitter(self, draws: Draws | None, n_rays: int) -> Jitter | None:
         """The random numbers of one call with `n_rays` rays a prompt; None where samples lie in the middle."""
@@ -212,11 +215,13 @@ class VolumeRenderer(Renderer[FieldScene]):
         directions: Float[Tensor, "M H W 3"],
         *,
         jitter: Jitter | None = None,
+        background: Background | None = None,
         progress: Progress = START,
     ) -> Views:
         """Pictures along given rays, which start at the cameras; directions need not have unit length.
 
         A pure function of its arguments. jitter: [B, V * H * W], rays of a prompt's views one after the other.
+        background: None: the sibling.
         """
         check_views(scene, cameras)
         rows, height, width = directions.shape[:3]
@@ -229,7 +234,7 @@ class VolumeRenderer(Renderer[FieldScene]):
         opacity, depth = image["opacity"], image["depth"]
         comp_normal = F.normalize(image["normal"], dim=-1)
         normal_colors = normals_as_colors(comp_normal, cameras, self.cfg.normal_direction)
-        rgb_bg = self.background(directions, pooled_text)
+        rgb_bg = (background or self.background)(directions, pooled_text)
         extras = {name: value.flatten(0, -2) for name, value in samples.items()}
         extras |= {"inv_std": inv_std, "z_variance": image["z_variance"], "comp_normal": comp_normal}
         return Views(

@@ -12,6 +12,7 @@ from families import (
     scaledreamer_distillation,
     scaledreamer_losses,
     scaledreamer_rays,
+    scaledreamer_scenes,
     surface,
     texture,
     training,
@@ -54,4 +55,10 @@ FAMILIES = {
     "scene_losses": scaledreamer_losses.scene_losses,
     "nerf_render": scaledreamer_rays.nerf_render,
     "scaledreamer_asd_mv": scaledreamer_distillation.mvdream,
+    "hyper_ingp": scaledreamer_scenes.hyper_ingp,
+    "conv3d_net": scaledreamer_scenes.conv3d_net,
+    "triplane_transformer": scaledreamer_scenes.triplane_transformer,
+    "implicit_volume": scaledreamer_scenes.implicit_volume,
+    "multiprompt_background": scaledreamer_scenes.multiprompt_background,
+    "environment_map": scaledreamer_scenes.environment_map,
 }
