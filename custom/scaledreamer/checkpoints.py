@@ -14,6 +14,7 @@ from torch import Tensor
 
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.legacy.state_dicts import register_layout
+from triplaneturbo.renderers.occupancy import RESOLUTION
 from triplaneturbo.systems import SceneSystem
 from triplaneturbo.weights.files import save_checkpoint
 
@@ -26,8 +27,10 @@ _NAMES = (
 )
 _RENDERER = re.compile(r"renderers\.\w+\.(.+)")
 _VARIANCE = "variance._inv_std"
-# Corners of boxes, the mean style that nothing reads, the occupancy grid that training finds anew.
-_PASSED_OVER = re.compile(r".*\.bbox|geometry\.space_generator\.mapping\.w_avg|renderer\.estimator\..+")
+# Of the renderer's occupancy grid, ours and the original's; a renderer that has none passes the latter over.
+_OCCUPANCY = {"occupancy.opacity": "estimator.occs", "occupancy.occupied": "estimator.binaries"}
+# Corners of boxes, the mean style that nothing reads.
+_PASSED_OVER = re.compile(r".*\.bbox|geometry\.space_generator\.mapping\.w_avg|renderer\.estimator\.(aabbs|resolution)")
 # What tells a file of the original, with one of its fields beside the generator.
 _GENERATORS = ("geometry.hypernet.", "geometry.space_generator.mapping.", "geometry.space_generator.pos_embed")
 _FIELDS = ("geometry.encoding.encoding.encoding.params", "geometry.sdf_network.", "geometry.density_network.")
@@ -47,7 +50,7 @@ def original_name(name: str) -> str:
     """What the original calls a tensor of a system of ours."""
     renderer = _RENDERER.fullmatch(name)
     if renderer:
-        return f"renderer.{renderer[1]}"
+        return f"renderer.{_OCCUPANCY.get(renderer[1], renderer[1])}"
     for ours, theirs in _NAMES:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
@@ -61,11 +64,19 @@ def from_original(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
     """
     names = {original_name(name): name for name in own}
     kept = {name: x for name, x in tensors.items() if not _PASSED_OVER.fullmatch(name) and x.numel()}
+    for grid in (f"renderer.{name}" for name in _OCCUPANCY.values()):
+        if grid in kept and grid not in names:
+            del kept[grid]
+        elif grid in kept:
+            kept[grid] = kept[grid].flatten()
+    variance = f"renderer.{_VARIANCE}"
+    if variance in names and any(name.startswith("geometry.density_network.") for name in kept):
+        kept[variance] = own[names[variance]]  # the sharpness of a surface, which has no effect here
     return {names.get(name, name): x for name, x in kept.items()}
 
 
 def to_original(system: SceneSystem) -> dict[str, Tensor]:
-    """The original's tensors of a system with one renderer, but for those of an occupancy grid.
+    """The original's tensors of a system with one renderer.
 
     Raises:
         WeightsError: the system has parts that the original's file has no place for.
@@ -79,6 +90,10 @@ def to_original(system: SceneSystem) -> dict[str, Tensor]:
     state |= {"geometry.bbox": box, "renderer.bbox": box.clone()}
     if system.geometry.field.kind == "density":
         state.pop(f"renderer.{_VARIANCE}", None)  # the sharpness of a surface
+    if "renderer.estimator.binaries" in state:
+        state["renderer.estimator.binaries"] = state["renderer.estimator.binaries"].view(1, *[RESOLUTION] * 3)
+        state["renderer.estimator.resolution"] = torch.full((3,), RESOLUTION, dtype=torch.int32)
+        state["renderer.estimator.aabbs"] = box.view(1, 6).clone()
     style = state.get("geometry.space_generator.mapping.embed.bias")
     if style is not None:
         state["geometry.space_generator.mapping.w_avg"] = torch.zeros_like(style)

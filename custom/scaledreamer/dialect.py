@@ -83,8 +83,10 @@ def _block(system: Mapping[str, Json], part: str) -> Mapping[str, Json]:
 
 
 def _system(kind: Json, system: Mapping[str, Json]) -> Tree:
-    if kind not in SYSTEMS:
-        raise ConfigError(f"system_type is {kind!r}; allowed: {', '.join(map(repr, SYSTEMS))}")
+    texts = system.get("prompt_processor_type")
+    for option, name, allowed in (("system_type", kind, SYSTEMS), ("system.prompt_processor_type", texts, PROCESSORS)):
+        if name not in allowed:
+            raise ConfigError(f"{option} is {name!r}; allowed: {', '.join(map(repr, allowed))}")
     ours: Tree = {"type": "scene-distillation"}
     parts = {name: value for name, value in system.items() if not isinstance(value, Mapping) or name in ("loggers",)}
     ours |= in_our_names(parts, _SYSTEM, "system")
