@@ -145,7 +145,8 @@ class TextStates(_Movable):
         """States (1 - share) of the first prompt and share of the second."""
 
         def blended(states: Tensor, dim: int = 0) -> Tensor:
-            return torch.lerp(*states.split(1, dim), share)
+            first, second = states.split(1, dim)
+            return torch.lerp(first, second, share)
 
         by_view = None if self.by_view is None else blended(self.by_view, 1)
         return replace(self, tokens=blended(self.tokens), pooled=blended(self.pooled), by_view=by_view)

@@ -176,11 +176,9 @@ DATA = {
     "sup_unsup_mode": only("vanilla", why="nothing is learnt from 3D data"),
     **dict.fromkeys(("obj_library_dir", "rgb_bg", "normal_bg", "depth_bg"), _NO_3D_DATA),
     **dict.fromkeys(("light_sample_strategy", "unsup_light_distance_range"), _NO_LIGHT),
-    "resolution_milestones": refused(
-        "sizes do not change during training; set height, width, ray_height and ray_width"
-    ),
-    "target_prompt": refused("prompts are not edited; use eval_prompt or a prompt library"),
-    "eval_fix_camera": refused("evaluation shows a whole turntable; set n_val_views and n_test_views"),
+    "resolution_milestones": refused("set data.milestones, with later_sizes and later_ray_sizes from each of them on"),
+    "target_prompt": to("target_prompt"),
+    "eval_fix_camera": to("eval_azimuth_deg"),
     "seed": refused("it is that of the run; set seed at the top"),
     **_COMPAT,
 }
