@@ -17,17 +17,19 @@ from triplaneturbo.legacy.state_dicts import register_layout
 from triplaneturbo.systems import SceneSystem
 from triplaneturbo.weights.files import save_checkpoint
 
+_DIRECTIONS = "background.encoding.encoding.encoding.params"
 # Beginnings of names, ours and the original's; the first that fits holds.
 _NAMES = (
     ("geometry.field.encoding.params", "geometry.encoding.encoding.encoding.params"),
     ("geometry.field.value_network.", "geometry.density_network."),
     ("geometry.field.", "geometry."),
-    ("background.encoding.params", "background.encoding.encoding.encoding.params"),
+    ("background.encoding.params", _DIRECTIONS),
 )
 _RENDERER = re.compile(r"renderers\.\w+\.(.+)")
-_VARIANCE = "variance._inv_std"
-# Corners of boxes, the mean style that nothing reads, the occupancy grid that training finds anew.
-_PASSED_OVER = re.compile(r".*\.bbox|geometry\.space_generator\.mapping\.w_avg|renderer\.estimator\..+")
+_SHARPNESS = "renderer.variance._inv_std"
+_OCCUPANCY = {"occupancy.opacity": "estimator.occs", "occupancy.occupied": "estimator.binaries"}
+# Corners of boxes, the mean style that nothing reads, the numbers of an occupancy grid's cells.
+_PASSED_OVER = re.compile(r".*\.(bbox|w_avg|estimator\.resolution|estimator\.aabbs)")
 # What tells a file of the original, with one of its fields beside the generator.
 _GENERATORS = ("geometry.hypernet.", "geometry.space_generator.mapping.", "geometry.space_generator.pos_embed")
 _FIELDS = ("geometry.encoding.encoding.encoding.params", "geometry.sdf_network.", "geometry.density_network.")
@@ -47,7 +49,7 @@ def original_name(name: str) -> str:
     """What the original calls a tensor of a system of ours."""
     renderer = _RENDERER.fullmatch(name)
     if renderer:
-        return f"renderer.{renderer[1]}"
+        return f"renderer.{_OCCUPANCY.get(renderer[1], renderer[1])}"
     for ours, theirs in _NAMES:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
@@ -58,14 +60,24 @@ def from_original(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
     """The tensors of a file of the original under the names of a system whose state is `own`.
 
     What the system has no place for keeps the name that it has in the file; what the file does not have is not there.
+    Two exceptions: an occupancy grid is passed over where nothing uses one, and the sharpness of a surface, which a
+    file with an occupancy grid does not have, stays what it is.
     """
     names = {original_name(name): name for name in own}
+    has_grid = "renderer.estimator.occs" in tensors and "renderer.estimator.occs" in names
     kept = {name: x for name, x in tensors.items() if not _PASSED_OVER.fullmatch(name) and x.numel()}
-    return {names.get(name, name): x for name, x in kept.items()}
+    if not has_grid:
+        kept = {name: x for name, x in kept.items() if not name.startswith("renderer.estimator.")}
+    renamed = {names.get(name, name): x for name, x in kept.items()}
+    if has_grid:
+        occupied = names["renderer.estimator.binaries"]
+        renamed[occupied] = renamed[occupied].flatten()
+        renamed.setdefault(names[_SHARPNESS], own[names[_SHARPNESS]])
+    return renamed
 
 
 def to_original(system: SceneSystem) -> dict[str, Tensor]:
-    """The original's tensors of a system with one renderer, but for those of an occupancy grid.
+    """The original's tensors of a system with one renderer.
 
     Raises:
         WeightsError: the system has parts that the original's file has no place for.
@@ -74,17 +86,28 @@ def to_original(system: SceneSystem) -> dict[str, Tensor]:
         raise WeightsError(
             f"the original has one renderer, not {', '.join(system.renderers)}: no file holds this system"
         )
-    box = system.geometry.field.radius * torch.tensor([[-1.0] * 3, [1.0] * 3])
     state = {original_name(name): x for name, x in system.state_dict().items()}
-    state |= {"geometry.bbox": box, "renderer.bbox": box.clone()}
     if system.geometry.field.kind == "density":
-        state.pop(f"renderer.{_VARIANCE}", None)  # the sharpness of a surface
+        state.pop(_SHARPNESS, None)
+    return state | _beside(state, system.geometry.field.radius)
+
+
+def _beside(state: Mapping[str, Tensor], radius: float) -> dict[str, Tensor]:
+    """What the original has, and writes otherwise, beside a system's tensors."""
+    box = torch.tensor([[-radius] * 3, [radius] * 3])
+    others = {"geometry.bbox": box, "renderer.bbox": box.clone()}
+    occupied = state.get("renderer.estimator.binaries")
+    if occupied is not None:
+        size = [round(len(occupied) ** (1 / 3))] * 3
+        others["renderer.estimator.binaries"] = occupied.view(1, *size)
+        others["renderer.estimator.resolution"] = torch.tensor(size, dtype=torch.int32)
+        others["renderer.estimator.aabbs"] = box.view(1, 6).clone()
     style = state.get("geometry.space_generator.mapping.embed.bias")
     if style is not None:
-        state["geometry.space_generator.mapping.w_avg"] = torch.zeros_like(style)
-    if "background.network.layers.0.weight" in state:
-        state.setdefault("background.encoding.encoding.encoding.params", torch.empty(0))
-    return state
+        others["geometry.space_generator.mapping.w_avg"] = torch.zeros_like(style)
+    if "background.network.layers.0.weight" in state:  # of spherical harmonics
+        others[_DIRECTIONS] = state.get(_DIRECTIONS, torch.empty(0))
+    return others
 
 
 def write_original(system: SceneSystem, path: str | Path, step: int = 0) -> None:
