@@ -14,6 +14,7 @@ from torch import Tensor
 
 from triplaneturbo.errors import WeightsError
 from triplaneturbo.legacy.state_dicts import register_layout
+from triplaneturbo.renderers.occupancy import RESOLUTION
 from triplaneturbo.systems import SceneSystem
 from triplaneturbo.weights.files import save_checkpoint
 
@@ -98,9 +99,8 @@ def _beside(state: Mapping[str, Tensor], radius: float) -> dict[str, Tensor]:
     others = {"geometry.bbox": box, "renderer.bbox": box.clone()}
     occupied = state.get("renderer.estimator.binaries")
     if occupied is not None:
-        size = [round(len(occupied) ** (1 / 3))] * 3
-        others["renderer.estimator.binaries"] = occupied.view(1, *size)
-        others["renderer.estimator.resolution"] = torch.tensor(size, dtype=torch.int32)
+        others["renderer.estimator.binaries"] = occupied.view(1, *[RESOLUTION] * 3)
+        others["renderer.estimator.resolution"] = torch.full((3,), RESOLUTION, dtype=torch.int32)
         others["renderer.estimator.aabbs"] = box.view(1, 6).clone()
     style = state.get("geometry.space_generator.mapping.embed.bias")
     if style is not None:
