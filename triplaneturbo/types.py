@@ -141,6 +141,15 @@ class TextStates(_Movable):
         known = (sides < len(texts))[:, None, None]
         return torch.where(known, texts[sides.clamp(max=len(texts) - 1), prompts], otherwise)
 
+    def between(self, share: float) -> "TextStates":
+        """States (1 - share) of the first prompt and share of the second."""
+
+        def blended(states: Tensor, dim: int = 0) -> Tensor:
+            return torch.lerp(*states.split(1, dim), share)
+
+        by_view = None if self.by_view is None else blended(self.by_view, 1)
+        return replace(self, tokens=blended(self.tokens), pooled=blended(self.pooled), by_view=by_view)
+
     @property
     def _texts_by_view(self) -> Float[Tensor, "D B L C"]:
         if self.by_view is None:
@@ -179,7 +188,8 @@ class Batch(_Movable):
     cameras: one fresh set for each round of a PRD step. image_size, ray_size: (height, width) of the rasteriser and
     volume renderer. latent_shape: of the noise of one prompt, (planes, channels, height, width).
     conditions: by encoder, what it says about the prompts; the generator's comes first. Empty until the data module has
-    encoded the prompts.
+    encoded the prompts. film: of two prompts, each camera sees what lies between them, the first the one, the last the
+    other.
     """
 
     prompts: tuple[str, ...]
@@ -190,6 +200,14 @@ class Batch(_Movable):
     ray_size: tuple[int, int]
     latent_shape: tuple[int, int, int, int]
     conditions: dict[str, TextStates] = field(default_factory=dict)
+    film: bool = False
+
+    def between(self, share: float) -> "Batch":
+        """Of a film, the prompt that is no text: states that are (1 - share) of the first and share of the second."""
+        states = {name: each.between(share) for name, each in self.conditions.items()}
+        return replace(
+            self, prompts=(" to ".join(self.prompts),), samples=self.samples[:1], conditions=states, film=False
+        )
 
     @property
     def condition(self) -> TextStates:

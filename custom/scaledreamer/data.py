@@ -36,10 +36,10 @@ _RINGS = {
     "batch_uniform_azimuth": ignored(bool, why="views of a ring are spread evenly"),
 }
 _LIBRARY = {
-    **same("prompt_library", "prompt_library_dir", "prompts", "eval_prompt"),
+    **same("prompt_library", "prompt_library_dir", "prompts", "eval_prompt", "target_prompt"),
+    "eval_fix_camera": to("eval_azimuth_deg"),
     "prompt_library_format": only("json", why="the one format there is"),
     "dim_gaussian": decided("the width of the noise that the geometry draws"),
-    **dict.fromkeys(("target_prompt", "eval_fix_camera"), decided("a film, see `film`")),
 }
 # By published name: whether it is about many prompts, its options.
 MODULES: Mapping[str, tuple[bool, Mapping[str, Option]]] = {

@@ -128,7 +128,7 @@ def _prompts(ours: Tree, processor: Mapping[str, Json], place: str) -> None:
     data, (teacher,) = ours["data"], ours["system"]["guidance"]["teachers"].values()
     if processor.get("prompt"):
         data["prompts"] = [processor["prompt"]]
-    for name in ("prompt_library", "eval_prompt"):
+    for name in ("prompt_library", "eval_prompt", "target_prompt"):
         given = processor.get(name)
         if given is not None and data.setdefault(name, given) != given:
             raise ConfigError(f"{place}.{name} is {given!r}, but data.{name} is {data[name]!r}")

@@ -1,7 +1,7 @@
 """The data module: options, batches, evaluation, state."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -259,3 +259,28 @@ def test_cameras_may_change_with_the_step():
     data = module(batch_size=1, camera_sets=1, cameras={"type": "ring", "n_view": 1})
     data.camera_sampler = Growing({"n_view": 1})
     assert [batch.cameras[0].n_view for batch in stream(data, 3)] == [1, 2, 3]
+
+
+def test_a_film_has_two_prompts_and_a_view_for_each_picture():
+    data = module(eval_prompt="a", target_prompt="b", n_test_views=3, eval_azimuth_deg=40.0)
+    (film,) = data.test_dataloader()
+    assert film.film
+    assert film.prompts == ("a", "b")
+    assert film.cameras[0].azimuth_deg.tolist() == [40.0] * 3
+    assert list(module(rank=1, processes=2, eval_prompt="a", target_prompt="b").test_dataloader()) == []
+    with pytest.raises(ConfigError, match=r"target_prompt is where a film ends: give data\.eval_prompt"):
+        module(target_prompt="b")
+
+
+def test_between_two_prompts_are_blends_of_what_encoders_say():
+    generator = torch.Generator().manual_seed(0)
+    tokens, by_view = torch.randn(2, 3, 4, generator=generator), torch.randn(4, 2, 3, 4, generator=generator)
+    states = TextStates(tokens, tokens[:, 0], tokens[:1], tokens[:1], by_view)
+    film = replace(module(eval_prompt="a", target_prompt="b").film(), conditions={"text": states})
+    for share in (0.0, 0.25, 1.0):
+        part = film.between(share)
+        assert part.prompts == ("a to b",)
+        assert not part.film
+        torch.testing.assert_close(part.condition.tokens, (1 - share) * tokens[:1] + share * tokens[1:])
+        torch.testing.assert_close(part.condition.pooled, (1 - share) * tokens[:1, 0] + share * tokens[1:, 0])
+        torch.testing.assert_close(part.condition.by_view, (1 - share) * by_view[:, :1] + share * by_view[:, 1:])

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from triplaneturbo.base import Chosen, Part, option
-from triplaneturbo.bounds import Count, Elevation, FieldOfView, LatentSize, Length, Pixels, ProjectPath
+from triplaneturbo.bounds import Count, Degrees, Elevation, FieldOfView, LatentSize, Length, Pixels, ProjectPath
 from triplaneturbo.cameras import turntable
 from triplaneturbo.data.cameras import CameraSampler
 from triplaneturbo.data.library import PromptLibrary, prompt_index
@@ -40,6 +40,8 @@ class PromptsAndCameras(StreamData[Batch]):
         """Prompts in place of a library."""
         eval_prompt: str | None = None
         """Look at and test this prompt only."""
+        target_prompt: str | None = None
+        """Test by a film that goes from eval_prompt to this prompt, through what lies between their states."""
         batch_size: Count = 4
         """Views in a micro-batch of one process: prompts times cameras.n_view."""
         cameras: Annotated[Chosen, Part("cameras", "ring")] = option("ring")
@@ -72,6 +74,8 @@ class PromptsAndCameras(StreamData[Batch]):
         """Distance of the turntable, world units."""
         eval_fovy_deg: FieldOfView = 70.0
         """Vertical field of view of the turntable."""
+        eval_azimuth_deg: Degrees | None = None
+        """Show all views of an evaluation from this azimuth, in the place of a turntable."""
         latent_shape: tuple[Literal[6], LatentSize, LatentSize, LatentSize] = (6, 4, 32, 32)
         """Noise of one prompt: planes, channels, height, width."""
         conditions: dict[str, Annotated[Chosen, Part("condition", "clip-text")]] = option({})
@@ -88,6 +92,8 @@ class PromptsAndCameras(StreamData[Batch]):
                     f"data.batch_size counts views, so it must be a multiple of cameras.n_view={n_view}, "
                     f"not {self.batch_size}"
                 )
+            if self.target_prompt is not None and self.eval_prompt is None:
+                raise ConfigError("data.target_prompt is where a film ends: give data.eval_prompt, where it begins")
             for name in ("later_sizes", "later_ray_sizes"):
                 sizes = getattr(self, name)
                 if sizes and (len(sizes) != len(self.milestones) or self.milestones != sorted(set(self.milestones))):
@@ -152,6 +158,8 @@ class PromptsAndCameras(StreamData[Batch]):
         return self._evaluation(self.library.val, self.cfg.n_val_views)
 
     def test_dataloader(self) -> DataLoader:
+        if self.cfg.target_prompt is not None:
+            return DataLoader(_Batches([self.film()] if self.trainer.global_rank == 0 else []), batch_size=None)
         return self._evaluation(self.library.test, self.cfg.n_test_views)
 
     def predict_dataloader(self) -> DataLoader:
@@ -170,6 +178,12 @@ class PromptsAndCameras(StreamData[Batch]):
         batches = [self.evaluation_batch(prompts, index, n_views) for index in mine]
         return DataLoader(_Batches(batches), batch_size=None)
 
+    def film(self) -> Batch:
+        """A film from eval_prompt to target_prompt, with a view of the test for each picture."""
+        prompts = check_prompts([self.cfg.eval_prompt, self.cfg.target_prompt], "data.target_prompt")
+        first = self.evaluation_batch(prompts, 0, self.cfg.n_test_views)
+        return replace(first, prompts=tuple(prompts), samples=(0, 1), film=True)
+
     def evaluation_batch(self, prompts: tuple[str, ...], index: int, n_views: int) -> Batch:
         """Prompt `index` of `prompts` seen from a turntable; without cameras if `n_views` is 0."""
         cfg = self.cfg
@@ -179,6 +193,7 @@ class PromptsAndCameras(StreamData[Batch]):
             distance=cfg.eval_camera_distance,
             fovy_deg=cfg.eval_fovy_deg,
             repeat_first="repeated-first-view" in cfg.quirks,
+            azimuth_deg=cfg.eval_azimuth_deg,
         )
         return Batch(
             prompts=(prompts[index],),
