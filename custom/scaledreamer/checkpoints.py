@@ -18,19 +18,19 @@ from triplaneturbo.renderers.occupancy import RESOLUTION
 from triplaneturbo.systems import SceneSystem
 from triplaneturbo.weights.files import save_checkpoint
 
+_DIRECTIONS = "background.encoding.encoding.encoding.params"
 # Beginnings of names, ours and the original's; the first that fits holds.
 _NAMES = (
     ("geometry.field.encoding.params", "geometry.encoding.encoding.encoding.params"),
     ("geometry.field.value_network.", "geometry.density_network."),
     ("geometry.field.", "geometry."),
-    ("background.encoding.params", "background.encoding.encoding.encoding.params"),
+    ("background.encoding.params", _DIRECTIONS),
 )
 _RENDERER = re.compile(r"renderers\.\w+\.(.+)")
-_VARIANCE = "variance._inv_std"
-# Of the renderer's occupancy grid, ours and the original's; a renderer that has none passes the latter over.
+_SHARPNESS = "renderer.variance._inv_std"
 _OCCUPANCY = {"occupancy.opacity": "estimator.occs", "occupancy.occupied": "estimator.binaries"}
-# Corners of boxes, the mean style that nothing reads.
-_PASSED_OVER = re.compile(r".*\.bbox|geometry\.space_generator\.mapping\.w_avg|renderer\.estimator\.(aabbs|resolution)")
+# Corners of boxes, the mean style that nothing reads, the numbers of an occupancy grid's cells.
+_PASSED_OVER = re.compile(r".*\.(bbox|w_avg|estimator\.resolution|estimator\.aabbs)")
 # What tells a file of the original, with one of its fields beside the generator.
 _GENERATORS = ("geometry.hypernet.", "geometry.space_generator.mapping.", "geometry.space_generator.pos_embed")
 _FIELDS = ("geometry.encoding.encoding.encoding.params", "geometry.sdf_network.", "geometry.density_network.")
@@ -61,18 +61,20 @@ def from_original(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
     """The tensors of a file of the original under the names of a system whose state is `own`.
 
     What the system has no place for keeps the name that it has in the file; what the file does not have is not there.
+    Two exceptions: an occupancy grid is passed over where nothing uses one, and the sharpness of a surface, which a
+    file with an occupancy grid does not have, stays what it is.
     """
     names = {original_name(name): name for name in own}
+    has_grid = "renderer.estimator.occs" in tensors and "renderer.estimator.occs" in names
     kept = {name: x for name, x in tensors.items() if not _PASSED_OVER.fullmatch(name) and x.numel()}
-    for grid in (f"renderer.{name}" for name in _OCCUPANCY.values()):
-        if grid in kept and grid not in names:
-            del kept[grid]
-        elif grid in kept:
-            kept[grid] = kept[grid].flatten()
-    variance = f"renderer.{_VARIANCE}"
-    if variance in names and any(name.startswith("geometry.density_network.") for name in kept):
-        kept[variance] = own[names[variance]]  # the sharpness of a surface, which has no effect here
-    return {names.get(name, name): x for name, x in kept.items()}
+    if not has_grid:
+        kept = {name: x for name, x in kept.items() if not name.startswith("renderer.estimator.")}
+    renamed = {names.get(name, name): x for name, x in kept.items()}
+    if has_grid:
+        occupied = names["renderer.estimator.binaries"]
+        renamed[occupied] = renamed[occupied].flatten()
+        renamed.setdefault(names[_SHARPNESS], own[names[_SHARPNESS]])
+    return renamed
 
 
 def to_original(system: SceneSystem) -> dict[str, Tensor]:
@@ -85,21 +87,27 @@ def to_original(system: SceneSystem) -> dict[str, Tensor]:
         raise WeightsError(
             f"the original has one renderer, not {', '.join(system.renderers)}: no file holds this system"
         )
-    box = system.geometry.field.radius * torch.tensor([[-1.0] * 3, [1.0] * 3])
     state = {original_name(name): x for name, x in system.state_dict().items()}
-    state |= {"geometry.bbox": box, "renderer.bbox": box.clone()}
     if system.geometry.field.kind == "density":
-        state.pop(f"renderer.{_VARIANCE}", None)  # the sharpness of a surface
-    if "renderer.estimator.binaries" in state:
-        state["renderer.estimator.binaries"] = state["renderer.estimator.binaries"].view(1, *[RESOLUTION] * 3)
-        state["renderer.estimator.resolution"] = torch.full((3,), RESOLUTION, dtype=torch.int32)
-        state["renderer.estimator.aabbs"] = box.view(1, 6).clone()
+        state.pop(_SHARPNESS, None)
+    return state | _beside(state, system.geometry.field.radius)
+
+
+def _beside(state: Mapping[str, Tensor], radius: float) -> dict[str, Tensor]:
+    """What the original has, and writes otherwise, beside a system's tensors."""
+    box = torch.tensor([[-radius] * 3, [radius] * 3])
+    others = {"geometry.bbox": box, "renderer.bbox": box.clone()}
+    occupied = state.get("renderer.estimator.binaries")
+    if occupied is not None:
+        others["renderer.estimator.binaries"] = occupied.view(1, *[RESOLUTION] * 3)
+        others["renderer.estimator.resolution"] = torch.full((3,), RESOLUTION, dtype=torch.int32)
+        others["renderer.estimator.aabbs"] = box.view(1, 6).clone()
     style = state.get("geometry.space_generator.mapping.embed.bias")
     if style is not None:
-        state["geometry.space_generator.mapping.w_avg"] = torch.zeros_like(style)
-    if "background.network.layers.0.weight" in state:
-        state.setdefault("background.encoding.encoding.encoding.params", torch.empty(0))
-    return state
+        others["geometry.space_generator.mapping.w_avg"] = torch.zeros_like(style)
+    if "background.network.layers.0.weight" in state:  # of spherical harmonics
+        others[_DIRECTIONS] = state.get(_DIRECTIONS, torch.empty(0))
+    return others
 
 
 def write_original(system: SceneSystem, path: str | Path, step: int = 0) -> None:

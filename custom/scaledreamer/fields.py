@@ -76,6 +76,7 @@ class VoxelField(EncodedField):
 
     sdf(p) = network(v(p)) + bias(p). `tensors["voxels"]`, [B, C, D, H, W], fills the cube: x runs along W, y along H, z
     along D, the centre of voxel i of n is at (2i + 1) / n - 1 times the radius; features are trilinear, 0 outside.
+    On CUDA the gradient of the voxels differs from run to run in its last digits, as that of PyTorch's `grid_sample`.
     """
 
     @dataclass(kw_only=True)

@@ -48,12 +48,14 @@ QUICK = [
     "scaledreamer/s8_implicit_volume",
     "scaledreamer/s9_multiprompt_background",
     "scaledreamer/s10_environment_map",
+    "scaledreamer/s29_step_hyper_ingp",
 ]
 # What a family reads and compares with something of ours, too.
 ALSO_INPUTS = {
     "mesh_rasterizer": {"mvp_mtx"},  # the only source of the field of view
     "volsdf_cached": {"rays_d"},
     "nerf_render": {"rays_d"},
+    "amortised_training_step": {"rays_d"},
     "scaledreamer_asd_sd": {"t"},
     "scaledreamer_asd_mv": {"t"},
 }

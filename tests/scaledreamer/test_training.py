@@ -17,6 +17,7 @@ MVDREAM = {
     "path": "load/shapeworld/mvdream",
     "vae_path": "load/shapeworld/stable_diffusion",
     "image_size": 64,
+    "rule": {"type": "asd", "ratio": 0.1, "random": True, "weighting": "sds"},
 }
 SHARED = {"type": "environment", "random_color": 0.5}
 TRANSFORMER = {"text_width": TEXT, "width": 16, "n_heads": 2, "n_layers": 1, "token_resolution": 4, "channels": 4}
@@ -54,7 +55,7 @@ def test_a_generator_trains_and_exports(
         "type": "scene-distillation",
         "geometry": {"type": name, "resolution": 20, **SYSTEMS[name]["geometry"]},
         "background": SYSTEMS[name]["background"],
-        "renderers": {"volume": VOLUME if single else {**VOLUME, "law": "volsdf"}},
+        "renderers": {"volume": {**VOLUME, **({"estimator": "occupancy"} if single else {"law": "volsdf"})}},
         "guidance": {"teachers": {"mvdream": MVDREAM}},
         "losses": {"volume": {"sparsity": 1.0} if single else {"sparsity": 1.0, "eikonal": 0.1}},
         "optimizer": {

@@ -70,20 +70,23 @@ class EncodedField(Field):
         self, tensors: Tensors, points: Float[Tensor, "B N 3"], *, features: bool = True, normals: bool = False
     ) -> FieldSample:
         """See `Field.query`."""
-        encoded = self.encode(tensors, points)
-        value = self.finish(self.raw_value(tensors, encoded), points)
+        cfg, encoded = self.cfg, self.encode(tensors, points)
         color = self.raw_features(tensors, encoded) if features else None
-        if not normals:
-            return FieldSample(value, color)
-        if self.cfg.normals == "analytic":
-            gradient = self._autograd(tensors, points)
+        if normals and cfg.normals == "analytic":
+            value, gradient = self._autograd(tensors, points)
         else:
-            gradient = self.differences(tensors, points, value, self.cfg.normals, self.cfg.finite_difference_step)
+            value = self.finish(self.raw_value(tensors, encoded), points)
+            if not normals:
+                return FieldSample(value, color)
+            gradient = self.differences(tensors, points, value, cfg.normals, cfg.finite_difference_step)
         outwards = gradient if self.kind == "sdf" else -gradient
         return FieldSample(value, color, gradient, F.normalize(outwards, dim=-1))
 
-    def _autograd(self, tensors: Tensors, points: Tensor) -> Float[Tensor, "B N 3"]:
+    def _autograd(self, tensors: Tensors, points: Tensor) -> tuple[Tensor, Tensor]:
+        """The value and its derivative, which can be differentiated where gradients are wanted."""
         wanted = torch.is_grad_enabled()
         with torch.enable_grad():
             inner = points if points.requires_grad else points.detach().requires_grad_()
-            return torch.autograd.grad(self.value(tensors, inner).sum(), inner, create_graph=wanted)[0]
+            value = self.value(tensors, inner)
+            (gradient,) = torch.autograd.grad(value.sum(), inner, create_graph=wanted)
+        return value, gradient

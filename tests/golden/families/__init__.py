@@ -13,6 +13,7 @@ from families import (
     scaledreamer_losses,
     scaledreamer_rays,
     scaledreamer_scenes,
+    scaledreamer_step,
     surface,
     texture,
     training,
@@ -61,4 +62,5 @@ FAMILIES = {
     "implicit_volume": scaledreamer_scenes.implicit_volume,
     "multiprompt_background": scaledreamer_scenes.multiprompt_background,
     "environment_map": scaledreamer_scenes.environment_map,
+    "amortised_training_step": scaledreamer_step.amortised_training_step,
 }

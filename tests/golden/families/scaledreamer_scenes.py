@@ -3,7 +3,7 @@
 Hash grids were replaced by sin(A x + b) when the cases were recorded, with the A and b of the case.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -37,9 +37,9 @@ _MIN_GRADIENT = 0.1
 class RecordedEncoder(nn.Module):
     """In the place of a hash grid."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, name: str = "encoder") -> None:
         super().__init__()
-        self.matrix, self.shift = case["encoder_A"], case["encoder_b"]
+        self.matrix, self.shift = case[f"{name}_A"], case[f"{name}_b"]
         self.seen: list[Tensor] = []
 
     @property
@@ -51,15 +51,15 @@ class RecordedEncoder(nn.Module):
         return torch.sin(points @ self.matrix.T + self.shift)
 
 
-def _with_encoder(case: Case, options: Mapping[str, Any]) -> dict[str, Any]:
+def with_encoder(case: Case, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options, with any hash grid of as many features as the recorded encoder has: it is not used."""
-    case.option("encoder", _ENCODER)
+    if "encoder" in case.meta:
+        case.option("encoder", _ENCODER)
     width = case.meta["encoding_dims"]
-    case.require("encoding_dims", width == len(case["encoder_A"]))
     return {**options, "pos_encoding_config": {"n_levels": width, "n_features_per_level": 1, "log2_hashmap_size": 4}}
 
 
-def _built(case: Case, role: str, name: str, options: Mapping[str, Any]) -> Any:
+def built(case: Case, role: str, name: str, options: Mapping[str, Any]) -> Any:
     """A component with formula weights, whose tensors are called and shaped as the original's."""
     module = build(role, component(role, name, options, f"system.{role}")).to(torch.get_default_device())
     names = {original_name(f"{role}.{key}").removeprefix(f"{role}."): key for key, _ in module.named_parameters()}
@@ -73,7 +73,7 @@ def _built(case: Case, role: str, name: str, options: Mapping[str, Any]) -> Any:
     return module
 
 
-def _texts(case: Case) -> TextStates:
+def texts(case: Case) -> TextStates:
     """Token states where the case has those, else the pooled one."""
     text = case["text_embed"].clone().requires_grad_()
     tokens, pooled = (text, text[:, -1]) if text.dim() == 3 else (text[:, None], text)
@@ -114,22 +114,33 @@ def _compare_gradients(
     if loss is None:
         return
     case.close("loss", loss[None], tolerance)
-    wanted = [module.original[key] for key in [*keys, *untouched]] + list(inputs.values())
-    found = torch.autograd.grad(loss, wanted, allow_unused=True)
-    case.require("no_grad_keys", all(x is None or not x.any() for x in found[len(keys) : len(keys) + len(untouched)]))
-    for name, gradient in zip(inputs, found[len(keys) + len(untouched) :], strict=True):
+    tensors = [module.original[key] for key in [*keys, *untouched]]
+    found = torch.autograd.grad(loss, [*tensors, *inputs.values()], allow_unused=True)
+    for name, gradient in zip(inputs, found[len(tensors) :], strict=True):
         case.close(name, gradient, tolerance)
-    flat = [x.flatten() for x in found[: len(keys)]]
+    compare_trained(case, keys, found[: len(keys)], found[len(keys) : len(tensors)], tolerance)
+
+
+def compare_trained(
+    case: Case,
+    keys: Sequence[str],
+    gradients: Sequence[Tensor],
+    others: Sequence[Tensor | None],
+    tolerance: float,
+) -> None:
+    """Norms of the gradients of trained tensors and their projections on formula tensors. others: those that are 0."""
+    case.require("no_grad_keys", all(x is None or not x.any() for x in others))
+    flat = [x.flatten() for x in gradients]
     case.close("grad_norms", torch.stack([x.norm() for x in flat]), tolerance)
     projections = [x @ formula(f"proj:{key}.w", (1, len(x)))[0] for key, x in zip(keys, flat, strict=True)]
     case.close("grad_proj", torch.stack(projections), tolerance)
 
 
 def hyper_ingp(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = _with_encoder(case, case.meta["geometry"])
-    geometry: Geometry = _built(case, "geometry", "Hyper-iNGP", options)
+    options = with_encoder(case, case.meta["geometry"])
+    geometry: Geometry = built(case, "geometry", "Hyper-iNGP", options)
     encoder = geometry.field.encoding = RecordedEncoder(case)
-    condition, text = _texts(case)
+    condition, text = texts(case)
     scene, points = geometry.scene(condition), case["points"]
     for ours, theirs in (("value", "sdf_weights"), ("color", "feature_weights")):
         for name in case.with_prefix(f"{theirs}_"):
@@ -140,16 +151,20 @@ def hyper_ingp(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
     _compare_gradients(case, geometry, loss, {"grad_text": text}, 2e-4)
 
 
-def conv3d_net(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = case.meta["geometry"]
+def set_widths(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the original's table of channels was replaced, so is the one here."""
     table = case.meta["channels"]
     if table is not None:
-        widths = [table[key] for key in sorted(table, key=int)]
-        monkeypatch.setattr("custom.scaledreamer.options._TABLE_OF_WIDTHS", tuple(widths))
-    geometry: Conv3dNet = _built(case, "geometry", "3DConv-net", options)
+        widths = tuple(table[key] for key in sorted(table, key=int))
+        monkeypatch.setattr("custom.scaledreamer.options._TABLE_OF_WIDTHS", widths)
+
+
+def conv3d_net(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_widths(case, monkeypatch)
+    geometry: Conv3dNet = built(case, "geometry", "3DConv-net", case.meta["geometry"])
     generator = geometry.space_generator
     case.require("num_ws", case.meta["num_ws"] == len(generator.cfg.noise_sizes) + len(generator.cfg.widths))
-    condition, text = _texts(case)
+    condition, text = texts(case)
     noises = [case[f"noise_{i}"] for i in range(len(generator.cfg.noise_sizes))]
     case.close("w", generator.mapping(case["z"], condition.pooled), 5e-5)
     voxels = generator(case["z"], condition.pooled, noises)
@@ -163,9 +178,9 @@ def conv3d_net(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
 
 
 def triplane_transformer(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    geometry: Geometry = _built(case, "geometry", "Triplane-transformer-sdf", case.meta["geometry"])
+    geometry: Geometry = built(case, "geometry", "Triplane-transformer-sdf", case.meta["geometry"])
     case.require("epsilons", {m.eps for m in geometry.modules() if isinstance(m, nn.LayerNorm)} == {1e-6})
-    condition, text = _texts(case)
+    condition, text = texts(case)
     scene, points = geometry.scene(condition), case["points"]
     planes = scene.tensors["planes"]
     case.close("planes", planes, 5e-5)
@@ -184,7 +199,7 @@ def implicit_volume(case: Case, workbench: Workbench, monkeypatch: pytest.Monkey
     for i, variant in enumerate(case.meta["variants"]):
         if not case.with_prefix(f"v{i}_"):
             continue
-        geometry: Geometry = _built(case, "geometry", "implicit-volume", _with_encoder(case, common | variant))
+        geometry: Geometry = built(case, "geometry", "implicit-volume", with_encoder(case, common | variant))
         geometry.field.encoding = RecordedEncoder(case)
         found = FieldScene(geometry.field).query(case["points"][None], normals=True)
         values = {"density": found.value[0], "features": found.features[0], "normal": found.normal[0]}
@@ -207,9 +222,9 @@ def _recorded_gradients(case: Case, module: Any, loss: Tensor | None, prefix: st
 
 
 def multiprompt_background(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = _with_encoder(case, case.meta["background"])
+    options = with_encoder(case, case.meta["background"])
     name = "multiprompt-neural-hashgrid-environment-map-background"
-    background = _built(case, "background", name, options)
+    background = built(case, "background", name, options)
     background.encoding = RecordedEncoder(case)
     directions, text = case["dirs"], case["text_embed"]
     for i, weight in enumerate(background.layer_weights(text)):
@@ -233,7 +248,7 @@ def _random_colors(case: Case, background: Background, color: Tensor) -> None:
 def environment_map(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
     network = {key: case.meta[key] for key in ("n_neurons", "n_hidden_layers")}
     options = {"color_activation": case.meta["color_activation"], "mlp_network_config": network}
-    background = _built(case, "background", "neural-environment-map-background", options)
+    background = built(case, "background", "neural-environment-map-background", options)
     directions = case["dirs"]
     case.close("encoding", harmonics(directions.flatten(0, -2)), 2e-5)
     color = background(directions, directions.new_zeros(len(directions), 1))
