@@ -7,7 +7,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS, PAGE = ROOT / "docs" / "rooms.yaml", ROOT / "docs" / "architecture.md"
 HEAD = "| place | what lives there | may import, besides the core |\n|---|---|---|\n"
-CUSTOM = "| `custom/` | extensions, imported at launch; `custom/shapeworld` is the miniature world | everything |\n"
+OUTSIDE = "extensions, imported at launch; `custom/shapeworld` is the miniature world, `custom/scaledreamer` a method"
+CUSTOM = f"| `custom/` | {OUTSIDE} | everything |\n"
 
 
 def table() -> str:

@@ -15,16 +15,23 @@ from triplaneturbo.types import Cameras
 NEAR, FAR = 0.1, 1000.0
 
 
-def look_at_origin(position: Float[Tensor, "M 3"]) -> Float[Tensor, "M 4 4"]:
-    """Camera-to-world matrices at `position`, looking at the origin, +z up. Not defined straight above or below it."""
-    backward = torch.nn.functional.normalize(position, dim=-1)
-    world_up = torch.tensor([0.0, 0.0, 1.0], dtype=position.dtype, device=position.device)
-    right = torch.nn.functional.normalize(torch.cross(world_up.expand_as(backward), backward, dim=-1), dim=-1)
-    up = torch.cross(backward, right, dim=-1)
+def look_at(
+    position: Float[Tensor, "M 3"], target: Float[Tensor, "M 3"], up: Float[Tensor, "M 3"]
+) -> Float[Tensor, "M 4 4"]:
+    """Camera-to-world matrices at `position`, looking at `target`. Not defined where `up` is the direction of sight."""
+    backward = torch.nn.functional.normalize(position - target, dim=-1)
+    right = torch.nn.functional.normalize(torch.cross(up, backward, dim=-1), dim=-1)
+    upward = torch.cross(backward, right, dim=-1)
     c2w = torch.zeros(position.shape[0], 4, 4, dtype=position.dtype, device=position.device)
-    c2w[:, :3] = torch.stack([right, up, backward, position], dim=-1)
+    c2w[:, :3] = torch.stack([right, upward, backward, position], dim=-1)
     c2w[:, 3, 3] = 1
     return c2w
+
+
+def look_at_origin(position: Float[Tensor, "M 3"]) -> Float[Tensor, "M 4 4"]:
+    """Camera-to-world matrices at `position`, looking at the origin, +z up. Not defined straight above or below it."""
+    world_up = torch.tensor([0.0, 0.0, 1.0], dtype=position.dtype, device=position.device)
+    return look_at(position, torch.zeros_like(position), world_up.expand_as(position))
 
 
 def orbit_cameras(
@@ -58,15 +65,24 @@ def orbit_cameras(
     )
 
 
-def turntable(n: int, *, elevation_deg: float, distance: float, fovy_deg: float, repeat_first: bool = False) -> Cameras:
+def turntable(
+    n: int,
+    *,
+    elevation_deg: float,
+    distance: float,
+    fovy_deg: float,
+    repeat_first: bool = False,
+    azimuth_deg: float | None = None,
+) -> Cameras:
     """`n` views of one prompt around the object at an absolute distance, azimuth from 0 upwards.
 
     repeat_first: end at azimuth 360, a copy of the first view (compat=original), instead of n distinct views.
+    azimuth_deg: n times this view, in the place of a turn.
     """
-    azimuth = torch.linspace(0, 360, n if repeat_first else n + 1)[:n]
+    turn = torch.linspace(0, 360, n if repeat_first else n + 1)[:n]
     return orbit_cameras(
         torch.full((n,), float(elevation_deg)),
-        azimuth,
+        turn if azimuth_deg is None else torch.full((n,), float(azimuth_deg)),
         torch.full((n,), float(distance)),
         torch.full((n,), float(fovy_deg)),
         n_view=n,
@@ -93,22 +109,25 @@ def ray_directions(
     return torch.nn.functional.normalize(world, dim=-1)
 
 
-def projection_matrices(cameras: Cameras, aspect: float) -> Float[Tensor, "M 4 4"]:
-    """OpenGL projection with y flipped, so that row 0 of the rasterised picture is its top."""
+def projection_matrices(
+    cameras: Cameras, aspect: float, planes: tuple[float, float] = (NEAR, FAR)
+) -> Float[Tensor, "M 4 4"]:
+    """OpenGL projection with y flipped, so that row 0 of the rasterised picture is its top. planes: near and far."""
+    near, far = planes
     matrix = torch.zeros_like(cameras.c2w)
     tangent = torch.tan(0.5 * cameras.fovy)
     matrix[:, 0, 0] = 1 / (tangent * aspect)
     matrix[:, 1, 1] = -1 / tangent
-    matrix[:, 2, 2] = -(FAR + NEAR) / (FAR - NEAR)
-    matrix[:, 2, 3] = -2 * FAR * NEAR / (FAR - NEAR)
+    matrix[:, 2, 2] = -(far + near) / (far - near)
+    matrix[:, 2, 3] = -2 * far * near / (far - near)
     matrix[:, 3, 2] = -1
     return matrix
 
 
-def world_to_clip(cameras: Cameras, aspect: float) -> Float[Tensor, "M 4 4"]:
-    """Model-view-projection matrices: clip = matrix @ (x, y, z, 1)."""
+def world_to_clip(cameras: Cameras, aspect: float, planes: tuple[float, float] = (NEAR, FAR)) -> Float[Tensor, "M 4 4"]:
+    """Model-view-projection matrices: clip = matrix @ (x, y, z, 1). planes: near and far."""
     w2c = torch.zeros_like(cameras.c2w)
     w2c[:, :3, :3] = cameras.w2c_rotation
     w2c[:, :3, 3] = -(cameras.w2c_rotation @ cameras.positions[..., None])[..., 0]
     w2c[:, 3, 3] = 1
-    return projection_matrices(cameras, aspect) @ w2c
+    return projection_matrices(cameras, aspect, planes) @ w2c

@@ -119,9 +119,43 @@ class TextStates(_Movable):
         Raises:
             ValueError: the encoder was not asked for them.
         """
+        return self._texts_by_view[self.sides(cameras), prompts]
+
+    def blended(self, mix: Float[Tensor, "N D"], prompts: Int[Tensor, " N"]) -> Float[Tensor, "N L C"]:
+        """The states of the prompts with each of `SIDES`, summed with these shares.
+
+        Raises:
+            ValueError: the encoder was not asked for them.
+        """
+        return torch.einsum("nd,dnlc->nlc", mix, self._texts_by_view[:, prompts])
+
+    def with_side(
+        self, sides: Int[Tensor, " N"], prompts: Int[Tensor, " N"], otherwise: Float[Tensor, "1 L C"]
+    ) -> Float[Tensor, "N L C"]:
+        """The states of the prompts with the side of that number in `SIDES`, `otherwise` for the number after the last.
+
+        Raises:
+            ValueError: the encoder was not asked for them.
+        """
+        texts = self._texts_by_view
+        known = (sides < len(texts))[:, None, None]
+        return torch.where(known, texts[sides.clamp(max=len(texts) - 1), prompts], otherwise)
+
+    def between(self, share: float) -> "TextStates":
+        """States (1 - share) of the first prompt and share of the second."""
+
+        def blended(states: Tensor, dim: int = 0) -> Tensor:
+            first, second = states.split(1, dim)
+            return torch.lerp(first, second, share)
+
+        by_view = None if self.by_view is None else blended(self.by_view, 1)
+        return replace(self, tokens=blended(self.tokens), pooled=blended(self.pooled), by_view=by_view)
+
+    @property
+    def _texts_by_view(self) -> Float[Tensor, "D B L C"]:
         if self.by_view is None:
             raise ValueError("there are no texts by view: set by_view=true for this encoder in data.conditions")
-        return self.by_view[self.sides(cameras), prompts]
+        return self.by_view
 
     def sides(self, cameras: Cameras) -> Int[Tensor, " N"]:
         """Which of `SIDES` each camera sees."""
@@ -155,7 +189,8 @@ class Batch(_Movable):
     cameras: one fresh set for each round of a PRD step. image_size, ray_size: (height, width) of the rasteriser and
     volume renderer. latent_shape: of the noise of one prompt, (planes, channels, height, width).
     conditions: by encoder, what it says about the prompts; the generator's comes first. Empty until the data module has
-    encoded the prompts.
+    encoded the prompts. film: of two prompts, each camera sees what lies between them, the first the one, the last the
+    other.
     """
 
     prompts: tuple[str, ...]
@@ -166,6 +201,14 @@ class Batch(_Movable):
     ray_size: tuple[int, int]
     latent_shape: tuple[int, int, int, int]
     conditions: dict[str, TextStates] = field(default_factory=dict)
+    film: bool = False
+
+    def between(self, share: float) -> "Batch":
+        """Of a film, the prompt that is no text: states that are (1 - share) of the first and share of the second."""
+        states = {name: each.between(share) for name, each in self.conditions.items()}
+        return replace(
+            self, prompts=(" to ".join(self.prompts),), samples=self.samples[:1], conditions=states, film=False
+        )
 
     @property
     def condition(self) -> TextStates:

@@ -1,14 +1,15 @@
 """The data module: options, batches, evaluation, state."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
 
-from triplaneturbo.data import PromptsAndCameras
+from triplaneturbo.cameras import orbit_cameras
+from triplaneturbo.data import CameraSampler, PromptsAndCameras
 from triplaneturbo.errors import ConfigError, UnknownNameError
 from triplaneturbo.prompts import ConditionEncoder
 from triplaneturbo.registry import register
@@ -216,3 +217,70 @@ def test_an_encoder_must_be_named():
     data = module()
     with pytest.raises(ConfigError, match=r"data\.conditions is empty: name an encoder"):
         data.on_after_batch_transfer(data.training_batch(0, range(2)), 0)
+
+
+def test_pictures_have_other_sizes_from_milestones_on():
+    sizes = {"milestones": [2, 5], "later_ray_sizes": [[16, 24], [32, 32]], "ray_height": 8, "ray_width": 8}
+    batches = stream(module(**sizes, height=40, width=48), 7)
+    assert [batch.ray_size for batch in batches] == [(8, 8)] * 2 + [(16, 24)] * 3 + [(32, 32)] * 2
+    assert {batch.image_size for batch in batches} == {(40, 48)}
+    with pytest.raises(ConfigError, match=r"later_sizes \(\[\(4, 4\)\]\) must have an entry for each of the"):
+        module(milestones=[2, 5], later_sizes=[[4, 4]])
+
+
+def test_milestones_count_optimizer_steps():
+    data = module(milestones=[2], later_sizes=[[16, 16]], height=8, width=8)
+    data.step_of = lambda batch: batch // 3
+    assert [batch.image_size for batch in stream(data, 8)] == [(8, 8)] * 6 + [(16, 16)] * 2
+
+
+def test_evaluation_may_have_a_size_of_its_own():
+    plain, large = (module(height=8, width=12, ray_height=4, **size) for size in ({}, {"eval_size": [64, 48]}))
+    batch = plain.evaluation_batch(("a",), 0, 2)
+    assert (batch.image_size, batch.ray_size) == ((8, 12), (4, 64))
+    batch = large.evaluation_batch(("a",), 0, 2)
+    assert batch.image_size == batch.ray_size == (64, 48)
+    assert stream(large, 1)[0].image_size == (8, 12)
+
+
+class Growing(CameraSampler):
+    """As many views as the step says."""
+
+    def at(self, progress):
+        return Growing({"n_view": 1 + progress.step})
+
+    def __call__(self, draws, stream):
+        return orbit_cameras(
+            *torch.ones(4, len(draws.samples) * self.cfg.n_view), n_view=self.cfg.n_view, relative=False
+        )
+
+
+def test_cameras_may_change_with_the_step():
+    data = module(batch_size=1, camera_sets=1, cameras={"type": "ring", "n_view": 1})
+    data.camera_sampler = Growing({"n_view": 1})
+    assert [batch.cameras[0].n_view for batch in stream(data, 3)] == [1, 2, 3]
+
+
+def test_a_film_has_two_prompts_and_a_view_for_each_picture():
+    data = module(eval_prompt="a", target_prompt="b", n_test_views=3, eval_azimuth_deg=40.0)
+    (film,) = data.test_dataloader()
+    assert film.film
+    assert film.prompts == ("a", "b")
+    assert film.cameras[0].azimuth_deg.tolist() == [40.0] * 3
+    assert list(module(rank=1, processes=2, eval_prompt="a", target_prompt="b").test_dataloader()) == []
+    with pytest.raises(ConfigError, match=r"target_prompt is where a film ends: give data\.eval_prompt"):
+        module(target_prompt="b")
+
+
+def test_between_two_prompts_are_blends_of_what_encoders_say():
+    generator = torch.Generator().manual_seed(0)
+    tokens, by_view = torch.randn(2, 3, 4, generator=generator), torch.randn(4, 2, 3, 4, generator=generator)
+    states = TextStates(tokens, tokens[:, 0], tokens[:1], tokens[:1], by_view)
+    film = replace(module(eval_prompt="a", target_prompt="b").film(), conditions={"text": states})
+    for share in (0.0, 0.25, 1.0):
+        part = film.between(share)
+        assert part.prompts == ("a to b",)
+        assert not part.film
+        torch.testing.assert_close(part.condition.tokens, (1 - share) * tokens[:1] + share * tokens[1:])
+        torch.testing.assert_close(part.condition.pooled, (1 - share) * tokens[:1, 0] + share * tokens[1:, 0])
+        torch.testing.assert_close(part.condition.by_view, (1 - share) * by_view[:, :1] + share * by_view[:, 1:])

@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--golden-dir", metavar="DIR", help="a folder of recorded cases (*.npz); default: those beside")
+    parser.addoption("--golden-dir", metavar="DIR", help="a folder of recorded cases (**/*.npz); default: those beside")
     parser.addoption("--golden-device", metavar="DEVICE", default="cpu", help="where they are computed, in float32")
     levels = ("reference", "fast", "max")
     parser.addoption("--golden-performance", choices=levels, default="reference", help="see triplaneturbo.performance")
@@ -23,10 +23,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case_path" not in metafunc.fixturenames:
         return
     folder = Path(metafunc.config.getoption("golden_dir", None) or HERE / "data")
-    paths = sorted(folder.glob("*.npz"))
+    paths = sorted(folder.rglob("*.npz"))
     if not paths:
         raise pytest.UsageError(f"--golden-dir: {folder} holds no *.npz files")
-    metafunc.parametrize("case_path", paths, ids=[path.stem for path in paths])
+    metafunc.parametrize("case_path", paths, ids=[str(path.relative_to(folder).with_suffix("")) for path in paths])
 
 
 @pytest.fixture

@@ -11,17 +11,23 @@ from torch import Tensor, nn
 from triplaneturbo.legacy.state_dicts import from_original, to_original
 
 _PRIME = 99991
+# Learned tensors that networks start from.
+_INPUTS = (".const", ".const_bias", "pos_embed")
+_TRAINED = (".weight", ".bias", ".noise_strength", *_INPUTS)
 
 
 def formula(key: str, shape: Sequence[int]) -> Tensor:
     """The tensor called `key`: with c = crc32(key), entry k is sin(((k^2 + c k) mod p) + c mod 1000), computed in
-    float64, times 0.1 for biases, sqrt(2 / fan-in) for matrices; 1 + 0.1 times it for other vectors."""
+    float64, times 0.1 for biases and strengths of noise, 0.5 for learned inputs, sqrt(2 / fan-in) for matrices; 1 + 0.1
+    times it for other vectors."""
     count = math.prod(shape)
     c = zlib.crc32(key.encode())
     k = np.arange(count, dtype=np.int64)
     wave = np.sin(((k * k + (c % _PRIME) * k) % _PRIME + c % 1000).astype(np.float64))
-    if key.endswith(".bias"):
+    if key.endswith((".bias", ".noise_strength")):
         values = 0.1 * wave
+    elif key.endswith(_INPUTS):
+        values = 0.5 * wave
     elif len(shape) <= 1:
         values = 1 + 0.1 * wave
     else:
@@ -30,10 +36,9 @@ def formula(key: str, shape: Sequence[int]) -> Tensor:
 
 
 def filled(state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-    """`state` with its weights and biases by the formula, each called `prefix` + its name; the rest as it is."""
+    """`state` with its trained tensors by the formula, each called `prefix` + its name; the rest as it is."""
     return {
-        name: formula(prefix + name, value.shape) if name.endswith((".weight", ".bias")) else value
-        for name, value in state.items()
+        name: formula(prefix + name, value.shape) if name.endswith(_TRAINED) else value for name, value in state.items()
     }
 
 

@@ -114,7 +114,7 @@ class Case:
         outliers: float = 0.0,
     ) -> None:
         """max |actual - expected| over max |expected| is at most `tolerance`; nothing is asked if the case does not
-        carry the array.
+        carry the array. A number may be recorded as an array with one entry.
 
         where: the entries that are compared; default: all.
         stride: the stored pictures [M, H, W, C] are every so many-th pixel of the actual ones.
@@ -126,6 +126,8 @@ class Case:
         actual = torch.as_tensor(actual, device=expected.device).detach().double()
         if stride > 1:
             actual = actual[:, ::stride, ::stride]
+        if actual.dim() == 0:
+            actual = actual.expand_as(expected) if expected.numel() == 1 else actual
         if actual.shape != expected.shape:
             self.failures.append(f"{name}: shape {list(actual.shape)}, recorded {list(expected.shape)}")
             return

@@ -14,7 +14,7 @@ from golden_case import Case
 from test_golden import run_case
 from workbench import Workbench
 
-from triplaneturbo.errors import UnknownNameError
+from triplaneturbo.errors import ConfigError, UnknownNameError
 from triplaneturbo.ops.rasterize import Raster, rasterize
 from triplaneturbo.types import Mesh
 from triplaneturbo.weights.ldm import LDM_SCHEDULE
@@ -35,7 +35,30 @@ QUICK = [
     "h2_mesh_export_colors",
     "i1_background_hypernet",
     "i2_adan",
+    "scaledreamer/s12_volsdf_two_prompts_jitter",
+    "scaledreamer/s14_nerf_occgrid_jitter",
+    "scaledreamer/s15_nerf_importance",
+    "scaledreamer/s16_losses_multi",
+    "scaledreamer/s18_random_camera",
+    "scaledreamer/s21_multiprompt_multiview",
+    "scaledreamer/s22_prompt_views",
+    "scaledreamer/s1_hyper_ingp",
+    "scaledreamer/s4_conv3d_net_two_prompts",
+    "scaledreamer/s7_triplane_transformer_pooled",
+    "scaledreamer/s8_implicit_volume",
+    "scaledreamer/s9_multiprompt_background",
+    "scaledreamer/s10_environment_map",
+    "scaledreamer/s29_step_hyper_ingp",
 ]
+# What a family reads and compares with something of ours, too.
+ALSO_INPUTS = {
+    "mesh_rasterizer": {"mvp_mtx"},  # the only source of the field of view
+    "volsdf_cached": {"rays_d"},
+    "nerf_render": {"rays_d"},
+    "amortised_training_step": {"rays_d"},
+    "scaledreamer_asd_sd": {"t"},
+    "scaledreamer_asd_mv": {"t"},
+}
 
 
 def changed(
@@ -69,6 +92,8 @@ def test_names_do_not_matter(tmp_path: Path, workbench: Workbench, monkeypatch: 
         ({"name": "e1_importance_sampler", "warmth": 3}, "hyper-parameters without effect here: warmth"),
         ({"name": "e1_importance_sampler", "n": 13}, "t_starts: shape"),
         ({"name": "d5_regularization_losses", "lambdas": {"lambda_warmth": 3}}, "warmth"),
+        ({"name": "scaledreamer/s1_hyper_ingp", "geometry": {"warmth": 3}}, "warmth"),
+        ({"name": "scaledreamer/s9_multiprompt_background", "background": {"random_aug": 3}}, "random_aug"),
         ({"name": "b3_stable_diffusion_blocks", "sd": {"unet": {"warmth": 3}, "vae": {}}}, "sd.unet has warmth"),
         (
             {"name": "d1_inference_ddim4", "scheduler": {**LDM_SCHEDULE, "clip_sample": True}},
@@ -79,7 +104,7 @@ def test_names_do_not_matter(tmp_path: Path, workbench: Workbench, monkeypatch: 
 def test_what_does_not_fit_fails(
     changes: dict[str, Any], message: str, tmp_path: Path, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kinds = (AssertionError, TypeError, RuntimeError, UnknownNameError, pytest.fail.Exception)
+    kinds = (AssertionError, TypeError, RuntimeError, ConfigError, UnknownNameError, pytest.fail.Exception)
     with pytest.raises(kinds, match=message):
         run_case(changed(tmp_path, **changes), workbench, monkeypatch)
 
@@ -95,7 +120,11 @@ def test_outputs_that_a_case_does_not_carry_are_not_asked_for(
 
 
 @pytest.mark.parametrize(
-    "name", ["c3_query", "d1_inference_ddim4", "e5_render_triplane_grad", "f2_rd_asd", "f3_sd_asd"]
+    "name",
+    [
+        *("c3_query", "d1_inference_ddim4", "e5_render_triplane_grad", "f2_rd_asd", "f3_sd_asd"),
+        *("scaledreamer/s26_asd_sd_single_prompt", "scaledreamer/s27_asd_mv"),
+    ],
 )
 def test_all_outputs_but_one_may_be_missing(
     name: str, tmp_path: Path, workbench: Workbench, monkeypatch: pytest.MonkeyPatch
@@ -107,9 +136,8 @@ def test_all_outputs_but_one_may_be_missing(
 
 
 def judged(case: Case) -> set[str]:
-    """The arrays that were compared, but for a camera matrix that is also the only source of the field of view."""
-    also_input = {"mvp_mtx"} if case.family == "mesh_rasterizer" else set()
-    return (case.judged & case.arrays.keys()) - also_input
+    """The arrays that were compared, but for inputs."""
+    return (case.judged & case.arrays.keys()) - ALSO_INPUTS.get(case.family, set())
 
 
 def test_a_case_without_outputs_fails(tmp_path: Path, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:

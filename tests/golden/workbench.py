@@ -25,10 +25,12 @@ from triplaneturbo.weights.ldm_names import unet_shapes, vae_shapes
 
 # RichDreamer's transformers project with 1 x 1 convolutions, MVDream's with matrices.
 LINEAR = {"mv": True, "rd": False}
+# Of which its autoencoder may have another value than its U-Net.
+_OF_FIRST_STAGE = {"vae_ch_mult": "channel_mult", "vae_num_res_blocks": "num_res_blocks"}
 # What tells the shape of a multi-view teacher; `resolution` tells its autoencoder where to attend: nowhere.
 _LDM_MODEL = {
     *("attention_resolutions", "ch", "channel_mult", "context_dim", "model_channels"),
-    *("num_head_channels", "num_heads", "num_res_blocks", "resolution"),
+    *("num_head_channels", "num_heads", "num_res_blocks", "resolution", *_OF_FIRST_STAGE),
 }
 # Fields of a scheduler's configuration that say what it adds; those that this project has no use for: it places the
 # timesteps itself; those that would have an effect it does not have, unless they are false.
@@ -50,7 +52,8 @@ def ldm_unet(model: Mapping[str, Any], *, linear: bool, camera_dim: int = 16) ->
 def ldm_vae(model: Mapping[str, Any]) -> AutoencoderKL:
     """MVDream's first stage, through the same conversion."""
     _only(model, _LDM_MODEL, "model")
-    return build_vae(_filled(vae_shapes(model)), "a recorded case").to(torch.get_default_device())
+    first_stage = {**model, **{ours: model[name] for name, ours in _OF_FIRST_STAGE.items() if name in model}}
+    return build_vae(_filled(vae_shapes(first_stage)), "a recorded case").to(torch.get_default_device())
 
 
 def sd_networks(sd: Mapping[str, Any]) -> tuple[UNet2DConditionModel, AutoencoderKL]:

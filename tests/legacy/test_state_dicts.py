@@ -1,8 +1,16 @@
 """Names of tensors of the original and of this project's first version, in checkpoints, in ours."""
 
+import pytest
 import torch
 
-from triplaneturbo.legacy.state_dicts import is_original, translate_checkpoint, translate_names
+from triplaneturbo.legacy import state_dicts
+from triplaneturbo.legacy.state_dicts import (
+    is_original,
+    register_layout,
+    translate_checkpoint,
+    translate_names,
+    translate_state,
+)
 
 OWN = (
     "geometry.bbox",
@@ -67,3 +75,14 @@ def test_every_part_of_a_checkpoint_of_the_first_version_is_renamed():
 def test_files_of_the_original_are_told_by_their_numbered_layers():
     assert is_original(["geometry.space_generator.peft_layers.layers.0.to_q_lora.down.weight"])
     assert not is_original(["geometry.space_generator.unet.conv_in.weight", "peft_layers.layers.0"])
+
+
+def test_an_extension_may_register_a_layout(monkeypatch):
+    monkeypatch.setattr(state_dicts, "_LAYOUTS", {})
+    own = numbered("geometry.field.sdf_network.layers.0.weight")
+    given = {"net.0": torch.tensor(5.0)}
+    register_layout("nets", lambda names: "net.0" in names, lambda tensors, own: {next(iter(own)): tensors["net.0"]})
+    assert translate_state(given, own, "a file") == {next(iter(own)): torch.tensor(5.0)}
+    assert translate_state(own, own, "a file") == own
+    with pytest.raises(ValueError, match="there is a layout 'nets' already"):
+        register_layout("nets", bool, dict)

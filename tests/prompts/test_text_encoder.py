@@ -135,6 +135,12 @@ def test_text_by_view_is_that_of_the_prompt_with_the_side(
         torch.testing.assert_close(states.by_view[side], encode(prompts)[0])
 
 
+def test_the_side_can_stand_before_the_prompt(encoders: tuple[str, str]) -> None:
+    condition = by_view(encoders[0], side_first=True)
+    texts = [f"{side} view of a b" for side in ("front", "side", "backside", "overhead")]
+    torch.testing.assert_close(condition(["a b"]).by_view[:, 0], condition.encoder.encode(texts)[0])
+
+
 # Azimuth 0 is the front; the limits are 45, 45 and 60 degrees.
 SIDES = {(0, 15): 0, (44, 15): 0, (-44, 15): 0, (46, 15): 1, (90, 0): 1, (-90, 0): 1, (270, 0): 1, (134, 15): 1}
 SIDES |= {(136, 15): 2, (180, 0): 2, (-180, 0): 2, (-136, 15): 2, (224, 15): 2, (0, 59): 0, (0, 61): 3, (180, 90): 3}

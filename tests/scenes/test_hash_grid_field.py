@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -71,6 +73,47 @@ def test_beyond_the_cube_is_what_is_on_its_side():
     field = build(radius=0.5, bias=0.0, bias_size=None)
     inside, outside = torch.tensor([[[0.5, 0.1, 0.2]]]), torch.tensor([[[0.9, 0.1, 0.2]]])
     torch.testing.assert_close(field.features({}, inside), field.features({}, outside))
+
+
+@pytest.mark.parametrize(
+    ("how", "faded"), [("finite_difference", 1.0), ("central_inside", 0.5), ("forward_inside", 0.0)]
+)
+def test_differences_inside_the_cube_fade_at_its_sides(how, faded):
+    """A step ahead of the side x = radius is the side itself, a step behind is not."""
+    step, x = 1e-4, torch.tensor([[[1.0, 0.3, -0.2]]], dtype=torch.float64)
+    field = build(normals=how, finite_difference_step=step).double()
+    field.value_network.layers[-1].weight.data.zero_()  # the distance to the sphere alone
+    expected = x / x.norm() * torch.tensor([faded, 1.0, 1.0])
+    torch.testing.assert_close(field.query({}, x, normals=True).gradient, expected, rtol=0, atol=step)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [("cone", 4 * (1 - 0.5 / 0.25)), ("gaussian", 4 * math.exp(-0.5 * (0.5 / 0.25) ** 2))]
+)
+@pytest.mark.parametrize("activation", ["softplus", "shifted_softplus", "exp", "shifted_exp"])
+def test_a_density_is_the_activated_blob_where_the_network_says_nothing(shape, expected, activation):
+    options = {"density_blob": 4.0, "density_blob_shape": shape, "density_activation": activation, "bias_size": 0.25}
+    field = build(kind="density", **options)
+    field.value_network.layers[-1].weight.data.zero_()
+    found = field.value({}, torch.tensor([[[0.3, 0.0, 0.4]]])).item()
+    expected -= activation.startswith("shifted")
+    truth = math.exp(expected) if activation.endswith("exp") else math.log1p(math.exp(expected))
+    assert found == pytest.approx(truth)
+
+
+def test_normals_of_a_network_have_unit_length_and_learn():
+    field = build(kind="density", predict_normals=True)
+    sample = field.query({}, points().float(), normals=True)
+    assert sample.gradient is None
+    torch.testing.assert_close(sample.normal.norm(dim=-1), torch.ones(1, 50))
+    sample.normal[..., 0].sum().backward()
+    assert field.normal_network.layers[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("bias", [{"bias": "ellipsoid", "bias_size": [1.0, 1.0, 2.0]}, {"bias_size": None}])
+def test_a_density_starts_as_a_blob(bias):
+    with pytest.raises(ConfigError, match="blob"):
+        build(kind="density", **bias)
 
 
 def test_sizes_that_make_no_sense_are_refused():

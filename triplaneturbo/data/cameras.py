@@ -14,6 +14,7 @@ from triplaneturbo.cameras import orbit_cameras
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.registry import register
+from triplaneturbo.schedule import Progress
 from triplaneturbo.types import Cameras
 
 
@@ -26,6 +27,10 @@ class CameraSampler(Component):
     class Config(Component.Config):
         n_view: Annotated[int, Range(1, 1024)] = 4
         """Views of a prompt."""
+
+    def at(self, progress: Progress) -> "CameraSampler":
+        """The sampler as it is at that point of a training; most never change."""
+        return self
 
     @abstractmethod
     def __call__(self, draws: Draws, stream: str) -> Cameras:

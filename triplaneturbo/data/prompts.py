@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from triplaneturbo.base import Chosen, Dynamic, Part, option
-from triplaneturbo.bounds import Count, Elevation, FieldOfView, LatentSize, Length, Pixels, ProjectPath
+from triplaneturbo.base import Chosen, Part, option
+from triplaneturbo.bounds import Count, Degrees, Elevation, FieldOfView, LatentSize, Length, Pixels, ProjectPath
 from triplaneturbo.cameras import turntable
 from triplaneturbo.data.cameras import CameraSampler
 from triplaneturbo.data.library import PromptLibrary, prompt_index
@@ -18,9 +18,12 @@ from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.naming import check_prompts
 from triplaneturbo.registry import register
+from triplaneturbo.schedule import Progress
 from triplaneturbo.types import Batch, TextStates
 
 log = logging.getLogger(__name__)
+
+Size = tuple[Pixels, Pixels]
 
 
 @register("prompts-and-cameras")
@@ -37,6 +40,8 @@ class PromptsAndCameras(StreamData[Batch]):
         """Prompts in place of a library."""
         eval_prompt: str | None = None
         """Look at and test this prompt only."""
+        target_prompt: str | None = None
+        """Test by a film that goes from eval_prompt to this prompt, through what lies between their states."""
         batch_size: Count = 4
         """Views in a micro-batch of one process: prompts times cameras.n_view."""
         cameras: Annotated[Chosen, Part("cameras", "ring")] = option("ring")
@@ -51,6 +56,14 @@ class PromptsAndCameras(StreamData[Batch]):
         """Height of the volume renderer's pictures."""
         ray_width: Pixels = 64
         """Width of the volume renderer's pictures."""
+        milestones: list[Count] = option([])
+        """Steps from which on the pictures of the training have other sizes."""
+        later_sizes: list[Size] = option([])
+        """From each of these on, height and width of the rasteriser's pictures; none: they keep theirs."""
+        later_ray_sizes: list[Size] = option([])
+        """Likewise of the volume renderer's."""
+        eval_size: Size | None = None
+        """Height and width of all pictures in evaluation; None: as at the start of the training."""
         n_val_views: Count = 1
         """Views of the turntable in validation."""
         n_test_views: Count = 32
@@ -61,6 +74,8 @@ class PromptsAndCameras(StreamData[Batch]):
         """Distance of the turntable, world units."""
         eval_fovy_deg: FieldOfView = 70.0
         """Vertical field of view of the turntable."""
+        eval_azimuth_deg: Degrees | None = None
+        """Show all views of an evaluation from this azimuth, in the place of a turntable."""
         latent_shape: tuple[Literal[6], LatentSize, LatentSize, LatentSize] = (6, 4, 32, 32)
         """Noise of one prompt: planes, channels, height, width."""
         conditions: dict[str, Annotated[Chosen, Part("condition", "clip-text")]] = option({})
@@ -77,6 +92,15 @@ class PromptsAndCameras(StreamData[Batch]):
                     f"data.batch_size counts views, so it must be a multiple of cameras.n_view={n_view}, "
                     f"not {self.batch_size}"
                 )
+            if self.target_prompt is not None and self.eval_prompt is None:
+                raise ConfigError("data.target_prompt is where a film ends: give data.eval_prompt, where it begins")
+            for name in ("later_sizes", "later_ray_sizes"):
+                sizes = getattr(self, name)
+                if sizes and (len(sizes) != len(self.milestones) or self.milestones != sorted(set(self.milestones))):
+                    raise ConfigError(
+                        f"data.{name} ({sizes}) must have an entry for each of the increasing data.milestones "
+                        f"({self.milestones})"
+                    )
             if self.generator_condition is not None and self.generator_condition not in self.conditions:
                 raise ConfigError(
                     f"data.generator_condition is {self.generator_condition!r}; data.conditions has "
@@ -106,21 +130,26 @@ class PromptsAndCameras(StreamData[Batch]):
 
     def training_batch(self, step: int, samples: range) -> Batch:
         """See `StreamData.training_batch`."""
-        seed = self.run.seed
+        cfg, seed, now = self.cfg, self.run.seed, Progress(self.step_of(step))
         draws = Draws(seed, tuple(samples), torch.device("cpu"))
         prompts = self.library.train
-        n_view = self.camera_sampler.cfg.n_view
-        sets = tuple(self.camera_sampler(draws, f"cameras/{number}") for number in range(self.cfg.camera_sets))
+        sampler = self.camera_sampler.at(now)
+        n_view = sampler.cfg.n_view
+        sets = tuple(sampler(draws, f"cameras/{number}") for number in range(cfg.camera_sets))
+        passed = sum(now.step >= milestone for milestone in cfg.milestones)
         if any((len(made), made.n_view) != (len(samples) * n_view, n_view) for made in sets):
             raise ValueError(
                 f"{self.cfg.cameras.type} places {len(sets[0])} cameras, {sets[0].n_view} a prompt; wanted are n_view="
                 f"{n_view} for each of {len(samples)} prompts"
             )
-        return self._batch(
+        return Batch(
             prompts=tuple(prompts[prompt_index(seed, sample, len(prompts))] for sample in samples),
             samples=tuple(samples),
             step=step,
             cameras=sets,
+            image_size=_at_stage((cfg.height, cfg.width), cfg.later_sizes, passed),
+            ray_size=_at_stage((cfg.ray_height, cfg.ray_width), cfg.later_ray_sizes, passed),
+            latent_shape=cfg.latent_shape,
         )
 
     # Evaluation
@@ -129,6 +158,8 @@ class PromptsAndCameras(StreamData[Batch]):
         return self._evaluation(self.library.val, self.cfg.n_val_views)
 
     def test_dataloader(self) -> DataLoader:
+        if self.cfg.target_prompt is not None:
+            return DataLoader(_Batches([self.film()] if self.trainer.global_rank == 0 else []), batch_size=None)
         return self._evaluation(self.library.test, self.cfg.n_test_views)
 
     def predict_dataloader(self) -> DataLoader:
@@ -147,6 +178,12 @@ class PromptsAndCameras(StreamData[Batch]):
         batches = [self.evaluation_batch(prompts, index, n_views) for index in mine]
         return DataLoader(_Batches(batches), batch_size=None)
 
+    def film(self) -> Batch:
+        """A film from eval_prompt to target_prompt, with a view of the test for each picture."""
+        prompts = check_prompts([self.cfg.eval_prompt, self.cfg.target_prompt], "data.target_prompt")
+        first = self.evaluation_batch(prompts, 0, self.cfg.n_test_views)
+        return replace(first, prompts=tuple(prompts), samples=(0, 1), film=True)
+
     def evaluation_batch(self, prompts: tuple[str, ...], index: int, n_views: int) -> Batch:
         """Prompt `index` of `prompts` seen from a turntable; without cameras if `n_views` is 0."""
         cfg = self.cfg
@@ -156,15 +193,15 @@ class PromptsAndCameras(StreamData[Batch]):
             distance=cfg.eval_camera_distance,
             fovy_deg=cfg.eval_fovy_deg,
             repeat_first="repeated-first-view" in cfg.quirks,
+            azimuth_deg=cfg.eval_azimuth_deg,
         )
-        return self._batch(prompts=(prompts[index],), samples=(index,), step=0, cameras=(cameras,) if n_views else ())
-
-    def _batch(self, **values: Dynamic) -> Batch:
-        cfg = self.cfg
         return Batch(
-            **values,
-            image_size=(cfg.height, cfg.width),
-            ray_size=(cfg.ray_height, cfg.ray_width),
+            prompts=(prompts[index],),
+            samples=(index,),
+            step=0,
+            cameras=(cameras,) if n_views else (),
+            image_size=cfg.eval_size or (cfg.height, cfg.width),
+            ray_size=cfg.eval_size or (cfg.ray_height, cfg.ray_width),
             latent_shape=cfg.latent_shape,
         )
 
@@ -183,6 +220,11 @@ class PromptsAndCameras(StreamData[Batch]):
         if name not in self._encoders:
             self._encoders[name] = self.cfg.conditions[name].build().to(self.trainer.strategy.root_device)
         return self._encoders[name]
+
+
+def _at_stage(first: Size, later: Sequence[Size], passed: int) -> Size:
+    """The size after so many milestones."""
+    return later[passed - 1] if later and passed else first
 
 
 class _Batches(Dataset):

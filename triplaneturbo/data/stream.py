@@ -1,7 +1,7 @@
 """Endless streams of micro-batches that a resumed run continues exactly."""
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Generic
 
 import pytorch_lightning as pl
@@ -37,6 +37,8 @@ class StreamData(Component, pl.LightningDataModule, Generic[MicroBatch]):
     """Sets of cameras in a batch."""
     condition_names: Collection[str] = ()
     """Names of the encoders that say something about a sample."""
+    step_of: Callable[[int], int] = staticmethod(lambda batch: batch)
+    """The optimizer step that a micro-batch of this number is in; the system tells."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.run, self.position = Run(), Position()

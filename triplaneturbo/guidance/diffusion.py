@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import torch
@@ -19,6 +19,7 @@ from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.graphs import GraphReplay, Pool, TrainingReplay
 from triplaneturbo.guidance.draws import DiffusionDraws, Drawn
+from triplaneturbo.guidance.perp_neg import PerpNeg, SideTexts
 from triplaneturbo.guidance.rules import Rule, ScoreEstimates
 from triplaneturbo.guidance.shaping import Limit
 from triplaneturbo.guidance.teacher import Question, Teacher
@@ -27,7 +28,7 @@ from triplaneturbo.offload import HostCopy
 from triplaneturbo.performance import graphs_run_on, kernels_run_on
 from triplaneturbo.precision import DtypeName, cast_frozen, resolve_dtype
 from triplaneturbo.schedule import Progress, Schedule
-from triplaneturbo.types import Cameras, Condition
+from triplaneturbo.types import Cameras, Condition, TextStates
 
 # Teachers are asked one after the other, each going back to its pictures before the next.
 _of_encoders = Pool()
@@ -53,10 +54,14 @@ class DiffusionTeacher(Teacher):
         """The smallest timestep that is drawn, as a share of all."""
         max_timestep: ScheduledShare = option(0.98)
         """The largest."""
+        max_timestep_included: bool = False
+        """Whether that is drawn, too, or those below it only."""
         unconditional: Literal["negative", "empty"] = "negative"
         """The text of the branch without the prompt: the encoder's negative prompt, or none."""
         text_by_view: bool = False
         """Tell it the prompt with the side that the camera sees; data.conditions.NAME.by_view must be true."""
+        perp_neg: PerpNeg = field(default_factory=PerpNeg)
+        """Hold the texts of other sides against it; needs text_by_view."""
         latent_clip: Limit | None = None
         """The largest magnitude of an entry of a latent gradient."""
         gradient_checkpoint: bool = False
@@ -75,6 +80,8 @@ class DiffusionTeacher(Teacher):
                         f"min_timestep must be below max_timestep, but at time {time:g} they are {low.at(time):g} and "
                         f"{high.at(time):g}"
                     )
+            if self.perp_neg.strength and not self.text_by_view:
+                raise ConfigError("perp_neg.strength is above 0, which needs text_by_view=true: the texts of the sides")
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL | None
@@ -137,10 +144,27 @@ class DiffusionTeacher(Teacher):
         """What it is told about each picture without and with the prompt."""
         states = self.states(question)
         seen, prompts = question.cameras_of_pictures(), question.prompts_of_pictures()
-        with_text = states.seen_from(seen, prompts) if self.cfg.text_by_view else states.tokens[prompts]
+        if self.cfg.perp_neg.strength:
+            with_text = states.blended(self._sides(states, seen).mix, prompts)
+        else:
+            with_text = states.seen_from(seen, prompts) if self.cfg.text_by_view else states.tokens[prompts]
         without = getattr(states, self.cfg.unconditional).expand_as(with_text)
         camera = self.camera(seen)
         return Condition(without, camera), Condition(with_text, camera)
+
+    def negatives(self, question: Question) -> tuple[list[Condition], Float[Tensor, "N K"] | None]:
+        """What is held against each picture, and how strongly; nothing without `perp_neg`."""
+        if not self.cfg.perp_neg.strength:
+            return [], None
+        states = self.states(question)
+        seen, prompts = question.cameras_of_pictures(), question.prompts_of_pictures()
+        sides, camera = self._sides(states, seen), self.camera(seen)
+        without = getattr(states, self.cfg.unconditional)
+        texts = (states.with_side(side, prompts, without) for side in sides.negative.unbind(1))
+        return [Condition(text, camera) for text in texts], sides.weight
+
+    def _sides(self, states: TextStates, seen: Cameras) -> SideTexts:
+        return self.cfg.perp_neg.texts(seen.elevation_deg, seen.azimuth_deg, states.view_limits[2])
 
     @torch.no_grad()
     def predict(
@@ -182,14 +206,17 @@ class DiffusionTeacher(Teacher):
         """
         low, high = timestep_range or (self.cfg.min_timestep(progress), self.cfg.max_timestep(progress))
         n_timesteps = len(self.schedule.alphas_cumprod)
-        bounds = int(n_timesteps * low), int(n_timesteps * high)
-        if not 0 <= bounds[0] < bounds[1] <= n_timesteps:
+        end = min(int(n_timesteps * high) + self.cfg.max_timestep_included, n_timesteps)
+        bounds = int(n_timesteps * low), end
+        if not 0 <= bounds[0] < bounds[1]:
             raise ConfigError(f"{draws.scope}: no timesteps between {low} and {high} of {n_timesteps}")
-        shape = (n_view if self.multi_view else 1, *self.latent_shape)
+        shape = (n_view if self.sees_all else 1, *self.latent_shape)
+        # Views that know of each other are denoised together, those that do not each on its own.
+        groups = (n_view,) if self.sees_all and not self.multi_view else ()
         return DiffusionDraws(
-            t=draws.integers("t", *bounds),
+            t=draws.integers("t", *bounds, *groups).flatten(),
             t_min=bounds[0],
-            plus_rand=draws.uniform("plus"),
+            plus_rand=draws.uniform("plus", *groups).flatten(),
             noise=draws.normal("noise", *shape).flatten(0, 1),
             vae_noise=None if self.vae is None else draws.normal("vae", *shape).flatten(0, 1),
         )
@@ -214,29 +241,38 @@ class DiffusionTeacher(Teacher):
     @torch.no_grad()
     def estimate(self, latents: Float[Tensor, "N c s s"], question: Question, draws: DiffusionDraws) -> ScoreEstimates:
         """Ask the network: without text at t, with text at t, and what else the rule wants."""
-        schedule, frames = self.schedule_on(latents.device), question.frames
+        schedule = self.schedule_on(latents.device)
+        group = len(latents) // len(draws.t)
         without, with_text = self.conditions(question)
-        t = draws.t.repeat_interleave(frames)
-        times, told = [t, t], [without, with_text]
+        negatives, weights = self.negatives(question)
+        t = draws.t.repeat_interleave(group)
+        now = schedule.add_noise(latents, draws.noise, t)
+        rows = self.cfg.perp_neg.latents_of(len(negatives), len(latents), t.device)
+        told, times = [without, with_text, *negatives], [t, t, *(t[of] for of in rows)]
+        noisy = [now, now, *(now[of] for of in rows)]
         shifted = self.rule.shift(draws.t, draws.t_min, draws.plus_rand, len(schedule.alphas_cumprod))
         if shifted is not None:
-            times, told = [*times, shifted.repeat_interleave(frames)], [*told, with_text]
-        noisy = [schedule.add_noise(latents, draws.noise, time) for time in times]
+            later = shifted.repeat_interleave(group)
+            told, times = [*told, with_text], [*times, later]
+            noisy.append(schedule.add_noise(latents, draws.noise, later))
         outputs = self.predict(torch.cat(noisy), torch.cat(times), Condition.join(told)).chunk(len(times))
-        noises = [schedule.to_noise(*each) for each in zip(outputs, noisy, times, strict=True)]
+        uncond, cond, *others = (schedule.to_noise(*each) for each in zip(outputs, noisy, times, strict=True))
+        plus = cond if shifted is None else others.pop()
         if self.rule.asks_trained:
-            noises.append(schedule.to_noise(self.second(noisy[1], t, with_text), noisy[1], t))
+            plus = schedule.to_noise(self.second(now, t, with_text), now, t)
         return ScoreEstimates(
             latents=latents,
             noise=draws.noise,
             t=t,
             t_plus=times[-1],
-            uncond=noises[0],
-            cond=noises[1],
-            plus=noises[-1],
+            uncond=uncond,
+            cond=cond,
+            plus=plus,
             scale=self.cfg.guidance_scale(question.progress),
             schedule=schedule,
-            frames=frames,
+            frames=question.frames,
+            negatives=torch.stack(others, 1) if others else None,
+            negative_weights=weights,
         )
 
     @contextmanager

@@ -185,7 +185,7 @@ class ScoreDistillation(Guidance):
         """What the teacher sees of each renderer's pictures."""
         n_view, device = cameras.n_view, view.device
         n_prompts = len(cameras) // n_view
-        if teacher.multi_view:
+        if teacher.sees_all:
             rows = [torch.arange(len(cameras), device=device)] * len(leaves)
         else:
             prompts = torch.arange(n_prompts, device=device)

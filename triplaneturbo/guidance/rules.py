@@ -2,7 +2,7 @@
 
 With x_t = alpha x + sigma noise, every rule here has the form
 
-    gradient = w(t) * (first - second),      first = e_u + s (e_c - e_u) at t
+    gradient = w(t) * (first - second),      first = e_u + s (e_c - e_u) at t, perhaps with perpendicular negatives
 
 and differs in the second estimate; the weight is an option of each.
 
@@ -29,6 +29,7 @@ from triplaneturbo.base import Component, option
 from triplaneturbo.bounds import Range
 from triplaneturbo.diffusion import NoiseSchedule
 from triplaneturbo.errors import ConfigError
+from triplaneturbo.guidance.perp_neg import perpendicular
 from triplaneturbo.registry import register
 
 Weighting = Literal["dmd", "sds", "uniform", "fantasia3d", "sds_sqrt"]
@@ -51,7 +52,8 @@ class ScoreEstimates:
 
     latents: x, clean. noise: eps, shared by both timesteps. t, t_plus: of x_t and of the shifted x_t+.
     uncond, cond: e_u and e_c at t. plus: the second network output a rule asks for (`cond` itself where it asks for
-    none). scale: s, of classifier-free guidance.
+    none). scale: s, of classifier-free guidance. negatives: e_k at t with texts that are held against each latent, and
+    their weights w_k, see `perp_neg`; None: there are none.
     """
 
     latents: Float[Tensor, "N C H W"]
@@ -64,11 +66,17 @@ class ScoreEstimates:
     scale: float
     schedule: NoiseSchedule
     frames: int
+    negatives: Float[Tensor, "N K C H W"] | None = None
+    negative_weights: Float[Tensor, "N K"] | None = None
 
     @property
     def guided(self) -> Float[Tensor, "N C H W"]:
-        """e_u + s (e_c - e_u) at t."""
-        return self.uncond + self.scale * (self.cond - self.uncond)
+        """e_u + s (e_c - e_u + sum_k w_k p_k) at t, where p_k is e_k - e_u without its projection on e_c - e_u."""
+        towards = direction = self.cond - self.uncond
+        if self.negatives is not None and self.negative_weights is not None:
+            for away, weight in zip(self.negatives.unbind(1), self.negative_weights.unbind(1), strict=True):
+                towards = towards + weight.view(-1, 1, 1, 1) * perpendicular(away - self.uncond, direction)
+        return self.uncond + self.scale * towards
 
 
 class Rule(Component):

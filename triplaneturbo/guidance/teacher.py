@@ -95,10 +95,15 @@ class Teacher(Module):
         """What logs and random draws call it; None: its name."""
 
     multi_view: ClassVar[bool] = False
-    """Whether it sees all views of a prompt at once, or one."""
+    """Whether the views of a prompt know of each other, so that it needs all of them at once."""
     trained: nn.Module
     """What is trained beside it, in the system's optimiser and checkpoints as `teachers.NAME`; most have none. There is
     no value here: it would hide the module that `configure` of a subclass sets."""
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether it looks at all views of a prompt, or at one."""
+        return self.multi_view
 
     def check(self, n_view: int, conditions: Collection[str]) -> None:
         """Make sure that the teacher goes with the data.

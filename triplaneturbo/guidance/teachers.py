@@ -35,12 +35,18 @@ from triplaneturbo.weights.ldm import (
 
 @register("stable-diffusion")
 class StableDiffusionTeacher(DiffusionTeacher):
-    """One view of each prompt, as a colour picture."""
+    """Single views, as colour pictures: one of each prompt, or all."""
 
     @dataclass(kw_only=True)
     class Config(DiffusionTeacher.Config):
         unconditional: Literal["negative", "empty"] = "empty"
         """The text of the branch without the prompt: the encoder's negative prompt, or none."""
+        all_views: bool = False
+        """Look at all views of a prompt, each at a timestep of its own, and not at one of them."""
+
+    @property
+    def sees_all(self) -> bool:
+        return self.cfg.all_views
 
     def configure(self) -> None:
         self.unet, self.vae = load_unet(self.cfg.path), load_vae(self.cfg.path)

@@ -108,7 +108,7 @@ _ALWAYS_BOTH = refused("token and pooled states are always both there")
 _FIXED_GEOMETRY = refused("geometries of another kind cannot be turned into planes; remove it")
 _PRUNES = refused("it prunes an occupancy grid; samples are placed by importance here, so remove it")
 _COMPAT = {"compat": decided("the options named in docs/compat.md")}
-_MLP = {
+MLP = {
     "otype": only("VanillaMLP", why="there is one kind of network"),
     "activation": only("ReLU", why="there is one activation"),
     "output_activation": ignored(Literal["none"] | None, why="the output has no activation"),
@@ -176,11 +176,9 @@ DATA = {
     "sup_unsup_mode": only("vanilla", why="nothing is learnt from 3D data"),
     **dict.fromkeys(("obj_library_dir", "rgb_bg", "normal_bg", "depth_bg"), _NO_3D_DATA),
     **dict.fromkeys(("light_sample_strategy", "unsup_light_distance_range"), _NO_LIGHT),
-    "resolution_milestones": refused(
-        "sizes do not change during training; set height, width, ray_height and ray_width"
-    ),
-    "target_prompt": refused("prompts are not edited; use eval_prompt or a prompt library"),
-    "eval_fix_camera": refused("evaluation shows a whole turntable; set n_val_views and n_test_views"),
+    "resolution_milestones": refused("set data.milestones, with later_sizes and later_ray_sizes from each of them on"),
+    "target_prompt": to("target_prompt"),
+    "eval_fix_camera": to("eval_azimuth_deg"),
     "seed": refused("it is that of the run; set seed at the top"),
     **_COMPAT,
 }
@@ -202,7 +200,7 @@ GEOMETRY = {
     **nested("space_generator_config", moved(GENERATOR, "space_generator")),
     "radius": to("field.radius"),
     "n_feature_dims": to("field.n_feature_dims"),
-    **nested("mlp_network_config", moved(_MLP, "field.network")),
+    **nested("mlp_network_config", moved(MLP, "field.network")),
     "normal_type": to("field.normals"),
     "finite_difference_normal_eps": to("field.finite_difference_step"),
     "sdf_bias": to("field.bias"),
@@ -227,27 +225,27 @@ MATERIAL = {
     **same("n_output_dims", "color_activation", "input_feature_dims"),
     "requires_normal": ignored(bool, why="colours do not depend on normals"),
     "mlp_network_config": ignored(None, why="features are colours already"),
-    **nested("mlp_network_config", moved(_MLP, "network")),
+    **nested("mlp_network_config", moved(MLP, "network")),
     **_OWN_WEIGHTS,
 }
-_ENCODING = {
+ENCODING = {
     "otype": only("HashGrid", why="there is one encoding"),
     **same("n_levels", "n_features_per_level", "log2_hashmap_size", "base_resolution", "per_level_scale"),
 }
-_HYPERNET = {
+HYPERNET = {
     "c_dim": to("text_width"),
     "out_dims.bg_weights": to("widths"),
     **same("n_neurons", "n_hidden_layers"),
     "spectral_norm": only(False, why="it is not there"),
     "output_activation": ignored(Literal["none"] | None, why="the output has no activation"),
 }
-_NO_RANDOM_AUG = refused("random_aug is not supported; remove it")
+_NO_RANDOM_AUG = refused("give the probability as random_color, the name that this project has for it")
 ENVIRONMENT = {
     "n_output_dims": only(3, why="colours have three channels"),
     **same("color_activation", "eval_color"),
-    **nested("pos_encoding_config", moved(_ENCODING, "encoding")),
-    **nested("hypernet_config", moved(_HYPERNET, "hypernet")),
-    "random_aug": only(False, why="a background of random colour would hide the learned one from the teachers"),
+    **nested("pos_encoding_config", moved(ENCODING, "encoding")),
+    **nested("hypernet_config", moved(HYPERNET, "hypernet")),
+    "random_aug": only(False, why="it is off unless random_color is set, the name that this project has for it"),
     **dict.fromkeys(("random_aug_prob", "random_aug_color"), _NO_RANDOM_AUG),
     **_OWN_WEIGHTS,
 }

@@ -6,9 +6,9 @@ six tensors each, ours are one with a leading axis of six.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,32 @@ _PLANES = ("xy_geo", "xz_geo", "yz_geo", "xy_tex", "xz_tex", "yz_tex")
 _ATTENTION = re.compile(r"(?P<layer>.+)\.(?P<part>to_q|to_k|to_v|to_out\.0)\.(?P<factor>down|up|bias)")
 _CONVOLUTION = re.compile(r"(?P<layer>.+\.conv\w*)\.(?P<factor>down|up|bias)")
 _HEAD = "decoder.conv_out"
+
+
+class Layout(NamedTuple):
+    """Whether a file's tensors, by their names, are laid out so, and what they are called in a system of ours, whose
+    state is the second argument."""
+
+    speaks: Callable[[Iterable[str]], bool]
+    translate: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
+
+
+_LAYOUTS: dict[str, Layout] = {}
+
+
+def register_layout(
+    name: str,
+    speaks: Callable[[Iterable[str]], bool],
+    translate: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]],
+) -> None:
+    """Make checkpoints of another layout readable, where weights are named (`system.weights`).
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if name in _LAYOUTS:
+        raise ValueError(f"there is a layout {name!r} already; choose another name")
+    _LAYOUTS[name] = Layout(speaks, translate)
 
 
 def to_original(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -69,11 +95,15 @@ def is_original(names: Iterable[str]) -> bool:
 
 
 def translate_state(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint of ours or of the original under the names of a system whose state is `own`.
+    """The tensors of a checkpoint of ours, of the original or of a registered layout under the names of a system whose
+    state is `own`.
 
     Raises:
         WeightsError: a checkpoint of the original does not fit.
     """
+    for layout in _LAYOUTS.values():
+        if layout.speaks(tensors):
+            return layout.translate(tensors, own)
     if not is_original(tensors):
         return translate_names(tensors, own)
     geometry = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}

@@ -34,6 +34,31 @@ def flat(options: Mapping[str, Json], table: Mapping[str, Option], where: str, p
             raise UnknownNameError(f"{place} has no option {key!r}; {nearest(str(key), own)}")
 
 
+def in_our_names(
+    options: Mapping[str, Json], table: Mapping[str, Option], place: str, *, complete: bool = True
+) -> Tree:
+    """The options of a component by its table, without those that are decided together with others.
+
+    complete: these are all that are said, so that published defaults hold where ours are others.
+
+    Raises:
+        UnknownNameError: the table does not have one.
+        ConfigError: a value that it cannot have, or an option that is refused.
+    """
+    ours: Tree = {}
+    if complete:
+        for option in table.values():
+            if option.has_default and option.to:
+                put(ours, option.to, option.value(option.default, place) if option.value else option.default)
+    for name, value in flat(options, table, place):
+        option = table[name]
+        check(option, value, f"{place}.{name}")
+        translated = option.value(value, f"{place}.{name}") if option.value else value
+        if option.to and not (name == "use_volsdf" and translated is None):
+            put(ours, option.to, translated)
+    return ours
+
+
 def published_names(role: str) -> dict[str, str]:
     """By name of ours, the (first) published name of a component."""
     names: dict[str, str] = {}
@@ -103,7 +128,7 @@ class Translator:
             if name not in COMPONENTS[role]:
                 return {**named, **options}
         table = COMPONENTS[role][name][1]
-        ours = named | self._options(options, table, place)
+        ours = named | in_our_names(options, table, place, complete=self.complete)
         self._note_compat(options, place)
         if role == "guidance":
             present = take(self.present, f"{place}.teachers") or {}
@@ -114,20 +139,6 @@ class Translator:
             self._outliers(options, ours, place)
         if role == "geometry":
             self._training_type(take(options, "space_generator_config.training_type"), ours, place)
-        return ours
-
-    def _options(self, options: Mapping[str, Json], table: Mapping[str, Option], place: str) -> Tree:
-        ours: Tree = {}
-        if self.complete:
-            for option in table.values():
-                if option.has_default and option.to:
-                    put(ours, option.to, option.value(option.default, place) if option.value else option.default)
-        for name, value in flat(options, table, place):
-            option = table[name]
-            check(option, value, f"{place}.{name}")
-            translated = option.value(value, f"{place}.{name}") if option.value else value
-            if option.to and not (name == "use_volsdf" and translated is None):
-                put(ours, option.to, translated)
         return ours
 
     def _base_renderer(self, options: Mapping[str, Json], ours: Tree, place: str) -> None:

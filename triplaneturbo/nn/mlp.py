@@ -16,11 +16,19 @@ from triplaneturbo.nn.tall import TallLinear
 
 @dataclass(kw_only=True)
 class MlpConfig:
-    """Shape of the small networks that read the planes."""
+    """Shape of small networks."""
 
     n_neurons: Width = 64
     """Width of a hidden layer."""
     n_hidden_layers: Annotated[int, Range(1, 64)] = 2
+    """Hidden layers."""
+
+
+@dataclass(kw_only=True)
+class ShallowMlpConfig(MlpConfig):
+    """Shape of small networks with one hidden layer, unless another number is given."""
+
+    n_hidden_layers: Annotated[int, Range(1, 64)] = 1
     """Hidden layers."""
 
 

@@ -7,17 +7,36 @@ Both agree to rounding. On CUDA, the gradient of the table is the same from run 
 """
 
 import math
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from triplaneturbo.bounds import Range
 from triplaneturbo.ops.backends import choose
 from triplaneturbo.ops.rows import gather_rows
 
 _PRIMES = (1, 2654435761, 805459861)
 _INIT_BOUND = 1e-4
+
+
+@dataclass(kw_only=True)
+class HashGridConfig:
+    """Size of a hash grid; the defaults are those of instant-ngp's finest 4096."""
+
+    n_levels: Annotated[int, Range(1, 32)] = 16
+    """Grids of growing resolution."""
+    n_features_per_level: Annotated[int, Range(1, 64)] = 2
+    """Features each of them gives."""
+    log2_hashmap_size: Annotated[int, Range(1, 30)] = 19
+    """Entries of a grid that is too fine to be stored densely, as a power of two."""
+    base_resolution: Annotated[int, Range(1, 4096)] = 16
+    """Points along an edge of the coarsest grid."""
+    per_level_scale: Annotated[float, Range(1, 16)] = 1.447269237440378
+    """Ratio of neighbouring resolutions."""
 
 
 class HashGrid(nn.Module):

@@ -46,6 +46,8 @@ class ClipText(ConditionEncoder):
         view_limits: tuple[Angle, Angle, Angle] = (45.0, 45.0, 60.0)
         """Degrees: azimuth up to which the front is seen, and from 180 down the back; elevation from which it is
         overhead."""
+        side_first: bool = False
+        """Name it before the prompt: "back view of a cat"."""
         use_cache: bool = False
         """Keep encoded prompts in files, see `precompute`. Encoding on the fly is usually as fast."""
         cache_dir: ProjectPath = ".threestudio_cache/text_embeddings"
@@ -78,14 +80,20 @@ class ClipText(ConditionEncoder):
         )
 
     def _by_view(self, prompts: Sequence[str]) -> Tensor:
-        return torch.stack([self.encoder.encode([seen_from(prompt, side) for prompt in prompts])[0] for side in SIDES])
+        texts = ([self._seen_from(prompt, side) for prompt in prompts] for side in SIDES)
+        return torch.stack([self.encoder.encode(each)[0] for each in texts])
+
+    def _seen_from(self, prompt: str, side: str) -> str:
+        return seen_from(prompt, side, first=self.cfg.side_first)
 
     def precompute(self, prompts: Sequence[str]) -> int:
         """With `use_cache`, write those prompts to the cache that it lacks; returns their number."""
-        sides = [seen_from(prompt, side) for prompt in prompts for side in SIDES] if self.cfg.by_view else []
+        sides = [self._seen_from(prompt, side) for prompt in prompts for side in SIDES] if self.cfg.by_view else []
         return self.encoder.precompute([*prompts, *sides, "", self.cfg.negative_prompt])
 
 
-def seen_from(prompt: str, side: str) -> str:
-    """The prompt with the side that is seen (DreamFusion, Poole et al. 2022)."""
+def seen_from(prompt: str, side: str, *, first: bool = False) -> str:
+    """The prompt with the side that is seen, after it (DreamFusion, Poole et al. 2022) or before it."""
+    if first:
+        return f"{'backside' if side == 'back' else side} view of {prompt}"
     return f"{prompt}, {side} view"

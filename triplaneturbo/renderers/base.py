@@ -34,6 +34,13 @@ class MakesScenes(Protocol):
     def makes(self) -> type: ...
 
 
+@runtime_checkable
+class RandomBackground(Protocol):
+    """A background that is another one by chance in a step of training."""
+
+    def in_step(self, draws: Draws, n_view: int) -> Background: ...
+
+
 class MakesFields(MakesScenes, Protocol):
     """Of one whose scenes are fields."""
 
@@ -95,6 +102,13 @@ class Renderer(Module, Generic[Drawn]):
     def background(self) -> Background:
         """What lies behind the object."""
         return self._surroundings.background
+
+    def background_in(self, draws: Draws | None, n_view: int) -> Background:
+        """What lies behind the object in a call with these random numbers and `n_view` views a prompt."""
+        background = self.background
+        if self.training and draws is not None and isinstance(background, RandomBackground):
+            return background.in_step(draws, n_view)
+        return background
 
     def forward(
         self,

@@ -16,7 +16,7 @@ from triplaneturbo.ops.mesh import keep_large_components, vertex_normals
 from triplaneturbo.ops.rasterize import Raster, antialias, interpolate, rasterize
 from triplaneturbo.ops.rows import gather_rows
 from triplaneturbo.registry import register
-from triplaneturbo.renderers.base import START, NormalDirection, Renderer, check_views
+from triplaneturbo.renderers.base import START, Background, NormalDirection, Renderer, check_views
 from triplaneturbo.renderers.packing import PackedMeshes, PromptTable
 from triplaneturbo.renderers.shading import NORMAL_BACKGROUND, WHITE, disparity, normals_as_colors, over
 from triplaneturbo.renderers.surface import surface_meshes
@@ -73,9 +73,11 @@ class MeshRenderer(Renderer[Scene]):
         draws: Draws | None = None,
         progress: Progress = START,
     ) -> Views:
-        """See `Renderer.forward`; nothing here is random, `draws` is not used."""
+        """See `Renderer.forward`; nothing here is random but the background."""
         directions = self._background_rays(cameras, size)
-        return self.render_meshes(self.surfaces(scene, progress), scene, cameras, pooled_text, directions)
+        background = self.background_in(draws, cameras.n_view)
+        meshes = self.surfaces(scene, progress)
+        return self.render_meshes(meshes, scene, cameras, pooled_text, directions, background)
 
     def _background_rays(self, cameras: Cameras, size: tuple[int, int]) -> Tensor:
         if not self.cfg.enable_bg_rays:
@@ -106,22 +108,26 @@ class MeshRenderer(Renderer[Scene]):
         cameras: Cameras,
         pooled_text: Float[Tensor, "B T"],
         directions: Float[Tensor, "M H W 3"],
+        background: Background | None = None,
     ) -> Views:
-        """Pictures of given meshes, one for each prompt, coloured by the planes; `directions` of the background."""
+        """Pictures of given meshes, one for each prompt, coloured by the planes; `directions` of the background.
+
+        background: None: the sibling.
+        """
         check_views(scene, cameras)
         height, width = directions.shape[1:3]
         packed = PackedMeshes.join(meshes)
         clip = _clip_positions(meshes, world_to_clip(cameras, width / height))
         raster = rasterize(clip, packed.faces, height, width, packed.face_mesh, packed.count)
-        background = self._background(directions, pooled_text, cameras.n_view)
-        views = self.shade(packed, raster, clip, scene, cameras, background)
+        behind = self._behind(background or self.background, directions, pooled_text, cameras.n_view)
+        views = self.shade(packed, raster, clip, scene, cameras, behind)
         views.extras["meshes"] = meshes
         return views
 
-    def _background(self, directions: Tensor, pooled_text: Tensor, n_view: int) -> Tensor:
+    def _behind(self, background: Background, directions: Tensor, pooled_text: Tensor, n_view: int) -> Tensor:
         if "mixed-backgrounds" not in self.cfg.quirks:
-            return self.background(directions, pooled_text)
-        return torch.cat([self.background(part, pooled_text) for part in directions.split(n_view)])
+            return background(directions, pooled_text)
+        return torch.cat([background(part, pooled_text) for part in directions.split(n_view)])
 
     def shade(
         self,

@@ -82,10 +82,9 @@ class PatchRenderer(Renderer[FieldScene]):
             return self.base_renderer(scene, cameras, pooled_text, size=size, draws=draws, progress=progress)
         if draws is None:
             raise ValueError("the patch renderer places its patch at random in training: give draws")
-        directions = ray_directions(cameras, *size)
-        return self.render(
-            scene, cameras, pooled_text, directions, self.draw(draws, cameras.n_view, size), progress=progress
-        )
+        directions, drawn = ray_directions(cameras, *size), self.draw(draws, cameras.n_view, size)
+        background = self.background_in(draws, cameras.n_view)
+        return self.render(scene, cameras, pooled_text, directions, drawn, background=background, progress=progress)
 
     def draw(self, draws: Draws, n_view: int, size: tuple[int, int]) -> PatchDraws:
         """The random numbers of a call."""
@@ -111,11 +110,13 @@ class PatchRenderer(Renderer[FieldScene]):
         directions: Float[Tensor, "M H W 3"],
         draws: PatchDraws,
         *,
+        background: Background | None = None,
         progress: Progress = START,
     ) -> Views:
         """Coarse pictures with a sharp patch: a pure function of the rays and of recorded draws.
 
-        Coarse rays are averages of unit directions and are used as they are, slightly shorter than 1.
+        Coarse rays are averages of unit directions and are used as they are, slightly shorter than 1. background: None:
+        the sibling.
         """
         height, width = self._check((directions.shape[1], directions.shape[2]))
         factor, side = self.cfg.global_downsample, self.cfg.patch_size
@@ -130,10 +131,13 @@ class PatchRenderer(Renderer[FieldScene]):
             pooled_text,
             _resize(directions, (height // factor, width // factor)),
             jitter=draws.coarse,
+            background=background,
             progress=progress,
         )
         rays = torch.cat([directions[place] for place in patches])
-        patch = self.base_renderer.render_rays(scene, cameras, pooled_text, rays, jitter=draws.patch, progress=progress)
+        patch = self.base_renderer.render_rays(
+            scene, cameras, pooled_text, rays, jitter=draws.patch, background=background, progress=progress
+        )
 
         def paste(large: Tensor, small: Tensor) -> Tensor:
             picture = _resize(large.detach() if self.cfg.global_detach else large, (height, width))

@@ -1,10 +1,12 @@
-"""Where the samples of a ray lie: the stretch of the ray that is looked at, and intervals placed by importance."""
+"""Where the samples of a ray lie: the stretch of the ray that is looked at, and intervals by importance or of one
+length."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from triplaneturbo.draws import Draws
@@ -13,6 +15,7 @@ from triplaneturbo.ops.importance import importance_sample
 # Length, in units of the half side, of the stretch given to a ray that misses the box.
 _MISS_LENGTH = 1e-3
 _MIN_COMPONENT = 1e-9
+_LEAST_LIGHT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,37 @@ class Jitter:
 
     def rays(self, part: slice) -> "Jitter":
         return Jitter(self.proposal[:, part], self.fine[:, part])
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """S intervals of each ray. wanted: those that light is absorbed in; None: all. kept: the numbers among all R S of
+    those that are looked at."""
+
+    middles: Float[Tensor, "B R S"]
+    lengths: Float[Tensor, "B R S"]
+    wanted: Bool[Tensor, "1 R S"] | None = None
+    kept: Int[Tensor, " K"] | None = None
+
+    @classmethod
+    def between(cls, edges: Float[Tensor, "B R E"]) -> "Intervals":
+        return cls((edges[..., 1:] + edges[..., :-1]) / 2, edges[..., 1:] - edges[..., :-1])
+
+    def only(self, wanted: Bool[Tensor, "1 R S"]) -> "Intervals":
+        """Those of one scene that are wanted. If none is, one is looked at: fields are asked about something."""
+        kept = wanted.flatten().nonzero().squeeze(1)
+        return Intervals(self.middles, self.lengths, wanted, kept if len(kept) else kept.new_zeros(1))
+
+    def pick(self, values: Float[Tensor, "B RS *C"]) -> Float[Tensor, "B N *C"]:
+        """What belongs to the intervals that are looked at."""
+        return values if self.kept is None else values[:, self.kept]
+
+    def spread(self, values: Float[Tensor, "B N C"]) -> Float[Tensor, "B R S C"]:
+        """To each ray its intervals; 0 for those that are not looked at."""
+        if self.kept is not None:
+            everywhere = values.new_zeros(1, self.middles.numel(), values.shape[-1])
+            values = everywhere.index_copy(1, self.kept, values)
+        return values.unflatten(1, self.middles.shape[1:])
 
 
 def box_range(
@@ -81,3 +115,37 @@ def place_samples(
     cdf = torch.cat([torch.zeros_like(absorbed[:, :1]), absorbed[:, :-1], torch.ones_like(absorbed[:, :1])], -1)
     fine = importance_sample(even, cdf, n_fine, None if jitter is None else jitter.fine.flatten())
     return torch.cat([even, fine], -1).sort(-1).values.unflatten(0, (batch, rays))
+
+
+@torch.no_grad()
+def even_steps(
+    near: Float[Tensor, "B R"],
+    far: Float[Tensor, "B R"],
+    *,
+    step: float,
+    start: float,
+    longest: float,
+    jitter: Float[Tensor, "B R"] | None,
+) -> tuple[Intervals, Bool[Tensor, "B R S"]]:
+    """Intervals of length `step` from ray parameter start + jitter * step on; which have their middle in [near, far].
+
+    Args:
+        longest: no stretch from near to far is longer; S = ceil(longest / step) + 1.
+        jitter: in [0, 1); None: 0.
+    """
+    first = torch.full_like(near, start) if jitter is None else start + jitter * step
+    skipped = ((near - first) / step - 0.5).ceil().clamp_min(0)
+    numbers = skipped.unsqueeze(-1) + torch.arange(math.ceil(longest / step) + 1, dtype=near.dtype, device=near.device)
+    middles = first.unsqueeze(-1) + (numbers + 0.5) * step
+    inside = (middles >= near.unsqueeze(-1)) & (middles <= far.unsqueeze(-1))
+    return Intervals(middles, torch.full_like(middles, step)), inside
+
+
+@torch.no_grad()
+def visible(
+    density: Float[Tensor, "B R S"], lengths: Float[Tensor, "B R S"], least_alpha: Float[Tensor, ""]
+) -> Bool[Tensor, "B R S"]:
+    """Which samples are at least so opaque and are reached by at least 1e-4 of the light."""
+    absorbed = density * lengths
+    reaching = torch.exp(-(absorbed.cumsum(-1) - absorbed))
+    return (reaching >= _LEAST_LIGHT) & (-torch.expm1(-absorbed) >= least_alpha)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from triplaneturbo.errors import ConfigError
 
+BlobShape = Literal["cone", "gaussian"]
+
 
 @dataclass(frozen=True)
 class SdfBias:
@@ -55,3 +57,23 @@ class SdfBias:
             wanted = "a positive radius" if kind == "sphere" else "three positive semi-axes"
             raise ConfigError(f"sdf_bias: {kind} needs {wanted} in sdf_bias_params, not {params!r}")
         return cls(size)
+
+
+@dataclass(frozen=True)
+class StartDensity:
+    """What is added to the network's output before it becomes a density: a blob around the centre.
+
+    cone: height (1 - |p| / size), positive within the radius `size` (Magic3D, Lin et al. 2023). gaussian: height
+    exp(-|p|^2 / (2 size^2)) (DreamFusion, Poole et al. 2022).
+    """
+
+    height: float
+    size: float
+    shape: BlobShape = "cone"
+
+    def value(self, points: Float[Tensor, "*N 3"]) -> Float[Tensor, "*N 1"]:
+        """The blob at points in world units."""
+        distance = torch.linalg.vector_norm(points, dim=-1, keepdim=True) / self.size
+        if self.shape == "cone":
+            return self.height * (1 - distance)
+        return self.height * torch.exp(-distance.square() / 2)

@@ -15,7 +15,7 @@ from triplaneturbo.nn.mlp import Mlp, MlpConfig
 from triplaneturbo.ops.planes import sample_planes, sample_planes_with_jacobian
 from triplaneturbo.performance import kernels_run_on
 from triplaneturbo.registry import register
-from triplaneturbo.scenes.base import Field, Tensors, in_slabs
+from triplaneturbo.scenes.base import Field, Normals, Tensors, in_slabs
 from triplaneturbo.scenes.bias import SdfBias
 from triplaneturbo.types import FieldSample
 
@@ -76,10 +76,10 @@ class PlaneField(Field):
         """Colour channels before their activation."""
         network: MlpConfig = field(default_factory=MlpConfig)
         """The networks that read sdf, colour and deformation from the planes."""
-        normals: Literal["analytic", "finite_difference"] = "analytic"
-        """How d sdf / d point is computed: exactly, or by central differences."""
+        normals: Normals = "analytic"
+        """How d sdf / d point is computed, see `scenes.base.Normals`."""
         finite_difference_step: Length = 0.01
-        """Step of the central differences, world units."""
+        """Step of the differences, world units."""
         bias: Literal["sphere", "ellipsoid"] | float = 0.0
         """Start shape, or a constant."""
         bias_size: Length | tuple[Length, Length, Length] | None = None
@@ -132,7 +132,7 @@ class PlaneField(Field):
             value, gradient = self._value_and_gradient(tensors, points, coords)
         else:
             value = self._value(tensors, points, coords)
-            gradient = self.central_differences(tensors, points, self.cfg.finite_difference_step)
+            gradient = self.differences(tensors, points, value, self.cfg.normals, self.cfg.finite_difference_step)
         return FieldSample(value, color, gradient, F.normalize(gradient, dim=-1))
 
     def value(self, tensors: Tensors, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N 1"]:

@@ -64,6 +64,9 @@ class ProgressiveRenderingDistillation(SceneDistillation):
         if given not in (None, self.cfg.rounds):
             raise ConfigError(f"data.camera_sets ({given}) must be system.rounds ({self.cfg.rounds})")
 
+    def step_of(self, batch: int) -> int:
+        return batch * self.cfg.rounds if self.cfg.update_every_round else super().step_of(batch)
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """K denoising rounds with a backward pass each."""
         if not self.cfg.update_every_round:

@@ -3,14 +3,14 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from triplaneturbo.base import Chosen, Modules, Part, option
 from triplaneturbo.bounds import GridPoints, Range
@@ -131,8 +131,10 @@ class SceneSystem(TrainingSystem[Batch]):
         self._measured: list[dict[str, Any]] = []
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As in validation, with the cameras of the test; then what is measured of the scene."""
+        """As in validation, with the cameras of the test; then what is measured of the scene, unless it is a film."""
         scene = self._save_pictures(batch, "test", self.cfg.cleanup_after_test_step)
+        if batch.film:
+            return
         for name, measure in self._measures.items():
             values = measure(scene, batch.prompts[0], self.material)
             self._measured.append({"measure": name, "prompt": batch.prompts[0], **values})
@@ -145,27 +147,39 @@ class SceneSystem(TrainingSystem[Batch]):
             log.info("measured %d scenes: %s", len({row["prompt"] for row in self._measured}), path)
 
     def _save_pictures(self, batch: Batch, stage: str, clean_up: bool) -> Scene:
-        """One sheet a view, and a video, of the batch's single prompt by each renderer; returns what was looked at.
+        """One sheet a view, and a video, of the batch's single prompt, or of a film, by each renderer; returns the
+        scene that was looked at, of a film the last one.
 
         clean_up: give unused memory back to the GPU afterwards.
         """
-        scene = self.generate(batch)
-        (cameras,), (prompt,) = batch.cameras, batch.prompts
-        for name, renderer in self.renderers.items():
+        sheets: dict[str, list[Tensor]] = {name: [] for name in self.renderers}
+        for scene, cameras, shown in self._shots(batch):
+            for name, renderer in self.renderers.items():
+                sheets[name].append(sheet(self.render(renderer, scene, cameras, shown)))
+        title = slug(" to ".join(batch.prompts))
+        for name, shots in sheets.items():
             folder = self.run.save / f"it{self.progress.step}-{stage}-{name}"
-            sheets = []
-            for start in range(0, len(cameras), VIEWS_AT_ONCE):
-                stop = min(start + VIEWS_AT_ONCE, len(cameras))
-                some = cameras.select(slice(start, stop), n_view=stop - start)
-                sheets.append(sheet(self.render(renderer, scene, some, batch)))
-            pictures = torch.cat(sheets)
+            pictures = torch.cat(shots)
             for i, picture in enumerate(pictures):
-                save_png(folder / slug(prompt) / f"{i}.png", picture)
+                save_png(folder / title / f"{i}.png", picture)
             if len(pictures) > 1:
-                save_video(folder / slug(prompt), pictures, VIDEO_SPEED[stage])
+                save_video(folder / title, pictures, VIDEO_SPEED[stage])
         if clean_up and self.device.type == "cuda":
             torch.cuda.empty_cache()
         return scene
+
+    def _shots(self, batch: Batch) -> Iterator[tuple[Scene, Cameras, Batch]]:
+        """What pictures are taken of: the prompt's scene from a few cameras at a time; of a film a scene for each."""
+        (cameras,) = batch.cameras
+        at_once = 1 if batch.film else VIEWS_AT_ONCE
+        scene, shown = None, batch
+        for start in range(0, len(cameras), at_once):
+            if batch.film:
+                shown = batch.between(start / max(len(cameras) - 1, 1))
+            if scene is None or batch.film:
+                scene = self.generate(shown)
+            stop = min(start + at_once, len(cameras))
+            yield scene, cameras.select(slice(start, stop), n_view=stop - start), shown
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Path]:
         """Export the meshes of the prompts and return their paths; one without a surface is reported at the end."""

@@ -2,7 +2,7 @@
 
 import logging
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import reduce
@@ -64,6 +64,7 @@ class TrainingData(Protocol):
 
     n_view: int | None
     camera_sets: int | None
+    step_of: Callable[[int], int]
 
     @property
     def condition_names(self) -> Collection[str]: ...
@@ -136,6 +137,8 @@ class TrainingSystem(Component, pl.LightningModule, Generic[MicroBatch]):
             )
         if self.trainer.gradient_clip_val is not None:
             raise ConfigError("trainer.gradient_clip_val: set system.max_gradient_norm instead")
+        if stage == "fit":
+            self.data_module.step_of = self.step_of
 
     def _trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -146,6 +149,10 @@ class TrainingSystem(Component, pl.LightningModule, Generic[MicroBatch]):
         return self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it without declaring it
 
     # A step
+
+    def step_of(self, batch: int) -> int:
+        """The (first) optimizer step that micro-batch number `batch` is in."""
+        return batch // self.cfg.gradient_accumulation_steps
 
     @property
     def share(self) -> float:

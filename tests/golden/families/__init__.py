@@ -1,7 +1,23 @@
 """The procedure of each family: `run(case, workbench, monkeypatch)` feeds the case's inputs to the project's parts and
 compares the outputs."""
 
-from families import cameras, diffusion, guidance, networks, planes, rays, surface, texture, training
+from families import (
+    cameras,
+    diffusion,
+    guidance,
+    networks,
+    planes,
+    rays,
+    scaledreamer_cameras,
+    scaledreamer_distillation,
+    scaledreamer_losses,
+    scaledreamer_rays,
+    scaledreamer_scenes,
+    scaledreamer_step,
+    surface,
+    texture,
+    training,
+)
 
 FAMILIES = {
     "camera": cameras.camera,
@@ -33,4 +49,18 @@ FAMILIES = {
     "background": texture.background,
     "adan": training.adan,
     "training_step": training.training_step,
+    "camera_sampling": scaledreamer_cameras.camera_sampling,
+    "prompt_views": scaledreamer_distillation.prompt_views,
+    "scaledreamer_asd_sd": scaledreamer_distillation.stable_diffusion,
+    "volsdf_cached": scaledreamer_rays.volsdf_cached,
+    "scene_losses": scaledreamer_losses.scene_losses,
+    "nerf_render": scaledreamer_rays.nerf_render,
+    "scaledreamer_asd_mv": scaledreamer_distillation.mvdream,
+    "hyper_ingp": scaledreamer_scenes.hyper_ingp,
+    "conv3d_net": scaledreamer_scenes.conv3d_net,
+    "triplane_transformer": scaledreamer_scenes.triplane_transformer,
+    "implicit_volume": scaledreamer_scenes.implicit_volume,
+    "multiprompt_background": scaledreamer_scenes.multiprompt_background,
+    "environment_map": scaledreamer_scenes.environment_map,
+    "amortised_training_step": scaledreamer_step.amortised_training_step,
 }

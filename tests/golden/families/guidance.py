@@ -60,7 +60,7 @@ def one_teacher(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatc
         ("eps_second", seen.plus),
     ):
         case.close(name, value, 1e-4)
-    _compare_weightings(case, guidance, kind)
+    compare_weightings(case, guidance, kind, seen.frames, 1e-4, 5e-4)
     stride = meta["stride"]
     for name, (ours, _) in _PICTURES.items():
         gradient = getattr(found, ours)
@@ -69,8 +69,13 @@ def one_teacher(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatc
             case.close(f"grad_{name}_norm", gradient.flatten(1).norm(dim=1), 5e-4)
 
 
-def _compare_weightings(case: Case, guidance: WatchedGuidance, kind: str) -> None:
-    """Loss 1/2 |g|^2 / views and norm |g| of the latent gradient g, as configured and with other weightings."""
+def compare_weightings(
+    case: Case, guidance: WatchedGuidance, kind: str, divisor: int, loss: float, norm: float
+) -> None:
+    """Loss 1/2 |g|^2 / divisor and norm |g| of the latent gradient g, as configured and with other weightings.
+
+    loss, norm: the tolerances of these.
+    """
     seen, teacher = guidance.seen, guidance.labelled(kind)
     limit, rule = teacher.cfg.latent_clip, teacher.cfg.rule
     alternatives = {name.removesuffix("_loss").removesuffix("_grad_norm") for name in case.with_prefix("alt_")}
@@ -82,8 +87,8 @@ def _compare_weightings(case: Case, guidance: WatchedGuidance, kind: str) -> Non
         gradient = rule.gradient(seen)
         if limit is not None:
             gradient = gradient.clamp(-limit(case.progress), limit(case.progress))
-        case.close(f"{prefix}loss", 0.5 * gradient.square().sum() / seen.frames, 1e-4)
-        case.close(f"{prefix}grad_norm", gradient.norm(), 5e-4)
+        case.close(f"{prefix}loss", 0.5 * gradient.square().sum() / divisor, loss)
+        case.close(f"{prefix}grad_norm", gradient.norm(), norm)
 
 
 def all_teachers(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,24 @@ class LinearBackground(Background):
         return 0.5 + 0.4 * directions
 
 
+def wave(points: Tensor) -> Tensor:
+    """sin 5x sin 4y sin 3z."""
+    return (points * points.new_tensor([5, 4, 3])).sin().prod(dim=-1, keepdim=True)
+
+
+def wave_gradient(points: Tensor) -> Tensor:
+    """Its derivative with respect to the points."""
+    rates = points.new_tensor([5, 4, 3])
+    sine, cosine = (points * rates).sin(), (points * rates).cos()
+    others = sine[..., [1, 0, 0]] * sine[..., [2, 2, 1]]
+    return rates * cosine * others
+
+
+def colors(points: Tensor) -> Tensor:
+    """2 sin((3x, 2y, 4z) + (0, 1, 2)), before their activation."""
+    return 2 * (points * points.new_tensor([3, 2, 4]) + points.new_tensor([0, 1, 2])).sin()
+
+
 class AnalyticField(Field):
     """sdf = |p| - 0.5 + a sin 5x sin 4y sin 3z; features = 2 sin((3x, 2y, 4z) + (0, 1, 2)). One prompt."""
 
@@ -33,11 +51,10 @@ class AnalyticField(Field):
         self.amplitude, self.radius = amplitude, 1.0
 
     def value(self, tensors: Tensors, points: Tensor) -> Tensor:
-        wave = (points * points.new_tensor([5, 4, 3])).sin().prod(dim=-1, keepdim=True)
-        return points.norm(dim=-1, keepdim=True) - 0.5 + self.amplitude * wave
+        return points.norm(dim=-1, keepdim=True) - 0.5 + self.amplitude * wave(points)
 
     def features(self, tensors: Tensors, points: Tensor) -> Tensor:
-        return 2 * (points * points.new_tensor([3, 2, 4]) + points.new_tensor([0, 1, 2])).sin()
+        return colors(points)
 
     def query(self, tensors: Tensors, points: Tensor, *, features: bool = True, normals: bool = False) -> FieldSample:
         with torch.enable_grad():
