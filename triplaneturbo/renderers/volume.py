@@ -188,16 +188,21 @@ class VolumeRenderer(Renderer[FieldScene]):
         progress: Progress = START,
     ) -> Views:
         """See `Renderer.forward`."""
-        if self.cfg.estimator == "occupancy" and self.training:
-            if draws is None:
-                raise ValueError("an occupancy grid looks at random points in training: give draws")
-            self.occupancy.follow(self.opacity_of_steps(scene, progress), self.radius_of(scene), draws, progress)
+        self.follow(scene, draws, progress)
         directions = ray_directions(cameras, *size)
         jitter = self.draw_jitter(draws, cameras.n_view * size[0] * size[1])
         background = self.background_in(draws, cameras.n_view)
         return self.render_rays(
             scene, cameras, pooled_text, directions, jitter=jitter, background=background, progress=progress
         )
+
+    def follow(self, scene: FieldScene, draws: Draws | None, progress: Progress) -> None:
+        """In training, have the occupancy grid look at the scene, if there is one; to be called before its pictures."""
+        if self.cfg.estimator != "occupancy" or not self.training:
+            return
+        if draws is None:
+            raise ValueError("an occupancy grid looks at random points in training: give draws")
+        self.occupancy.follow(self.opacity_of_steps(scene, progress), self.radius_of(scene), draws, progress)
 
     def draw_jitter(self, draws: Draws | None, n_rays: int) -> Jitter | None:
         """The random numbers of one call with `n_rays` rays a prompt; None where samples lie in the middle."""
