@@ -65,24 +65,15 @@ def orbit_cameras(
     )
 
 
-def turntable(
-    n: int,
-    *,
-    elevation_deg: float,
-    distance: float,
-    fovy_deg: float,
-    repeat_first: bool = False,
-    azimuth_deg: float | None = None,
-) -> Cameras:
+def turntable(n: int, *, elevation_deg: float, distance: float, fovy_deg: float, repeat_first: bool = False) -> Cameras:
     """`n` views of one prompt around the object at an absolute distance, azimuth from 0 upwards.
 
     repeat_first: end at azimuth 360, a copy of the first view (compat=original), instead of n distinct views.
-    azimuth_deg: n times this view, in the place of a turn.
     """
-    turn = torch.linspace(0, 360, n if repeat_first else n + 1)[:n]
+    azimuth = torch.linspace(0, 360, n if repeat_first else n + 1)[:n]
     return orbit_cameras(
         torch.full((n,), float(elevation_deg)),
-        turn if azimuth_deg is None else torch.full((n,), float(azimuth_deg)),
+        azimuth,
         torch.full((n,), float(distance)),
         torch.full((n,), float(fovy_deg)),
         n_view=n,

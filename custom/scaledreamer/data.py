@@ -37,7 +37,7 @@ _RINGS = {
 }
 _LIBRARY = {
     **same("prompt_library", "prompt_library_dir", "prompts", "eval_prompt", "target_prompt"),
-    "eval_fix_camera": to("eval_azimuth_deg"),
+    "eval_fix_camera": to("test_view"),
     "prompt_library_format": only("json", why="the one format there is"),
     "dim_gaussian": decided("the width of the noise that the geometry draws"),
 }

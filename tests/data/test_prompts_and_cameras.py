@@ -262,11 +262,11 @@ def test_cameras_may_change_with_the_step():
 
 
 def test_a_film_has_two_prompts_and_a_view_for_each_picture():
-    data = module(eval_prompt="a", target_prompt="b", n_test_views=3, eval_azimuth_deg=40.0)
+    data = module(eval_prompt="a", target_prompt="b", n_test_views=3)
     (film,) = data.test_dataloader()
     assert film.film
     assert film.prompts == ("a", "b")
-    assert film.cameras[0].azimuth_deg.tolist() == [40.0] * 3
+    assert film.cameras[0].azimuth_deg.tolist() == [0.0, 120.0, 240.0]
     assert list(module(rank=1, processes=2, eval_prompt="a", target_prompt="b").test_dataloader()) == []
     with pytest.raises(ConfigError, match=r"target_prompt is where a film ends: give data\.eval_prompt"):
         module(target_prompt="b")
@@ -284,3 +284,15 @@ def test_between_two_prompts_are_blends_of_what_encoders_say():
         torch.testing.assert_close(part.condition.tokens, (1 - share) * tokens[:1] + share * tokens[1:])
         torch.testing.assert_close(part.condition.pooled, (1 - share) * tokens[:1, 0] + share * tokens[1:, 0])
         torch.testing.assert_close(part.condition.by_view, (1 - share) * by_view[:, :1] + share * by_view[:, 1:])
+
+
+def test_the_camera_of_tests_can_be_held_still():
+    for view, azimuth in ((0, 0.0), (2, 240.0)):
+        data = module(prompts=["a", "b"], n_test_views=3, n_val_views=2, test_view=view)
+        film = module(eval_prompt="a", target_prompt="b", n_test_views=3, test_view=view).film()
+        for batch in (*data.test_dataloader(), film):
+            assert batch.cameras[0].azimuth_deg.tolist() == [azimuth] * 3
+            assert batch.cameras[0].n_view == 3
+        assert data.evaluation_batch(("a",), 0, 2).cameras[0].azimuth_deg.tolist() == [0.0, 180.0]
+    with pytest.raises(ConfigError, match=r"data\.test_view is 3.*the turntable has the views 0 to 2"):
+        module(n_test_views=3, test_view=3)

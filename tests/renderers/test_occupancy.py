@@ -8,6 +8,7 @@ from triplaneturbo.cameras import ray_directions
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.renderers.occupancy import EVERY, RESOLUTION, WARM_UP, OccupancyGrid
+from triplaneturbo.renderers.patch import PatchRenderer
 from triplaneturbo.renderers.sampling import Jitter
 from triplaneturbo.renderers.volume import VolumeRenderer
 from triplaneturbo.scenes import FieldScene
@@ -157,6 +158,14 @@ def test_the_variance_of_depth_by_its_definition(normalize):
             expected = (w * (t - mean).square()).sum() / opacity if opacity > 0.5 else torch.tensor(0.0)
         torch.testing.assert_close(views.extras["z_variance"].flatten()[ray], expected, atol=1e-5, rtol=1e-4)
     assert views.opacity.flatten()[136] > 0.5
+
+
+def test_patches_see_by_the_grid_too():
+    base = {"type": "volume", "estimator": "occupancy", "law": "density", "num_samples_per_ray": 50, "near_plane": 0.0}
+    options = {"base_renderer": base, "patch_size": 4, "global_downsample": 2}
+    subject = PatchRenderer(options, **surroundings()).train()
+    views = subject(fog(), cameras(35.0), TEXT, size=(8, 8), draws=draws(0))
+    assert views.opacity.max() > 0.5
 
 
 # The grid itself

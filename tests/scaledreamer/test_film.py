@@ -53,7 +53,7 @@ def test_each_picture_shows_the_scene_of_a_text_in_between(tmp_path: Path) -> No
 @torch.no_grad()
 def test_a_film_is_pictures_and_a_video(tmp_path: Path) -> None:
     system = make_system(tmp_path)
-    system._save_pictures(make_film(eval_azimuth_deg=0.0), "test", clean_up=False)
+    system._save_pictures(make_film(test_view=0), "test", clean_up=False)
     names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert [f"it0-test-volume/a_to_b/{i}.png" in names for i in range(3)] == [True] * 3
     assert any(name.startswith("it0-test-volume/a_to_b.") for name in names)

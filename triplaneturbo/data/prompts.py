@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from triplaneturbo.base import Chosen, Part, option
-from triplaneturbo.bounds import Count, Degrees, Elevation, FieldOfView, LatentSize, Length, Pixels, ProjectPath
+from triplaneturbo.bounds import Count, Elevation, FieldOfView, LatentSize, Length, Pixels, ProjectPath, Range
 from triplaneturbo.cameras import turntable
 from triplaneturbo.data.cameras import CameraSampler
 from triplaneturbo.data.library import PromptLibrary, prompt_index
@@ -74,8 +74,8 @@ class PromptsAndCameras(StreamData[Batch]):
         """Distance of the turntable, world units."""
         eval_fovy_deg: FieldOfView = 70.0
         """Vertical field of view of the turntable."""
-        eval_azimuth_deg: Degrees | None = None
-        """Show all views of an evaluation from this azimuth, in the place of a turntable."""
+        test_view: Annotated[int, Range(0, 2**20)] | None = None
+        """Hold the camera of tests still: show this view of the turntable, from 0 on, as often as there are views."""
         latent_shape: tuple[Literal[6], LatentSize, LatentSize, LatentSize] = (6, 4, 32, 32)
         """Noise of one prompt: planes, channels, height, width."""
         conditions: dict[str, Annotated[Chosen, Part("condition", "clip-text")]] = option({})
@@ -91,6 +91,11 @@ class PromptsAndCameras(StreamData[Batch]):
                 raise ConfigError(
                     f"data.batch_size counts views, so it must be a multiple of cameras.n_view={n_view}, "
                     f"not {self.batch_size}"
+                )
+            if self.test_view is not None and self.test_view >= self.n_test_views:
+                raise ConfigError(
+                    f"data.test_view is {self.test_view}, but n_test_views={self.n_test_views}: the turntable has the "
+                    f"views 0 to {self.n_test_views - 1}"
                 )
             if self.target_prompt is not None and self.eval_prompt is None:
                 raise ConfigError("data.target_prompt is where a film ends: give data.eval_prompt, where it begins")
@@ -160,32 +165,33 @@ class PromptsAndCameras(StreamData[Batch]):
     def test_dataloader(self) -> DataLoader:
         if self.cfg.target_prompt is not None:
             return DataLoader(_Batches([self.film()] if self.trainer.global_rank == 0 else []), batch_size=None)
-        return self._evaluation(self.library.test, self.cfg.n_test_views)
+        return self._evaluation(self.library.test, self.cfg.n_test_views, self.cfg.test_view)
 
     def predict_dataloader(self) -> DataLoader:
         if not self.library.test:
             raise ConfigError("the prompt library has no prompts in its list 'test': nothing to export; give --prompt")
         return self._evaluation(self.library.test, 0)
 
-    def _evaluation(self, prompts: tuple[str, ...], n_views: int) -> DataLoader:
-        """This process's share of the prompts, each once with a turntable of `n_views` views."""
+    def _evaluation(self, prompts: tuple[str, ...], n_views: int, view: int | None = None) -> DataLoader:
+        """This process's share of the prompts, each once; n_views, view: see `evaluation_batch`."""
         first: dict[str, int] = {}
         for index, prompt in enumerate(prompts):
             first.setdefault(prompt, index)
         if len(first) < len(prompts):
             log.warning("%d prompts are there more than once; each is looked at once", len(prompts) - len(first))
         mine = list(first.values())[self.trainer.global_rank :: self.trainer.world_size]
-        batches = [self.evaluation_batch(prompts, index, n_views) for index in mine]
+        batches = [self.evaluation_batch(prompts, index, n_views, view) for index in mine]
         return DataLoader(_Batches(batches), batch_size=None)
 
     def film(self) -> Batch:
         """A film from eval_prompt to target_prompt, with a view of the test for each picture."""
         prompts = check_prompts([self.cfg.eval_prompt, self.cfg.target_prompt], "data.target_prompt")
-        first = self.evaluation_batch(prompts, 0, self.cfg.n_test_views)
+        first = self.evaluation_batch(prompts, 0, self.cfg.n_test_views, self.cfg.test_view)
         return replace(first, prompts=tuple(prompts), samples=(0, 1), film=True)
 
-    def evaluation_batch(self, prompts: tuple[str, ...], index: int, n_views: int) -> Batch:
-        """Prompt `index` of `prompts` seen from a turntable; without cameras if `n_views` is 0."""
+    def evaluation_batch(self, prompts: tuple[str, ...], index: int, n_views: int, view: int | None = None) -> Batch:
+        """Prompt `index` of `prompts` seen from a turntable, or so many times from its view number `view`; without
+        cameras if `n_views` is 0."""
         cfg = self.cfg
         cameras = turntable(
             n_views,
@@ -193,8 +199,9 @@ class PromptsAndCameras(StreamData[Batch]):
             distance=cfg.eval_camera_distance,
             fovy_deg=cfg.eval_fovy_deg,
             repeat_first="repeated-first-view" in cfg.quirks,
-            azimuth_deg=cfg.eval_azimuth_deg,
         )
+        if view is not None:
+            cameras = cameras.select(torch.full((n_views,), view), n_view=n_views)
         return Batch(
             prompts=(prompts[index],),
             samples=(index,),

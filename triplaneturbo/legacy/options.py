@@ -178,7 +178,7 @@ DATA = {
     **dict.fromkeys(("light_sample_strategy", "unsup_light_distance_range"), _NO_LIGHT),
     "resolution_milestones": refused("set data.milestones, with later_sizes and later_ray_sizes from each of them on"),
     "target_prompt": to("target_prompt"),
-    "eval_fix_camera": to("eval_azimuth_deg"),
+    "eval_fix_camera": to("test_view"),
     "seed": refused("it is that of the run; set seed at the top"),
     **_COMPAT,
 }

@@ -82,6 +82,7 @@ class PatchRenderer(Renderer[FieldScene]):
             return self.base_renderer(scene, cameras, pooled_text, size=size, draws=draws, progress=progress)
         if draws is None:
             raise ValueError("the patch renderer places its patch at random in training: give draws")
+        self.base_renderer.follow(scene, draws, progress)
         directions, drawn = ray_directions(cameras, *size), self.draw(draws, cameras.n_view, size)
         background = self.background_in(draws, cameras.n_view)
         return self.render(scene, cameras, pooled_text, directions, drawn, background=background, progress=progress)

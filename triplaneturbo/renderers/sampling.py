@@ -11,6 +11,7 @@ from torch import Tensor
 
 from triplaneturbo.draws import Draws
 from triplaneturbo.ops.importance import importance_sample
+from triplaneturbo.ops.rows import add_rows
 
 # Length, in units of the half side, of the stretch given to a ray that misses the box.
 _MISS_LENGTH = 1e-3
@@ -62,6 +63,14 @@ class Intervals:
             everywhere = values.new_zeros(1, self.middles.numel(), values.shape[-1])
             values = everywhere.index_copy(1, self.kept, values)
         return values.unflatten(1, self.middles.shape[1:])
+
+    def sum(self, weights: Float[Tensor, "B R S"], values: Float[Tensor, "B N C"]) -> Float[Tensor, "B R C"]:
+        """Along each ray, the weighted sum of values of the intervals that are looked at."""
+        if self.kept is None:
+            return (weights.unsqueeze(-1) * values.unflatten(1, weights.shape[1:])).sum(-2)
+        rays, steps = weights.shape[1:]
+        weighted = weights.flatten()[self.kept].unsqueeze(-1) * values[0]
+        return add_rows(values.new_zeros(rays, values.shape[-1]), self.kept // steps, weighted)[None]
 
 
 def box_range(

@@ -42,7 +42,7 @@ from triplaneturbo.renderers.shading import (
 from triplaneturbo.scenes import FieldScene
 from triplaneturbo.scenes.base import FieldKind
 from triplaneturbo.schedule import Progress, Schedule
-from triplaneturbo.types import Cameras, Views
+from triplaneturbo.types import Cameras, FieldSample, Views
 
 # Diagonal of the cube of half side 1, rounded as the original rounds it. Over the number of samples it is the step
 # whose NeuS opacity gives the density of the even intervals.
@@ -188,16 +188,21 @@ class VolumeRenderer(Renderer[FieldScene]):
         progress: Progress = START,
     ) -> Views:
         """See `Renderer.forward`."""
-        if self.cfg.estimator == "occupancy" and self.training:
-            if draws is None:
-                raise ValueError("an occupancy grid looks at random points in training: give draws")
-            self.occupancy.follow(self.opacity_of_steps(scene, progress), self.radius_of(scene), draws, progress)
+        self.follow(scene, draws, progress)
         directions = ray_directions(cameras, *size)
         jitter = self.draw_jitter(draws, cameras.n_view * size[0] * size[1])
         background = self.background_in(draws, cameras.n_view)
         return self.render_rays(
             scene, cameras, pooled_text, directions, jitter=jitter, background=background, progress=progress
         )
+
+    def follow(self, scene: FieldScene, draws: Draws | None, progress: Progress) -> None:
+        """In training, have the occupancy grid look at the scene, if there is one; to be called before its pictures."""
+        if self.cfg.estimator != "occupancy" or not self.training:
+            return
+        if draws is None:
+            raise ValueError("an occupancy grid looks at random points in training: give draws")
+        self.occupancy.follow(self.opacity_of_steps(scene, progress), self.radius_of(scene), draws, progress)
 
     def draw_jitter(self, draws: Draws | None, n_rays: int) -> Jitter | None:
         """The random numbers of one call with `n_rays` rays a prompt; None where samples lie in the middle."""
@@ -279,17 +284,15 @@ class VolumeRenderer(Renderer[FieldScene]):
         found = scene.query(intervals.pick(rays.points(t_points)), features=True, normals=True)
         assert found.normal is not None
         assert found.features is not None
-        value, normal, features = (intervals.spread(x) for x in (found.value, found.normal, found.features))
-        law = self._law(scene.field.kind)
-        alpha = self._alpha(law, value.squeeze(-1), normal, rays.directions, intervals.lengths, inv_std, progress)
+        alpha = self._alpha(scene, intervals, found, rays.directions, inv_std, progress)
         if intervals.wanted is not None:
             alpha = alpha * intervals.wanted
         weights, opacity = compositing_weights(alpha)
-        color = shrink_gradient(self.material(features), self.cfg.rgb_grad_shrink(progress))
+        color = shrink_gradient(self.material(found.features), self.cfg.rgb_grad_shrink(progress))
         depth = (weights * t_points).sum(-1, keepdim=True)
         pixels = _Pixels(
-            rgb=(weights.unsqueeze(-1) * color).sum(-2),
-            normal=(weights.unsqueeze(-1) * normal).sum(-2),
+            rgb=intervals.sum(weights, color),
+            normal=intervals.sum(weights, found.normal),
             opacity=opacity.unsqueeze(-1),
             depth=depth,
             z_variance=self._z_variance(weights, opacity.unsqueeze(-1), depth, t_points),
@@ -299,7 +302,7 @@ class VolumeRenderer(Renderer[FieldScene]):
         assert found.gradient is not None
         found_along_rays = {
             "weights": weights.unsqueeze(-1),
-            "t_dirs": rays.directions.unsqueeze(2).expand_as(normal),
+            "t_dirs": rays.directions.unsqueeze(2).expand(*t_points.shape, 3),
             "t_points": t_points.unsqueeze(-1),
             "t_intervals": intervals.lengths.unsqueeze(-1),
         }
@@ -386,22 +389,23 @@ class VolumeRenderer(Renderer[FieldScene]):
 
     def _alpha(
         self,
-        law: str,
-        value: Float[Tensor, "B R S"],
-        normal: Float[Tensor, "B R S 3"],
+        scene: FieldScene,
+        intervals: Intervals,
+        found: FieldSample,
         directions: Float[Tensor, "B R 3"],
-        t_intervals: Float[Tensor, "B R S"],
         inv_std: Tensor,
         progress: Progress,
     ) -> Float[Tensor, "B R S"]:
         """Opacity of the samples."""
+        law, value = self._law(scene.field.kind), intervals.spread(found.value).squeeze(-1)
         if law == "density":
-            return density_alpha(value, t_intervals)
+            return density_alpha(value, intervals.lengths)
         if law == "volsdf":
-            return volsdf_alpha(value, t_intervals, inv_std)
-        cosine = (directions.unsqueeze(2) * normal).sum(-1)
+            return volsdf_alpha(value, intervals.lengths, inv_std)
+        assert found.normal is not None
+        cosine = (directions.unsqueeze(2) * intervals.spread(found.normal)).sum(-1)
         end = self.cfg.cos_anneal_end_steps
         share = min(progress.step / end, 1.0) if end else 1.0
         if share < 1.0:
             cosine = -torch.lerp(F.relu(0.5 - 0.5 * cosine), F.relu(-cosine), share)
-        return neus_alpha(value, cosine, t_intervals, inv_std)
+        return neus_alpha(value, cosine, intervals.lengths, inv_std)
