@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from functools import reduce
 from typing import NamedTuple
 
+from omegaconf.errors import OmegaConfBaseException
+
 from triplaneturbo.bounds import from_project
-from triplaneturbo.errors import ConfigError
+from triplaneturbo.errors import USER_ERRORS, ConfigError
 from triplaneturbo.legacy import quirks
 from triplaneturbo.legacy.options import COMPONENTS, EXPERIMENT, Option
 from triplaneturbo.legacy.state_dicts import is_original
@@ -159,7 +161,7 @@ def _trace(merged: Merged, layers: Sequence[Layer], resolve: Resolve, translate:
         whole.add(layer)
         try:
             now = translate(resolve(whole.tree)[0])
-        except Exception:  # without the layers to come it need not be complete
+        except (OmegaConfBaseException, *USER_ERRORS):  # without the layers to come it need not be complete
             now = before
         changed = {place for place, value in leaves(now) if take(before, place, seen) != value}
         merged.origins |= dict.fromkeys(changed, layer.source)
