@@ -8,6 +8,8 @@ pretrained) as well as with the published ones, since no time but that of the su
 the shipped student of the miniature world, on the CPU if there is no GPU. Everything is measured with the weights
 loaded, after a first prompt that records and compiles; each prompt is new. A batch is measured for each of --prompts;
 `mesh in memory` is the whole of a call, `file` writes its meshes as GLB files.
+
+    --compare 8    first makes the meshes of 8 prompts, and says how far they lie from those of reference in float32
 """
 
 import argparse
@@ -17,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.measuring import Timing, measure, require_new, write_json
 from triplaneturbo.config import read_config
@@ -46,11 +49,43 @@ def build(flags: argparse.Namespace) -> TextToMeshPipeline:
     return TextToMeshPipeline(config, base, flags.pretrained / "triplane_turbo_sd_v1.pth").to(device)
 
 
+def vertices_of(flags: argparse.Namespace, performance: Performance) -> list[Tensor]:
+    """Of the meshes of the first prompts, made one by one with noise of their own; in voxels."""
+    use(performance)
+    pipeline = build(flags)
+    resolution = flags.resolution or pipeline.config.resolution
+    voxel = 2 * pipeline.geometry.field.radius / (resolution - 1)
+    texts = itertools.islice(itertools.cycle(flags.texts), flags.compare)
+    return [pipeline(text, seed=n, resolution=resolution).meshes[0].vertices / voxel for n, text in enumerate(texts)]
+
+
+def distances(a: Tensor, b: Tensor) -> Tensor:
+    """From each vertex of either mesh to the nearest of the other, which is at least the distance to its surface."""
+    near = [torch.cdist(part, other).amin(1) for one, other in ((a, b), (b, a)) for part in one.split(4096)]
+    return torch.cat(near)
+
+
+def compare_meshes(flags: argparse.Namespace) -> dict[str, list[float]]:
+    """Of each prompt: how many voxels apart this level's mesh and that of reference in float32 lie."""
+    found, true = (vertices_of(flags, p) for p in (Performance(flags.performance), Performance("reference", 32)))
+    apart = [distances(a, b).sort().values for a, b in zip(found, true, strict=True)]
+    rows = {
+        name: [float(d[int(share * (len(d) - 1))]) for d in apart]
+        for name, share in (("median", 0.5), ("99 of 100", 0.99), ("largest", 1.0))
+    }
+    for name, values in rows.items():
+        print(f"voxels apart, {name}: " + " ".join(f"{value:.3f}" for value in values))
+    return rows
+
+
 @torch.no_grad()
 def stages(flags: argparse.Namespace, pipeline: TextToMeshPipeline, count: int) -> dict[str, Timing]:
     """Each part by itself, and the whole, of `count` prompts at once."""
     texts = (f"{text}, number {n}" for n in itertools.count() for text in flags.texts)
-    take = lambda: tuple(itertools.islice(texts, count))  # noqa: E731
+
+    def take() -> tuple[str, ...]:
+        return tuple(itertools.islice(texts, count))
+
     geometry, generator = pipeline.geometry, pipeline.geometry.space_generator
     tokens, pooled = pipeline.text_encoder.encode(take())
     condition, noise = TextStates(tokens, pooled, tokens[:1], tokens[:1]), pipeline._noise([0] * count)
@@ -98,6 +133,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="the weights are those of random_weights.py --width tiny")
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 4], metavar="N", help="batches to measure")
     parser.add_argument("--resolution", type=int, metavar="N", help="grid points along an edge; default: as trained")
+    parser.add_argument("--compare", type=int, default=0, metavar="N", help="compare the meshes of N prompts first")
     parser.add_argument("--performance", choices=("reference", "fast", "max"), default="fast")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"))
@@ -112,6 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure each batch; the largest is `total` in the file, where stages are named BATCH/NAME."""
     flags = parse(arguments)
     require_new(flags.json)
+    apart = compare_meshes(flags) if flags.compare else {}
     use(Performance(flags.performance))
     pipeline = build(flags)
     found = {count: stages(flags, pipeline, count) for count in flags.prompts}
@@ -122,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
             "world": flags.world,
             "resolution": flags.resolution or pipeline.config.resolution,
         }
-        write_json(flags.json, config, rows, found[flags.prompts[-1]]["mesh in memory"])
+        write_json(flags.json, config, rows, found[flags.prompts[-1]]["mesh in memory"], voxels_apart=apart)
     return 0
 
 

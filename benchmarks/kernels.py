@@ -20,6 +20,7 @@ from torch import Tensor
 
 from benchmarks.measuring import Timing, machine, measure, require_new, write_json
 from triplaneturbo.attention import attend
+from triplaneturbo.cameras import ray_directions, turntable
 from triplaneturbo.errors import USER_ERRORS, ConfigError
 from triplaneturbo.ops.backends import PLACES, PlaceName, choose
 from triplaneturbo.ops.group_norm import group_norm_silu
@@ -150,9 +151,11 @@ def rasterization(setting: Setting, upto: str) -> Work:
 
 
 def directions(setting: Setting, backward: bool) -> Work:
-    """The background's encoding of the directions of four pictures of 512^2."""
+    """The background's encoding of the directions of four pictures of 512^2: neighbours lie next to each other."""
     grid = HashGrid(*DIRECTIONS, torch.Generator().manual_seed(0)).to(setting.device)
-    points = setting.random(setting.size(4 * 512 * 512, 1000), 3)
+    cameras = turntable(4, elevation_deg=15.0, distance=2.2, fovy_deg=50.0).to(setting.device)
+    side = setting.size(512, 16)
+    points = ((ray_directions(cameras, side, side) + 1) / 2).view(-1, 3)
 
     def work(backend: str) -> Tensors:
         with torch.set_grad_enabled(backward):

@@ -17,10 +17,12 @@ profiler says of one more micro-batch how busy the device is and what runs on it
 import argparse
 import gc
 import logging
+import os
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,17 @@ FULL = ROOT / "configs" / "TriplaneTurbo_v1_acc-2.yaml"
 WORLD = ROOT / "configs" / "shapeworld" / "prd.yaml"
 
 
+@dataclass(frozen=True)
+class WatchedScene(FieldScene):
+    """A scene that says how long its gradients are on their way back through the generator."""
+
+    watch: Stopwatch = field(kw_only=True)
+
+    def detached(self) -> tuple[FieldScene, Callable[[], None]]:
+        leaf, send_back = super().detached()
+        return leaf, self.watch.timed("generator backward", send_back)
+
+
 class Measured(pl.Callback):
     """Times micro-batches, and with `gradients` keeps the gradient of each instead of updating with it."""
 
@@ -54,7 +67,13 @@ class Measured(pl.Callback):
         self.peak = 0
         cuda = torch.cuda.is_available()
         self.watch = Stopwatch(cuda)
-        system.geometry.prd_round = self.watch.timed("generator forward", system.geometry.prd_round)
+        prd_round = self.watch.timed("generator forward", system.geometry.prd_round)
+
+        def watched_round(*arguments: Tensor) -> tuple[Tensor, FieldScene]:
+            clean, scene = prd_round(*arguments)
+            return clean, WatchedScene(scene.field, scene.tensors, watch=self.watch)
+
+        system.geometry.prd_round = watched_round
         self.watch.watch(system, "update", "update")
         for name, renderer in system.renderers.items():
             self.watch.watch(renderer, "forward", f"{name} forward")
@@ -66,14 +85,6 @@ class Measured(pl.Callback):
             self.watch.timed(f"{self._names.pop(0)} backward", backward)(loss)
 
         system.manual_backward = renderer_backward
-        detached = FieldScene.detached
-
-        def watched(scene: FieldScene) -> tuple[FieldScene, Callable[[], None]]:
-            leaf, send_back = detached(scene)
-            return leaf, self.watch.timed("generator backward", send_back)
-
-        FieldScene.detached = watched  # type: ignore[method-assign]  # for this process
-        self.restore = lambda: setattr(FieldScene, "detached", detached)
 
     def on_train_start(self, trainer: pl.Trainer, system: Any) -> None:
         guidance = system.guidance
@@ -113,7 +124,8 @@ class Measured(pl.Callback):
             if torch.cuda.is_available():
                 # Of all that is taken from the card: what recordings work in counts as free for tensors.
                 self.peak = max(self.peak, torch.cuda.max_memory_reserved())
-        print(f"  micro-batch {batch_idx}: {total:.3f} s", flush=True)
+        if trainer.is_global_zero:
+            print(f"  micro-batch {batch_idx}: {total:.3f} s", flush=True)
 
 
 def split(sums: dict[str, float]) -> dict[str, float]:
@@ -143,7 +155,7 @@ def run(flags: argparse.Namespace, level: str, precision: str, *, gradients: boo
     flags.out.mkdir(parents=True, exist_ok=True)
     n = flags.gradients if gradients else flags.warmup + flags.repeats + int(flags.profile)
     options = [f"trainer.limit_train_batches={n}", "trainer.max_epochs=1", "trainer.limit_val_batches=0"]
-    options += ["trainer.max_steps=-1", "trainer.devices=1", "tag=benchmark"]
+    options += ["trainer.max_steps=-1", f"trainer.devices={flags.devices}", "tag=benchmark"]
     if not flags.world:
         write_prompts(flags.out)
         options += stand_in_overrides(flags.pretrained, flags.out, tiny=flags.tiny)
@@ -160,10 +172,7 @@ def run(flags: argparse.Namespace, level: str, precision: str, *, gradients: boo
         part.enter(Run(experiment.seed, flags.out, None))
     measured = Measured(system, flags.warmup, gradients, flags.profile and not gradients)
     trainer.callbacks.append(measured)
-    try:
-        trainer.fit(system, datamodule=data)
-    finally:
-        measured.restore()
+    trainer.fit(system, datamodule=data)
     del trainer, system, data
     gc.collect()
     if torch.cuda.is_available():
@@ -200,6 +209,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="the weights are those of random_weights.py --width tiny")
     parser.add_argument("--levels", nargs="+", default=["fast"], choices=("reference", "fast", "max"))
     parser.add_argument("--gradients", type=int, default=0, metavar="N", help="compare gradients over N draws first")
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs, each with its own prompts")
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--profile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
@@ -243,7 +253,9 @@ def main(arguments: list[str] | None = None) -> int:
     import_extensions(CUSTOM_FOLDER)
     gradients = check_gradients(flags) if flags.gradients else {}
     for level in flags.levels:
-        report(flags, level, run(flags, level, "auto", gradients=False), gradients)
+        measured = run(flags, level, "auto", gradients=False)
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            report(flags, level, measured, gradients)
     return 0
 
 

@@ -1,7 +1,8 @@
-"""How far a mean over pictures would move with other prompts: bootstrap over prompts.
+"""How far a mean over pictures would move with other prompts, and other trainings: bootstrap over both.
 
 All pictures of a prompt show one object, or one object for each noise seed, and rise and fall together. What is drawn
-again is therefore the prompt, with all of its pictures.
+again is therefore the prompt, with all of its pictures. Where a method was trained several times, trainings are drawn
+again as well, each with all of its prompts: the draws cross.
 """
 
 import torch
@@ -16,12 +17,16 @@ _CHUNK = 1000
 Interval = tuple[float, float]
 
 
-def mean_interval(values: Shaped[Tensor, " M"], owner: Int[Tensor, " M"]) -> Interval | None:
+def mean_interval(
+    values: Shaped[Tensor, " M"], owner: Int[Tensor, " M"], training: Int[Tensor, " M"] | None = None
+) -> Interval | None:
     """Percentile interval (LEVEL) of the mean of `values`; None if there are fewer than two prompts.
 
-    owner: number of the prompt of each value. Prompts may have different numbers of values.
+    owner: number of the prompt of each value. Prompts may have different numbers of values. training: number of the
+    training that each value is of; None, or one number alone: only prompts are drawn. With very few trainings the
+    interval is too narrow, as any bootstrap of so few is: by a factor of about sqrt((n - 1) / n) in that part.
     """
-    return _percentiles(_resampled_means(values, owner)) if len(owner.unique()) > 1 else None
+    return _percentiles(_resampled_means(values, owner, training)) if len(owner.unique()) > 1 else None
 
 
 def difference_interval(
@@ -48,21 +53,30 @@ def format_interval(interval: Interval | None, scale: float = 1.0, digits: int =
     return " .. ".join(f"{scale * bound:.{digits}f}" for bound in interval)
 
 
-def _resampled_means(values: Tensor, owner: Tensor) -> Float[Tensor, " R"]:
-    """The mean in each of RESAMPLES draws of as many prompts, with replacement. The draws depend on their number alone.
+def _resampled_means(values: Tensor, owner: Tensor, training: Tensor | None = None) -> Float[Tensor, " R"]:
+    """The mean in each of RESAMPLES draws of as many prompts, and of as many trainings, with replacement.
 
-    Prompts are taken in the order of their numbers.
+    The draws depend on their numbers alone. Prompts and trainings are taken in the order of their numbers. Draws
+    without a single value, which occur where values are missing, are left out.
     """
     prompts, row = owner.cpu().unique(return_inverse=True)
-    n = len(prompts)
-    totals = torch.zeros(n, dtype=torch.float64).index_add_(0, row, values.cpu().double())
-    counts = torch.bincount(row).double()
-    generator = keyed_generator(SEED, "bootstrap")
+    trainings, column = (torch.zeros_like(row) if training is None else training.cpu()).unique(return_inverse=True)
+    n, m = len(prompts), len(trainings)
+    totals = torch.zeros(n, m, dtype=torch.float64).index_put_((row, column), values.cpu().double(), accumulate=True)
+    counts = torch.bincount(row * m + column, minlength=n * m).view(n, m).double()
+    generator, of_trainings = keyed_generator(SEED, "bootstrap"), keyed_generator(SEED, "bootstrap/trainings")
     means = []
     for _ in range(RESAMPLES // _CHUNK):
         drawn = torch.randint(n, (_CHUNK, n), generator=generator)
-        means.append(totals[drawn].sum(dim=1) / counts[drawn].sum(dim=1))
-    return torch.cat(means)
+        again = torch.randint(m, (_CHUNK, m), generator=of_trainings)
+        means.append(_total(totals, drawn, again) / _total(counts, drawn, again))
+    found = torch.cat(means)
+    return found[found.isfinite()]
+
+
+def _total(table: Float[Tensor, "n m"], drawn: Int[Tensor, "C n"], again: Int[Tensor, "C m"]) -> Float[Tensor, " C"]:
+    """The sum over the drawn rows and the drawn columns of `table`, for each of C draws."""
+    return table[drawn].sum(dim=1).gather(1, again).sum(dim=1)
 
 
 def _percentiles(means: Float[Tensor, " R"]) -> Interval:

@@ -17,11 +17,14 @@ from custom.shapeworld.measure import (
     GRID,
     best_constant,
     chamfer,
-    chamfer_floor,
+    exact_mesh,
     iou,
     mesh_occupancy,
+    sample_mesh,
+    sample_solid,
     solid_occupancy,
 )
+from custom.shapeworld.render import MEASURES as EXACTLY
 from custom.shapeworld.render import render
 from custom.shapeworld.scorer import Scorer
 from custom.shapeworld.splits import EVALUATION_SPLITS, load_splits, retrieval_bank, whole_bank
@@ -29,6 +32,7 @@ from custom.shapeworld.world import PALETTE, SHAPES, Part, Solid, palette_rows, 
 
 __all__ = [
     "EVALUATION_SPLITS",
+    "EXACTLY",
     "GRID",
     "PALETTE",
     "SHAPES",
@@ -37,7 +41,7 @@ __all__ = [
     "Solid",
     "best_constant",
     "chamfer",
-    "chamfer_floor",
+    "exact_mesh",
     "iou",
     "load_splits",
     "mesh_occupancy",
@@ -45,6 +49,8 @@ __all__ = [
     "parse_caption",
     "render",
     "retrieval_bank",
+    "sample_mesh",
+    "sample_solid",
     "solid_occupancy",
     "whole_bank",
 ]

@@ -32,9 +32,9 @@ OPTIONAL = (
 GIB = 2**30
 # GiB that a card has at least, a little less than its name says, and what it is for at full size.
 CARDS = (
-    (36, "trains configs/TriplaneTurbo_v1_acc-2.yaml, and generates"),
-    (22, "should train configs/TriplaneTurbo_24g.yaml, and generates"),
-    (11, "should train configs/TriplaneTurbo_12g.yaml, slowly, and generates"),
+    (30, "trains configs/TriplaneTurbo_v1_acc-2.yaml, and generates"),
+    (22, "trains configs/TriplaneTurbo_24g.yaml, and generates"),
+    (11, "trains configs/TriplaneTurbo_12g.yaml, slowly, and generates"),
     (5, "generates; training needs 12 GB"),
 )
 

@@ -73,7 +73,8 @@ class TrainingReplay:
 
         The last result is the one that gradients come back to; the others are given without gradient.
         function and key: as for `GraphReplay`, but also called in place of the first replay. One backward pass may
-        follow each call, before the next call.
+        follow each call, before the next call. While it is recorded no other graph through `parameters` may be alive:
+        autograd would wait for the stream of that one, which CUDA forbids.
 
         Raises:
             RuntimeError: in the backward pass, if another call has been made since.

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from custom.shapeworld.render import surface_color, surface_normal
 from custom.shapeworld.world import BALL_RADIUS, Solid, occupancy, sdf
+from triplaneturbo.ops.marching_cubes import marching_cubes
 from triplaneturbo.types import Mesh
 
 GRID = 64
@@ -23,6 +25,16 @@ def solid_occupancy(solids: Sequence[Solid], n: int = GRID, device: torch.device
     """Which cell centres lie inside each solid."""
     points = grid_points(n, device)
     return torch.cat([occupancy([solid], points[None]) for solid in solids])
+
+
+def exact_mesh(solid: Solid, n: int, device: torch.device | str = "cpu") -> Mesh:
+    """The surface that marching cubes finds with n points an edge of [-1, 1]^3, with exact colours at its vertices."""
+    axis = torch.linspace(-1, 1, n, device=device)
+    grid = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1)
+    vertices, faces = marching_cubes(sdf([solid], grid.reshape(1, -1, 3))[0].view(n, n, n))
+    vertices = vertices * (2 / (n - 1)) - 1
+    colors = surface_color([solid], vertices[None], surface_normal([solid], vertices[None]))[0]
+    return Mesh(vertices, faces, colors)
 
 
 def iou(a: Bool[Tensor, "*N P"], b: Bool[Tensor, "*N P"]) -> Float[Tensor, "*N"]:
@@ -133,22 +145,10 @@ def sample_solid(solid: Solid, n: int, generator: torch.Generator) -> Float[Tens
     return points.detach()
 
 
-def chamfer(mesh: Mesh, solid: Solid, generator: torch.Generator, n: int = 4096) -> float:
-    """Mean distance to the nearest of n points of the other surface, averaged over both directions, world units.
+def chamfer(a: Float[Tensor, "N 3"], b: Float[Tensor, "M 3"]) -> float:
+    """Mean distance to the nearest point of the other sample, averaged over both directions.
 
-    Raises:
-        ValueError: the mesh is empty, so no distance is defined.
+    Two samples of one surface are not at distance 0: that is the floor of the measure.
     """
-    if len(mesh.faces) == 0:
-        raise ValueError("an empty mesh has no Chamfer distance; its IoU is 0")
-    return _mean_nearest(sample_mesh(mesh, n, generator), sample_solid(solid, n, generator))
-
-
-def chamfer_floor(solid: Solid, generator: torch.Generator, n: int = 4096) -> float:
-    """What `chamfer` is for a perfect mesh: the distance of two samples of the same exact surface."""
-    return _mean_nearest(sample_solid(solid, n, generator), sample_solid(solid, n, generator))
-
-
-def _mean_nearest(a: Float[Tensor, "N 3"], b: Float[Tensor, "M 3"]) -> float:
     distances = torch.cdist(a, b)
     return 0.5 * (distances.amin(dim=0).mean() + distances.amin(dim=1).mean()).item()

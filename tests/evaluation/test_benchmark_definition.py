@@ -4,6 +4,7 @@ The published numbers stand for these definitions; a test that only compares the
 drift.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -14,13 +15,17 @@ import torch
 from solids import sphere
 from transformers import CLIPModel
 
-from custom.shapeworld.measure import chamfer, sample_mesh, sample_solid
+from custom.shapeworld.measure import chamfer, iou, sample_mesh, sample_solid
 from custom.shapeworld.models import build_tokenizer, token_ids
 from custom.shapeworld.scorer import Scorer
 from custom.shapeworld.splits import EVALUATION_SPLITS, SPLITS_FILE, load_splits
 from custom.shapeworld.world import parse_caption
 from triplaneturbo.evaluation import benchmark
-from triplaneturbo.evaluation.benchmark import Judge, Measured, controls, generated_meshes, summarise
+from triplaneturbo.evaluation.benchmark import shape_ious
+from triplaneturbo.evaluation.controls import captions_of_others
+from triplaneturbo.evaluation.judge import Judge, Measured
+from triplaneturbo.evaluation.measures import Numbers, silhouette_iou
+from triplaneturbo.evaluation.sources import Student
 from triplaneturbo.pipelines.text_to_mesh import TextToMeshPipeline
 from triplaneturbo.scenes import FieldScene, HashGridField
 from triplaneturbo.types import Mesh
@@ -36,10 +41,11 @@ class Camera(Scorer):
     """In the scorer's place: keeps the pictures that it is shown, and always prefers the first caption."""
 
     def __init__(self):
-        pass  # no network
+        self.asked = []
 
     def similarity(self, pictures, captions):
-        self.pictures, self.captions = pictures, captions
+        self.asked.append(pictures)
+        self.captions = captions
         return torch.eye(len(captions))[:1].expand(len(pictures), -1)
 
 
@@ -63,29 +69,34 @@ def generator(seed=0):
 def test_a_shift_by_a_64th_of_the_world_costs_the_iou_one_layer_of_cells(judge):
     """The cube is 24 cells of 1/32 wide: 23 of its 25 layers remain shared. A coarser grid would not see the shift."""
     moved = judge.measure("a red cube", 0, exact_cube(shift=2 / 64))
-    assert judge.iou(moved, "a red cube") == pytest.approx(23 / 25)
-    assert judge.iou(judge.measure("a red cube", 0, exact_cube()), "a red cube") == 1
+    assert moved.numbers.iou == pytest.approx(23 / 25)
+    assert judge.measure("a red cube", 0, exact_cube()).numbers.iou == 1
 
 
-def test_the_worst_shape_of_stacks_is_that_of_their_upper_parts(judge):
+def found(prompt, nearest=(0,) * 4, nearest_object=0, iou=0.0):
+    """A mesh of which only these numbers matter."""
+    numbers = Numbers(iou=iou, silhouette_iou=0.0, psnr=0.0, r_at_1=0.0, r_at_1_object=0.0)
+    nothing = torch.zeros(64**3, dtype=torch.bool), torch.zeros(4, 128, 128, dtype=torch.bool)
+    pictures = torch.zeros(4, 64, 64, 3, dtype=torch.uint8)
+    return Measured(prompt, 0, 0, numbers, *nothing, pictures, nearest, nearest_object)
+
+
+def test_the_worst_shape_of_stacks_is_that_of_their_upper_parts():
     right, wrong = "a red cube on a blue sphere", "a red cone on a blue sphere"
-    judge.position = {right: 0, wrong: 1}
-    nothing = torch.zeros_like(judge.solid(wrong))
-    found = [Measured(right, 0, judge.solid(right), (0,) * 4, 0.0), Measured(wrong, 0, nothing, (0,) * 4, 0.0)]
-    numbers = summarise(judge, found)
-    assert numbers["shape_iou"] == {"cube": 1.0, "cone": 0.0}
-    assert (numbers["worst_shape"], numbers["worst_shape_iou"]) == ("cone", 0.0)
+    assert shape_ious([found(right, iou=1.0), found(wrong)]) == {"cube": 1.0, "cone": 0.0}
 
 
 # R@1
 
 
-def test_r_at_1_counts_every_view(judge):
-    prompt = judge.bank[3]
-    seen = Measured(prompt, 0, judge.solid(prompt), (3, 5, 3, 7), 0.0)
-    assert judge.recall(seen, prompt) == 0.5
-    assert judge.recall(seen, judge.bank[5]) == 0.25
-    assert summarise(judge, [seen])["r_at_1"] == 0.5
+def test_r_at_1_counts_every_view_and_r_at_1_of_the_object_the_sum_of_all(judge):
+    prompt, other = judge.bank[3], judge.bank[5]
+    seen = dataclasses.replace(judge.truth(prompt), nearest=(3, 5, 3, 7), nearest_object=5)
+    numbers = judge.compare(seen, prompt), judge.compare(seen, other)
+    assert [(n.r_at_1, n.r_at_1_object) for n in numbers] == [(0.5, 0.0), (0.25, 1.0)]
+    judge.scorer.similarity = lambda pictures, captions: torch.tensor([[3.0, 0, 2], [0, 3, 2], [3, 0, 2], [0, 3, 2]])
+    nearest, of_the_object = judge._nearest(torch.zeros(4, 64, 64, 3))
+    assert (nearest, of_the_object) == ((0, 1, 0, 1), 2)
 
 
 def test_views_are_four_around_the_object_from_15_degrees_above(judge):
@@ -100,8 +111,8 @@ def test_views_are_four_around_the_object_from_15_degrees_above(judge):
 def test_pictures_show_a_ball_as_large_as_its_distance_and_the_field_of_view_say(judge):
     """The tangent cone of a ball has the half angle asin(R / d); 32 pixels are tan(60 / 2 degrees). Behind is grey."""
     ball = sphere(BALL, resolution=48)
-    judge.nearest(Mesh(ball.vertices, ball.faces, torch.ones_like(ball.vertices)))
-    pictures = judge.scorer.pictures
+    judge.measure("a red sphere", 0, Mesh(ball.vertices, ball.faces, torch.ones_like(ball.vertices)))
+    pictures = judge.scorer.asked[0]
     assert pictures.shape == (4, 3, 64, 64)
     assert (pictures[:, :, 0, 0] == 0.5).all()
     radius = 32 * math.tan(math.asin(BALL / 1.55)) / math.tan(math.radians(30))
@@ -110,7 +121,7 @@ def test_pictures_show_a_ball_as_large_as_its_distance_and_the_field_of_view_say
 
 
 def test_captions_are_chosen_among_all_singles_or_128_stacks(judge):
-    judge.nearest(exact_cube())
+    judge.measure("a red cube", 0, exact_cube())
     assert len(judge.scorer.captions) == len(set(judge.scorer.captions)) == 96
     stacks = Judge("unseen_compositions", Camera(), "cpu").bank
     assert len(stacks) == len(set(stacks)) == 128
@@ -118,15 +129,25 @@ def test_captions_are_chosen_among_all_singles_or_128_stacks(judge):
     assert set(load_splits()["unseen_compositions"]) < set(stacks)
 
 
-def test_captions_of_others_are_those_of_the_other_half(judge):
-    """A cyclic shift by half of the prompts: nobody keeps a caption, and everybody's is used once."""
-    prompts = judge.bank[:5]
-    found = [Measured(p, 0, judge.solid(p), (i,) * 4, 0.0) for i, p in enumerate(prompts)]
-    asked = []
-    recall = judge.recall
-    judge.recall = lambda measured, prompt: (asked.append((measured.prompt, prompt)), recall(measured, prompt))[1]
-    assert controls(judge, found)["captions_of_others"]["r_at_1"] == 0
-    assert asked[-5:] == [(p, prompts[(i + 2) % 5]) for i, p in enumerate(prompts)]
+def test_captions_of_others_are_all_wrong_ones(judge):
+    """Three captions, six pairs of a mesh and a wrong one: two views of the first mesh show the second caption."""
+    prompts = judge.bank[:3]
+    cells, silhouettes = ([getattr(judge.truth(p), name) for p in prompts] for name in ("inside", "sight"))
+    meshes = [
+        dataclasses.replace(
+            found(p, nearest=(i,) * 4, nearest_object=i), inside=cells[i], covered=silhouettes[i].covered
+        )
+        for i, p in enumerate(prompts)
+    ]
+    meshes[0] = dataclasses.replace(meshes[0], nearest=(0, 1, 1, 9), nearest_object=2)
+    numbers = captions_of_others(judge, meshes)
+    pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
+    assert numbers["iou"] == pytest.approx(sum(iou(cells[i], cells[j]).item() for i, j in pairs) / 6)
+    shapes = [silhouette_iou(silhouettes[i].covered, silhouettes[j].covered) for i, j in pairs]
+    assert numbers["silhouette_iou"] == pytest.approx(sum(shapes) / 6)
+    assert numbers["r_at_1"] == pytest.approx(0.5 / 6)
+    assert numbers["r_at_1_object"] == pytest.approx(1 / 6)
+    assert set(captions_of_others(judge, meshes[:1]).values()) == {None}
 
 
 # The scorer
@@ -168,18 +189,24 @@ def test_the_scorer_sees_64_pixels_between_minus_one_and_one():
 # Chamfer
 
 
+def distance_from_ball(mesh):
+    draws = generator()
+    points = sample_mesh(mesh, 4096, draws)
+    return chamfer(points, sample_solid(parse_caption("a red sphere"), 4096, draws))
+
+
 def test_chamfer_is_the_mean_of_both_directions():
     """A speck on the surface of a ball is at distance 0 of it, and points of the ball are 4/3 R from the speck."""
     pole = torch.tensor([[0.0, 0.0, BALL]])
     speck = Mesh(pole + 1e-4 * torch.eye(3), torch.tensor([[0, 1, 2]]))
-    distance = chamfer(speck, parse_caption("a red sphere"), generator())
+    distance = distance_from_ball(speck)
     deviation = BALL * (2 - 16 / 9) ** 0.5 / 2 / 4096**0.5
     assert abs(distance - 2 / 3 * BALL) < 4 * deviation
 
 
 def test_chamfer_of_exact_surfaces_is_that_of_4096_random_points():
     """The nearest of n random points on an area A is sqrt(A / n) / 2 away: what sampling costs."""
-    distance = chamfer(sphere(BALL, resolution=64), parse_caption("a red sphere"), generator())
+    distance = distance_from_ball(sphere(BALL, resolution=64))
     assert distance == pytest.approx(0.5 * math.sqrt(4 * math.pi * BALL**2 / 4096), rel=0.02)
 
 
@@ -244,7 +271,7 @@ def test_every_prompt_is_generated_from_every_seed():
             return [Mesh(vertices, torch.zeros(0, 3, dtype=torch.int64))]
 
     prompts = [f"prompt {i}" for i in range(11)]
-    found = list(generated_meshes(Pipeline(), prompts, (0, 7)))
-    assert [(p, seed) for p, seed, _ in found] == [(p, seed) for seed in (0, 7) for p in prompts]
-    made_from = [tuple(mesh.vertices[0, :2].tolist()) for *_, mesh in found]
+    made = list(Student(Pipeline(), (0, 7)).meshes(prompts))
+    assert [(p, seed) for p, seed, _ in made] == [(p, seed) for seed in (0, 7) for p in prompts]
+    made_from = [tuple(mesh.vertices[0, :2].tolist()) for *_, mesh in made]
     assert made_from == [(i, seed) for seed in (0, 7) for i in range(11)]

@@ -102,3 +102,28 @@ def test_the_same_every_time_and_no_global_random_numbers_are_used():
     state = torch.get_rng_state()
     assert mean_interval(values, owner) == mean_interval(values, owner)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_trainings_are_drawn_with_all_of_their_prompts():
+    """Two trainings, one always right and one always wrong: means 0, 1/2 and 1, as often as heads of two coins."""
+    owner, training = torch.arange(10).repeat(2), torch.arange(2).repeat_interleave(10)
+    means = bootstrap._resampled_means(training.double(), owner, training)
+    values, counts = means.unique(return_counts=True)
+    assert values.tolist() == [0, 0.5, 1]
+    deviation = (RESAMPLES / 4) ** 0.5
+    assert (counts - RESAMPLES * torch.tensor([0.25, 0.5, 0.25])).abs().max() < 4 * deviation
+
+
+def test_variances_of_prompts_and_trainings_add_up():
+    """Of v(p, t) = a(p) + b(t) both are drawn apart: the variance of the mean is var(a) / n + var(b) / m."""
+    n, m = 80, 12
+    prompts, trainings = normal(n, 11), normal(m, 12)
+    owner, training = torch.arange(n).repeat(m), torch.arange(m).repeat_interleave(n)
+    means = bootstrap._resampled_means(prompts[owner] + trainings[training], owner, training)
+    expected = prompts.var(correction=0) / n + trainings.var(correction=0) / m
+    assert means.var().item() == pytest.approx(expected.item(), rel=4 * (2 / RESAMPLES) ** 0.5)
+
+
+def test_one_training_is_drawn_as_no_training_is():
+    values, owner = normal(30, 13), torch.arange(30)
+    assert mean_interval(values, owner, torch.full((30,), 3)) == mean_interval(values, owner)

@@ -7,8 +7,8 @@ from painted_ball import painted_ball
 from PIL import Image
 from solids import sphere
 
-from triplaneturbo.cameras import turntable
-from triplaneturbo.exporters.render import render_mesh, render_turntable, save_picture
+from triplaneturbo.cameras import ray_directions, turntable
+from triplaneturbo.exporters.render import look_at, render_mesh, render_turntable, save_picture
 from triplaneturbo.exporters.texture import add_texture
 from triplaneturbo.types import Mesh
 
@@ -92,3 +92,27 @@ def test_meshes_of_either_precision(dtype):
     double = Mesh(mesh.vertices.to(dtype), mesh.faces, mesh.colors.to(dtype))
     picture = render_mesh(double, turntable(1, elevation_deg=0.0, distance=1.6, fovy_deg=60.0), 8)
     assert picture.dtype == torch.float32
+
+
+def test_normals_are_those_of_the_faces_and_look_at_the_camera():
+    """Rays of a ball meet it at known points, where the normal is the point's direction; facets are 2 / 63 wide."""
+    cameras = turntable(3, elevation_deg=25.0, distance=1.6, fovy_deg=60.0)
+    ball = sphere(0.5, 64)
+    sight = look_at(ball, cameras, 48)
+    direction = ray_directions(cameras, 48, 48)
+    origin = cameras.positions[:, None, None]
+    middle = -(origin * direction).sum(-1)
+    inside = middle.square() - origin.square().sum(-1) + 0.25
+    sure = sight.covered & (inside > 0.02)
+    expected = 2 * (origin + (middle - inside.clamp(min=0).sqrt())[..., None] * direction)
+    assert (sight.normal[sure] * expected[sure]).sum(-1).min() > 0.995
+    assert (sight.normal[~sight.covered] == 0).all()
+    assert (sight.color[~sight.covered] == 0).all()
+    torch.testing.assert_close(sight.normal[sight.covered].norm(dim=-1), torch.ones(int(sight.covered.sum())))
+
+
+def test_the_order_of_corners_does_not_turn_normals():
+    cameras = turntable(2, elevation_deg=10.0, distance=1.6, fovy_deg=60.0)
+    ball = sphere(0.5, 24)
+    turned = Mesh(ball.vertices, ball.faces.flip(1), ball.colors)
+    torch.testing.assert_close(look_at(turned, cameras, 24).normal, look_at(ball, cameras, 24).normal)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from triton_process import BACKEND, DEVICE, run_with_triton
 
-from triplaneturbo.ops.group_norm import group_norm_silu, group_norm_silu_reference
+from triplaneturbo.ops.group_norm import group_norm_silu
 from triplaneturbo.ops.sums import add_with_bias
 
 
@@ -17,6 +17,10 @@ def example(shape, groups, dtype=torch.float32, offset=0.0):
 
 def with_kernels(*args, **kwargs):
     return group_norm_silu(*args, **kwargs, backend="triton")
+
+
+def reference(*args, **kwargs):
+    return group_norm_silu(*args, **kwargs, backend="torch")
 
 
 def outcome(function, tensors, groups, shifted, silu):
@@ -44,7 +48,7 @@ if BACKEND == "triton":  # in the process of the last test
             tensors[0] = tensors[0].detach().to(memory_format=torch.channels_last).requires_grad_()
         given = outcome(with_kernels, tensors, groups, shifted, silu)
         double = [t.detach().double() for t in tensors]
-        true = outcome(group_norm_silu_reference, double, groups, shifted, silu)
+        true = outcome(reference, double, groups, shifted, silu)
         for a, b in zip(given, true, strict=True):
             assert (a - b).norm() <= 3e-6 * b.norm()
         if channels_last:
@@ -54,13 +58,13 @@ if BACKEND == "triton":  # in the process of the last test
     def test_a_mean_far_from_zero_costs_the_kernel_no_digits():
         tensors = example((1, 8, 33, 40), 2, offset=1000.0)
         given = outcome(with_kernels, tensors, 2, False, False)[0]
-        true = outcome(group_norm_silu_reference, [t.detach().double() for t in tensors], 2, False, False)[0]
+        true = outcome(reference, [t.detach().double() for t in tensors], 2, False, False)[0]
         assert (given - true).norm() <= 1e-4 * true.norm()  # x itself has 6e-8 * 1000 / 2
 
     def test_kernel_in_half_precision_rounds_its_result_alone():
         tensors = [t.detach() for t in example((2, 32, 12, 12), 8, torch.float16)]
         given = outcome(with_kernels, tensors, 8, True, True)
-        true = outcome(group_norm_silu_reference, [t.double() for t in tensors], 8, True, True)
+        true = outcome(reference, [t.double() for t in tensors], 8, True, True)
         for a, b in zip(given[:2], true[:2], strict=True):
             assert (a.double() - b).norm() <= 5e-4 * b.norm()
 
@@ -89,7 +93,7 @@ def test_reference_is_torchs_own():
         module.weight.copy_(weight)
         module.bias.copy_(bias)
     expected = torch.nn.functional.silu(module(x + shift[:, :, None, None]))
-    given = group_norm_silu_reference(x, 3, weight, bias, 1e-5, shift=shift, silu=True)
+    given = reference(x, 3, weight, bias, 1e-5, shift=shift, silu=True)
     torch.testing.assert_close(given, expected)
 
 

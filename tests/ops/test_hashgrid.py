@@ -75,7 +75,9 @@ def test_features_equal_the_slow_reference(features):
 def test_gradients_equal_finite_differences():
     grid = small_grid()
     points, weight = random(2, 3, seed=2), random(2, 8, seed=3) - 0.5
+    grid.requires_grad_(False)
     assert torch.autograd.gradcheck(lambda p: grid(p, backend=BACKEND), (points.requires_grad_(),))
+    grid.requires_grad_(True)
 
     loss = (grid(points, backend=BACKEND) * weight).sum()
     (grad,) = torch.autograd.grad(loss, grid.params)
@@ -124,20 +126,19 @@ def test_no_points_give_no_rows():
 
 if BACKEND == "triton":  # in the process of the next test
 
-    @pytest.mark.parametrize("spread", [1e-3, 1.0])
-    def test_order_of_points_does_not_matter_where_every_run_must_be_the_same(spread):
-        grid, points, weight = small_grid(), 0.3 + spread * 0.7 * random(150, 3, seed=7), random(150, 8, seed=8)
+    def test_order_of_points_does_not_matter_where_every_run_must_be_the_same():
+        grid, points, weight = small_grid(), 0.3 + 0.1 * random(70, 3, seed=7), random(70, 8, seed=8)
 
         def gradient(seed):
-            order = torch.randperm(150, generator=torch.Generator().manual_seed(seed))
+            order = torch.randperm(70, generator=torch.Generator().manual_seed(seed))
             features = grid(points[order], backend=BACKEND)
             return torch.autograd.grad((features * weight[order]).sum(), grid.params)[0]
 
-        plain, *others = (gradient(seed) for seed in range(4))
+        plain, *others = (gradient(seed) for seed in range(3))
         assert not all(torch.equal(plain, other) for other in others)
         torch.use_deterministic_algorithms(True)
         try:
-            exact, *others = (gradient(seed) for seed in range(4))
+            exact, *others = (gradient(seed) for seed in range(3))
         finally:
             torch.use_deterministic_algorithms(False)
         assert all(torch.equal(exact, other) for other in others)
@@ -145,7 +146,7 @@ if BACKEND == "triton":  # in the process of the next test
 
 
 def test_triton_kernels_pass_the_tests_of_this_file():
-    assert "13 passed" in run_with_triton(__file__, "not triton")
+    assert "12 passed" in run_with_triton(__file__, "not triton")
 
 
 def test_triton_on_the_cpu_is_refused_with_advice():

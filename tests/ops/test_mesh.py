@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from triplaneturbo.ops.marching_cubes import marching_cubes
-from triplaneturbo.ops.mesh import keep_large_components, signed_volume, vertex_normals
+from triplaneturbo.ops.mesh import Topology, keep_large_components, signed_volume, topology, vertex_normals
 
 
 def balls(size, centres, radii):
@@ -86,3 +86,56 @@ def test_an_empty_mesh_stays_empty_and_a_bad_ratio_is_refused():
     assert faces.shape == (0, 3)
     with pytest.raises(ValueError, match="from 0 to 1"):
         keep_large_components(vertices, faces, 1.5)
+
+
+# Topology
+
+
+def level_set(size, distance):
+    line = torch.linspace(-1, 1, size, dtype=torch.float64)
+    vertices, faces = marching_cubes(distance(*torch.meshgrid(line, line, line, indexing="ij")))
+    return vertices, faces
+
+
+def ring(x, y, z, centre=0.0):
+    return torch.hypot(torch.hypot(x - centre, y) - 0.28, z) - 0.12
+
+
+@pytest.mark.parametrize(
+    ("distance", "expected"),
+    [
+        (lambda x, y, z: (x**2 + y**2 + z**2).sqrt() - 0.7, Topology(True, 1, 0)),
+        (ring, Topology(True, 1, 1)),
+        (lambda x, y, z: torch.minimum(ring(x, y, z, -0.3), ring(x, y, z, 0.3)), Topology(True, 1, 2)),
+        (lambda x, y, z: torch.minimum(ring(x, y, z, -0.5), ring(x, y, z, 0.5)), Topology(True, 2, 2)),
+        (lambda x, y, z: ((x**2 + y**2 + z**2).sqrt() - 0.6).abs() - 0.1, Topology(True, 2, 0)),  # a hollow ball
+    ],
+    ids=["ball", "ring", "two rings grown together", "two rings", "hollow ball"],
+)
+def test_handles_and_pieces_of_closed_surfaces(distance, expected):
+    vertices, faces = level_set(48, distance)
+    assert topology(vertices, faces) == expected
+    assert topology(vertices[faces.flatten()], torch.arange(faces.numel()).view(-1, 3)) == expected  # as a soup
+    assert topology(vertices, faces.flip(1)) == expected
+
+
+def test_open_and_badly_turned_surfaces_are_not_watertight():
+    vertices, faces = level_set(24, ring)
+    turned = torch.cat([faces[:1].flip(1), faces[1:]])
+    doubled = torch.cat([faces, faces[:1]])
+    for damaged in (faces[1:], turned, doubled):
+        assert topology(vertices, damaged) == Topology(False, 1, None)
+    assert topology(vertices, faces[:0]) == Topology(False, 0, None)
+
+
+def test_surfaces_that_touch_in_a_point_are_not_one_and_have_no_handle():
+    corners = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
+    faces = torch.tensor([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
+    both = torch.cat([corners, -corners]), torch.cat([faces, faces.flip(1) + 4])
+    assert topology(*both) == Topology(True, 2, 0)
+
+
+def test_faces_without_three_corners_do_not_count():
+    vertices, faces = level_set(24, ring)
+    flat = torch.tensor([[0, 0, 1], [2, 2, 2]])
+    assert topology(vertices, torch.cat([faces, flat])) == Topology(True, 1, 1)

@@ -1,5 +1,6 @@
 """The eight published configurations as whole systems, on the meta device: full size, no memory, no weights."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,19 @@ def test_timesteps_fall_over_the_whole_run(path: Path) -> None:
     assert teacher["rule"].items() >= {"type": "asd", "ratio": 0.1, "random": True, "weighting": "sds"}.items()
     single_views = teacher["type"] == "stable-diffusion"
     assert single_views == teacher["text_by_view"] == ("_sd_" in path.stem)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_camera_sees_the_object(path: Path) -> None:
+    """Rays are followed to behind the start shape, of radius 0.8 at most, from the farthest camera."""
+    config = experiment(path)
+    cameras = config.data.cfg.cameras.cfg
+    farthest = cameras.distance[1]
+    if cameras.relative_distance:
+        farthest /= math.tan(math.radians(cameras.fovy[0]) / 2)
+    renderer = as_tree(config.system)["renderers"]["volume"]
+    in_box = renderer["ray_range"] == "box" and renderer["estimator"] == "importance"  # the planes do not matter
+    assert in_box or renderer["far_plane"] >= farthest + 0.8
 
 
 def test_one_recipe_says_everything_and_the_others_what_differs() -> None:

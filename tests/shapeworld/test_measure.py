@@ -8,7 +8,7 @@ import torch
 from custom.shapeworld.measure import (
     best_constant,
     chamfer,
-    chamfer_floor,
+    exact_mesh,
     grid_points,
     iou,
     mesh_occupancy,
@@ -67,11 +67,9 @@ def test_a_mesh_beyond_the_grid_fills_it():
     assert not mesh_occupancy(box([0.2] * 3, (4.0, 0.0, 0.0)), 8).any()
 
 
-def test_an_empty_mesh_occupies_nothing_and_has_no_chamfer_distance():
+def test_an_empty_mesh_occupies_nothing():
     empty = Mesh(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.long))
     assert not mesh_occupancy(empty, 8).any()
-    with pytest.raises(ValueError, match="empty"):
-        chamfer(empty, parse_caption("a red cube"), generator())
 
 
 def test_iou_counts_cells():
@@ -85,7 +83,8 @@ def test_the_exact_cube_as_a_mesh_scores_one():
     mesh, solid = box([half] * 3), parse_caption("a red cube")
     assert iou(mesh_occupancy(mesh), solid_occupancy([solid])[0]).item() == 1
     inflated = box([half * 1.2] * 3)
-    near, far = chamfer(mesh, solid, generator()), chamfer(inflated, solid, generator())
+    truth = sample_solid(solid, 4096, generator(1))
+    near, far = (chamfer(sample_mesh(found, 4096, generator()), truth) for found in (mesh, inflated))
     assert near < 0.02  # the spacing of 4096 points
     assert far > near + 0.03
 
@@ -94,9 +93,18 @@ def test_the_exact_cube_as_a_mesh_scores_one():
 def test_the_floor_of_the_distance_is_that_of_random_points(n):
     """A random point is at half the root of the area a sample away from the nearest of n others."""
     area = 4 * math.pi * BALL_RADIUS**2
-    assert chamfer_floor(parse_caption("a red sphere"), generator(), n) == pytest.approx(
-        (area / n) ** 0.5 / 2, rel=0.03
-    )
+    samples = [sample_solid(parse_caption("a red sphere"), n, generator(seed)) for seed in (0, 1)]
+    assert chamfer(*samples) == pytest.approx((area / n) ** 0.5 / 2, rel=0.03)
+
+
+def test_exact_meshes_lie_on_the_surface_in_its_colours():
+    solid = parse_caption("a red sphere on a blue cube")
+    mesh = exact_mesh(solid, 64)
+    assert sdf([solid], mesh.vertices[None]).abs().median() < 1e-3
+    assert iou(mesh_occupancy(mesh), solid_occupancy([solid])[0]) > 0.98
+    high, low = (mesh.vertices[:, 2] * sign > 0.45 for sign in (1, -1))
+    assert (mesh.colors[high, 0] > mesh.colors[high, 2]).all()
+    assert (mesh.colors[low, 0] < mesh.colors[low, 2]).all()
 
 
 def test_best_constant_beats_every_member_of_the_split():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from custom.shapeworld.render import render, surface_color
+from custom.shapeworld.render import MEASURES, render, surface_color
 from custom.shapeworld.world import SHAPES, parse_caption, placements, sdf
 from triplaneturbo.cameras import orbit_cameras
 from triplaneturbo.renderers.mesh import MeshRenderer
@@ -76,16 +76,13 @@ def cameras(*azimuths):
     return orbit_cameras(20 * full, angles, 1.6 * full, 60 * full, n_view=len(azimuths), relative=False)
 
 
-@pytest.fixture
-def exact_pictures(monkeypatch):
-    """exact_pictures(solid, views): along the rays through the pixel centres alone, which is what renderers see.
+def exact_pictures(solid, views):
+    """Along the rays through the pixel centres alone, which is what renderers see.
 
     The pictures for the teachers average four rays, so that a half-covered pixel is a tie, and count as a hit what
     comes as near as 2e-3 (0.14 pixels here): 1 and 0.4 per cent of the silhouettes.
     """
-    monkeypatch.setattr("custom.shapeworld.render._STEPS", 200)
-    monkeypatch.setattr("custom.shapeworld.render._HIT", 2e-4)
-    return lambda solid, views: render([solid], views, SIZE, supersample=1, background=GREY)
+    return render([solid], views, SIZE, supersample=1, background=GREY, precision=MEASURES)
 
 
 def overlap(views, truth):
@@ -107,7 +104,7 @@ def exceeded(found, limits):
 
 @torch.no_grad()
 @pytest.mark.parametrize("caption", CAPTIONS)
-def test_volume_renderer(caption, exact_pictures):
+def test_volume_renderer(caption):
     solid, around = parse_caption(caption), cameras(30.0)
     views, truth = volume_renderer()(scene(solid), around, TEXT, size=(SIZE, SIZE)), exact_pictures(solid, around)
     assert overlap(views, truth) >= 0.99
@@ -116,7 +113,7 @@ def test_volume_renderer(caption, exact_pictures):
 
 @torch.no_grad()
 @pytest.mark.parametrize("caption", CAPTIONS)
-def test_mesh_renderer(caption, exact_pictures):
+def test_mesh_renderer(caption):
     """The wedge needs twice the resolution, see `test_the_mesh_of_a_wedge_ends_where_the_grid_does`."""
     solid, around = parse_caption(caption), cameras(30.0, 165.0)
     renderer = mesh_renderer(256 if solid.shapes == ("wedge",) else 128)

@@ -1,15 +1,15 @@
 """Pictures of finished meshes: unlit colours of vertices or textures, no gradients."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from triplaneturbo.cameras import turntable, world_to_clip
+from triplaneturbo.cameras import ray_directions, turntable, world_to_clip
 from triplaneturbo.ops.rasterize import Raster, interpolate, rasterize
 from triplaneturbo.pictures import save_png, to_bytes
 from triplaneturbo.types import Cameras, Mesh, Texture
@@ -18,7 +18,48 @@ PLAIN_COLOR = 0.7
 TURNTABLE_FOVY_DEG, TURNTABLE_ELEVATION_DEG = 40.0, 20.0
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What the rays through pixel centres meet first, V square pictures.
+
+    color: in [0, 1], black where nothing is met. normal: unit vectors in world axes, of the faces themselves and turned
+    to the camera, so that neither smoothing nor the order of a face's corners matters; 0 where nothing is met.
+    """
+
+    color: Float[Tensor, "V H W 3"]
+    normal: Float[Tensor, "V H W 3"]
+    covered: Bool[Tensor, "V H W"]
+
+    def pictures(self, background: float, *, pool: int) -> Float[Tensor, "V h w 3"]:
+        """Pictures on grey of this level, each pixel the average of pool x pool rays."""
+        picture = torch.where(self.covered[..., None], self.color, background)
+        return F.avg_pool2d(picture.permute(0, 3, 1, 2), pool).permute(0, 2, 3, 1).clamp(0, 1)
+
+
 @torch.no_grad()
+def look_at(mesh: Mesh, cameras: Cameras, size: int) -> Sight:
+    """What size x size rays of every camera meet, without gradient, on the device of the mesh.
+
+    A mesh without colours or texture is grey.
+    """
+    cameras = cameras.to(mesh.vertices.device)
+    vertices = mesh.vertices.float()
+    homogeneous = F.pad(vertices, (0, 1), value=1.0)
+    clip = homogeneous @ world_to_clip(cameras, aspect=1.0).transpose(1, 2)
+    raster = rasterize(clip, mesh.faces, size, size)
+    if mesh.texture is not None:
+        colors = look_up(mesh.texture, raster)
+    elif mesh.colors is not None:
+        colors = interpolate(mesh.colors.float(), raster, mesh.faces)
+    else:
+        colors = torch.full_like(raster.barycentric, PLAIN_COLOR)
+    covered = raster.face_index >= 0
+    a, b, c = F.pad(vertices[mesh.faces.long()], (0, 0, 0, 0, 0, 1)).unbind(1)  # one face more, for the empty pixels
+    normal = F.normalize(torch.linalg.cross(b - a, c - a), dim=-1)[raster.face_index]
+    away = (normal * ray_directions(cameras, size, size)).sum(-1, keepdim=True) > 0
+    return Sight(colors * covered[..., None], torch.where(away, -normal, normal), covered)
+
+
 def render_mesh(
     mesh: Mesh, cameras: Cameras, size: int, background: float = 1.0, *, supersample: int = 2
 ) -> Float[Tensor, "V H W 3"]:
@@ -27,22 +68,7 @@ def render_mesh(
     size: height and width in pixels. background: grey level behind the object. supersample: samples a pixel and axis;
     the picture is their average. A mesh without colours or texture is grey.
     """
-    cameras = cameras.to(mesh.vertices.device)
-    fine = size * supersample
-    vertices = mesh.vertices.float()
-    homogeneous = F.pad(vertices, (0, 1), value=1.0)
-    clip = homogeneous @ world_to_clip(cameras, aspect=1.0).transpose(1, 2)
-    raster = rasterize(clip, mesh.faces, fine, fine)
-    if mesh.texture is not None:
-        colors = look_up(mesh.texture, raster)
-    elif mesh.colors is not None:
-        colors = interpolate(mesh.colors.float(), raster, mesh.faces)
-    else:
-        colors = torch.full_like(raster.barycentric, PLAIN_COLOR)
-    covered = (raster.face_index >= 0).unsqueeze(-1)
-    picture = torch.where(covered, colors, background)
-    pooled = F.avg_pool2d(picture.permute(0, 3, 1, 2), supersample)
-    return pooled.permute(0, 2, 3, 1).clamp(0, 1)
+    return look_at(mesh, cameras, size * supersample).pictures(background, pool=supersample)
 
 
 def look_up(texture: Texture, raster: Raster) -> Float[Tensor, "M H W 3"]:

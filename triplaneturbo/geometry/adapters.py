@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triplaneturbo.attention import attend
+from triplaneturbo.ops.low_rank import adapted_linear
 from triplaneturbo.ops.sums import add_with_bias, convolve
 
 N_PLANES = 6
@@ -68,7 +69,8 @@ class LoraLinear(Adapter):
 
     def forward(self, x: Float[Tensor, "N S I"]) -> Float[Tensor, "N S O"]:
         down, up, bias = self.factors(x)
-        return self.base(x) + F.linear(F.linear(x, down), up, bias)
+        y = adapted_linear(x, self.base.weight, self.base.bias, down[None], up[None])
+        return y if bias is None else y + bias
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
@@ -91,38 +93,35 @@ class PlaneLoraLinear(Adapter):
         self.on_output = on_output
 
     def forward(self, x: Float[Tensor, "N S I"]) -> Float[Tensor, "N S O"]:
-        y = self.base(x)
-        down, up, bias = self.factors(y)
-        read = (y if self.on_output else x).unflatten(0, (-1, N_PLANES))
-        change = read @ down.mT @ up.mT
-        if bias is not None:
-            change = change + bias.unsqueeze(1)
-        return y + change.flatten(0, 1)
+        down, up, bias = self.factors(x)
+        y = adapted_linear(x, self.base.weight, self.base.bias, down, up, on_output=self.on_output)
+        return y if bias is None else (y.unflatten(0, (-1, N_PLANES)) + bias.unsqueeze(1)).flatten(0, 1)
 
     @torch.no_grad()
     def merged(self) -> "PlaneLinear":
         """One full matrix a plane: six times the memory of the base layer, one product instead of three."""
         product = self.up @ self.down
         weight = self.base.weight.to(product.dtype)
-        bias = weight.new_zeros(len(weight)) if self.base.bias is None else self.base.bias.to(product.dtype)
-        if self.on_output:
-            weights, biases = weight + product @ weight, bias + product @ bias
-        else:
-            weights, biases = weight + product, bias.expand(N_PLANES, -1)
-        return PlaneLinear(weights, biases if self.bias is None else biases + self.bias, self.base.weight.dtype)
+        bias = None if self.base.bias is None else self.base.bias.to(product.dtype).expand(N_PLANES, -1)
+        weights = weight + (product @ weight if self.on_output else product)
+        if bias is not None and self.on_output:
+            bias = bias + (product @ bias.unsqueeze(-1)).squeeze(-1)
+        if self.bias is not None:
+            bias = self.bias if bias is None else bias + self.bias
+        return PlaneLinear(weights, bias, self.base.weight.dtype)
 
 
 class PlaneLinear(nn.Module):
-    """y = W_p x + b_p for rows of plane p, not trained."""
+    """y = W_p x (+ b_p) for rows of plane p, not trained."""
 
-    def __init__(self, weight: Float[Tensor, "6 O I"], bias: Float[Tensor, "6 O"], dtype: torch.dtype):
+    def __init__(self, weight: Float[Tensor, "6 O I"], bias: Float[Tensor, "6 O"] | None, dtype: torch.dtype):
         super().__init__()
         self.weight = nn.Parameter(weight.to(dtype), requires_grad=False)
-        self.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.to(dtype), requires_grad=False)
 
     def forward(self, x: Float[Tensor, "N S I"]) -> Float[Tensor, "N S O"]:
-        planes = x.unflatten(0, (-1, N_PLANES))
-        return (planes @ self.weight.mT + self.bias.unsqueeze(1)).flatten(0, 1)
+        y = x.unflatten(0, (-1, N_PLANES)) @ self.weight.mT
+        return (y if self.bias is None else y + self.bias.unsqueeze(1)).flatten(0, 1)
 
 
 class LoraConv(Adapter):

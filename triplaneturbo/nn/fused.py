@@ -4,6 +4,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from diffusers.models import Transformer2DModel, UNet2DConditionModel
+from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.resnet import ResnetBlock2D
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from triplaneturbo.attention import PlainAttention
+from triplaneturbo.ops.gated import geglu
 from triplaneturbo.ops.group_norm import group_norm_silu
 from triplaneturbo.ops.sums import add_with_bias, convolve
 
@@ -75,6 +77,13 @@ class ChannelsLastTransformer(Transformer2DModel):
         return hidden_states + residual
 
 
+class FusedGeglu(GEGLU):
+    """The same layer; gates and values are read where they were written."""
+
+    def forward(self, hidden_states: Float[Tensor, "N S C"], *unused: object, **unused_too: object) -> Tensor:
+        return geglu(self.proj(hidden_states))
+
+
 class WideHeadAttention(AttnProcessor):
     """Attention of autoencoders, with one head of 512 channels, as two products.
 
@@ -114,6 +123,8 @@ def streamline(network: nn.Module) -> None:
             module.__class__ = FusedGroupNorm
         if type(module) is Transformer2DModel and module.is_input_continuous:
             module.__class__ = ChannelsLastTransformer
+        if type(module) is GEGLU:
+            module.__class__ = FusedGeglu
         if isinstance(module, Attention) and type(module.processor) is AttnProcessor2_0:
             if module.heads == 1 and module.inner_dim > _WIDEST_HEAD:
                 module.set_processor(WideHeadAttention())
@@ -137,10 +148,11 @@ def _is_bare(attention: Attention) -> bool:
 
 
 def _is_plain(block: ResnetBlock2D) -> bool:
-    """Without resampling, scales in the time embedding, or another activation."""
+    """Without resampling, scales in the time embedding, or another activation. Decoders, which have no time embedding,
+    call this kind "group"."""
     return (
         isinstance(block.nonlinearity, nn.SiLU)
-        and block.time_embedding_norm == "default"
+        and (block.time_embedding_norm == "default" or block.time_emb_proj is None)
         and not (block.up or block.down or block.skip_time_act)
     )
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triplaneturbo.bounds import Range, Width
+from triplaneturbo.nn.tall import multiply_rows
 
 
 @dataclass(kw_only=True)
@@ -63,5 +64,5 @@ class Hypernet(nn.Module):
 def apply_written(weights: Sequence[Float[Tensor, "B _ _"]], x: Float[Tensor, "B N I"]) -> Float[Tensor, "B N O"]:
     """What a written network, of matrices [B, in, out] without biases, with ReLU between, makes of x."""
     for i, weight in enumerate(weights):
-        x = (F.relu(x) if i else x) @ weight
+        x = multiply_rows(F.relu(x) if i else x, weight)
     return x

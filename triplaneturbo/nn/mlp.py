@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triplaneturbo.bounds import Range, Width
+from triplaneturbo.nn.tall import TallLinear
 
 
 @dataclass(kw_only=True)
@@ -39,7 +40,7 @@ class Mlp(nn.Module):
         widths = [n_input, *[n_neurons] * n_hidden_layers, n_output]
         layers: list[nn.Module] = []
         for fan_in, fan_out in itertools.pairwise(widths):
-            layers += [nn.Linear(fan_in, fan_out, bias=False), nn.ReLU(inplace=True)]
+            layers += [TallLinear(fan_in, fan_out), nn.ReLU(inplace=True)]
         self.layers = nn.Sequential(*layers[:-1])
 
     @property

@@ -15,12 +15,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from triplaneturbo.ops.interpolate_triton import channel_launch
 from triplaneturbo.ops.rasterize_triton import divide, sortable
 from triplaneturbo.ops.rows_triton import check_device, sum_rows
 
 _EDGES_PER_PROGRAM = 64
-# Values [pixels, channels] that a program holds at a time.
-_VALUES_PER_PROGRAM = 1024
 
 
 def farthest_crossings(
@@ -46,27 +45,11 @@ def farthest_crossings(
     items = views * faces.numel()
     if items > 0 and slots.numel() > 0:
         _crossing_kernel[(triton.cdiv(items, _EDGES_PER_PROGRAM),)](
-            screen.contiguous(),
-            depth.contiguous(),
-            positions.contiguous(),
-            faces.contiguous(),
-            opposite.contiguous(),
-            faces if mesh_index is None else mesh_index.contiguous(),
-            face_index.contiguous(),
-            pixel_depth.contiguous(),
-            slots,
-            items,
-            faces.numel(),
-            count,
-            views,
-            height,
-            width,
-            face_index.numel(),
-            HAS_MESHES=mesh_index is not None,
-            EDGES=_EDGES_PER_PROGRAM,
-            num_warps=2,
-            enable_fp_fusion=False,
-        )
+            screen.contiguous(), depth.contiguous(), positions.contiguous(), faces.contiguous(),
+            opposite.contiguous(), faces if mesh_index is None else mesh_index.contiguous(), face_index.contiguous(),
+            pixel_depth.contiguous(), slots, items, faces.numel(), count, views, height, width, face_index.numel(),
+            HAS_MESHES=mesh_index is not None, EDGES=_EDGES_PER_PROGRAM, num_warps=2, enable_fp_fusion=False,
+        )  # fmt: skip
     return slots
 
 
@@ -80,8 +63,8 @@ class BlendPixels(torch.autograd.Function):
         ctx.sizes = (len(pixels), screen.shape[1], len(screen), height, width)
         blended = torch.empty_like(pixels)
         if pixels.numel() > 0:
-            grid, options = _launch(pixels)
-            _blend_kernel[grid](pixels, screen, faces, slots, blended, *ctx.sizes, **options)
+            grid, options = channel_launch(*pixels.shape)
+            _blend_kernel[grid](pixels, screen, faces, slots, blended, *ctx.sizes, **options, num_warps=2)
         return blended
 
     @staticmethod
@@ -94,33 +77,15 @@ class BlendPixels(torch.autograd.Function):
         in_rows = wants_screen and torch.are_deterministic_algorithms_enabled() and len(faces) > 0
         target = screen.new_zeros(*slots.shape, 2, 2) if in_rows else sums
         if pixels.numel() > 0:
-            grid, options = _launch(pixels)
+            grid, options = channel_launch(*pixels.shape)
             _blend_backward_kernel[grid](
-                pixels,
-                screen,
-                faces,
-                slots,
-                grad.contiguous(),
-                grad_pixels,
-                target,
-                *ctx.sizes,
-                WANTS_PIXELS=wants_pixels,
-                WANTS_SCREEN=wants_screen,
-                IN_ROWS=in_rows,
-                **options,
-            )
+                pixels, screen, faces, slots, grad.contiguous(), grad_pixels, target, *ctx.sizes,
+                WANTS_PIXELS=wants_pixels, WANTS_SCREEN=wants_screen, IN_ROWS=in_rows, **options, num_warps=2,
+            )  # fmt: skip
         if in_rows:
             index = _end_rows(slots, faces, *ctx.sizes[1:])
             sums = sum_rows(target.view(-1, 2), index, screen.numel() // 2).view_as(screen)
         return grad_pixels if wants_pixels else None, sums if wants_screen else None, *(None,) * 4
-
-
-def _launch(pixels: Tensor) -> tuple[tuple[int], dict[str, int]]:
-    channels = pixels.shape[1]
-    block = triton.next_power_of_2(channels)
-    at_once = max(16, _VALUES_PER_PROGRAM // block)
-    grid = (triton.cdiv(len(pixels), at_once),)
-    return grid, {"CHANNELS": channels, "CHANNEL_BLOCK": block, "PIXELS": at_once, "num_warps": 2}
 
 
 def _end_rows(slots: Tensor, faces: Tensor, count: int, views: int, height: int, width: int) -> Tensor:
@@ -134,25 +99,9 @@ def _end_rows(slots: Tensor, faces: Tensor, count: int, views: int, height: int,
 @triton.jit
 @no_type_check
 def _crossing_kernel(
-    screen,
-    depth,
-    positions,
-    faces,
-    opposite,
-    mesh_index,
-    face_index,
-    pixel_depth,
-    slots,
-    items,
-    n_edges,
-    count,
-    views,
-    height,
-    width,
-    pixels,
-    HAS_MESHES: tl.constexpr,
-    EDGES: tl.constexpr,
-):
+    screen, depth, positions, faces, opposite, mesh_index, face_index, pixel_depth, slots, items, n_edges, count,
+    views, height, width, pixels, HAS_MESHES: tl.constexpr, EDGES: tl.constexpr,
+):  # fmt: skip
     item = tl.program_id(0).to(tl.int64) * EDGES + tl.arange(0, EDGES)
     valid = item < items
     view = item // n_edges
@@ -237,21 +186,9 @@ def _place(pixel, count, views, height, width):
 @triton.jit
 @no_type_check
 def _crossed(
-    screen,
-    faces,
-    slots,
-    pixel,
-    column,
-    row,
-    first_row,
-    pixels,
-    height,
-    width,
-    valid,
-    AXIS: tl.constexpr,
-    IS_SECOND: tl.constexpr,
-    COVERS_SECOND: tl.constexpr,
-):
+    screen, faces, slots, pixel, column, row, first_row, pixels, height, width, valid, AXIS: tl.constexpr,
+    IS_SECOND: tl.constexpr, COVERS_SECOND: tl.constexpr,
+):  # fmt: skip
     """The crossing between each pixel and one of its neighbours, on the side that is covered: slot, whether there is
     one, the neighbour, whether the pixel takes from it, the share of it, whether the silhouette reaches past the
     middle, both ends' rows and the fraction of the edge there, and its extent along and across the line."""
@@ -284,20 +221,9 @@ def _crossed(
 @triton.jit
 @no_type_check
 def _blend_kernel(
-    image,
-    screen,
-    faces,
-    slots,
-    blended,
-    pixels,
-    count,
-    views,
-    height,
-    width,
-    CHANNELS: tl.constexpr,
-    CHANNEL_BLOCK: tl.constexpr,
-    PIXELS: tl.constexpr,
-):
+    image, screen, faces, slots, blended, pixels, count, views, height, width, CHANNELS: tl.constexpr,
+    CHANNEL_BLOCK: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     valid = pixel < pixels
     channel = tl.arange(0, CHANNEL_BLOCK)[None, :]
@@ -307,21 +233,9 @@ def _blend_kernel(
     column, row, first_row = _place(pixel, count, views, height, width)
     for pair in tl.static_range(8):
         _, _, other, takes, share, _, _, _, _, _, _ = _crossed(
-            screen,
-            faces,
-            slots,
-            pixel,
-            column,
-            row,
-            first_row,
-            pixels,
-            height,
-            width,
-            valid,
-            AXIS=pair >> 2,
-            IS_SECOND=pair >> 1 & 1,
-            COVERS_SECOND=pair & 1,
-        )
+            screen, faces, slots, pixel, column, row, first_row, pixels, height, width, valid, AXIS=pair >> 2,
+            IS_SECOND=pair >> 1 & 1, COVERS_SECOND=pair & 1,
+        )  # fmt: skip
         there = tl.load(image + other[:, None] * CHANNELS + channel, mask=takes[:, None] & exists, other=0)
         total += tl.where(takes[:, None], share[:, None] * (there - own), 0)
     tl.store(blended + pixel[:, None] * CHANNELS + channel, total, mask=valid[:, None] & exists)
@@ -330,25 +244,10 @@ def _blend_kernel(
 @triton.jit
 @no_type_check
 def _blend_backward_kernel(
-    image,
-    screen,
-    faces,
-    slots,
-    grad,
-    grad_image,
-    target,
-    pixels,
-    count,
-    views,
-    height,
-    width,
-    WANTS_PIXELS: tl.constexpr,
-    WANTS_SCREEN: tl.constexpr,
-    IN_ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    CHANNEL_BLOCK: tl.constexpr,
-    PIXELS: tl.constexpr,
-):
+    image, screen, faces, slots, grad, grad_image, target, pixels, count, views, height, width,
+    WANTS_PIXELS: tl.constexpr, WANTS_SCREEN: tl.constexpr, IN_ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    CHANNEL_BLOCK: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     valid = pixel < pixels
     channel = tl.arange(0, CHANNEL_BLOCK)[None, :]
@@ -359,21 +258,9 @@ def _blend_backward_kernel(
     column, row, first_row = _place(pixel, count, views, height, width)
     for pair in tl.static_range(8):
         slot, crossed, other, takes, share, reaches, start, stop, fraction, along, across = _crossed(
-            screen,
-            faces,
-            slots,
-            pixel,
-            column,
-            row,
-            first_row,
-            pixels,
-            height,
-            width,
-            valid,
-            AXIS=pair >> 2,
-            IS_SECOND=pair >> 1 & 1,
-            COVERS_SECOND=pair & 1,
-        )
+            screen, faces, slots, pixel, column, row, first_row, pixels, height, width, valid, AXIS=pair >> 2,
+            IS_SECOND=pair >> 1 & 1, COVERS_SECOND=pair & 1,
+        )  # fmt: skip
         there_at = other[:, None] * CHANNELS + channel
         there_grad = tl.load(grad + there_at, mask=crossed[:, None] & exists, other=0)
         if WANTS_PIXELS:

@@ -28,20 +28,6 @@ def group_norm_silu(
         from triplaneturbo.ops.group_norm_triton import GroupNormSilu
 
         return GroupNormSilu.apply(x, groups, weight, bias, eps, shift, silu)
-    return group_norm_silu_reference(x, groups, weight, bias, eps, shift=shift, silu=silu)
-
-
-def group_norm_silu_reference(
-    x: Float[Tensor, "N C *S"],
-    groups: int,
-    weight: Float[Tensor, " C"],
-    bias: Float[Tensor, " C"],
-    eps: float,
-    *,
-    shift: Float[Tensor, "N C"] | None = None,
-    silu: bool = False,
-) -> Float[Tensor, "N C *S"]:
-    """The same by torch's own operations."""
     if shift is not None:
         x = x + shift.reshape(*shift.shape, *[1] * (x.dim() - 2)).to(x.dtype)
     exact = torch.promote_types(x.dtype, torch.float32)

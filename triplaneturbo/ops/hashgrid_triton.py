@@ -2,8 +2,8 @@
 
 The gradient of the table is summed with atomics: equal to rounding, not bit for bit, from run to run. Under
 `torch.use_deterministic_algorithms` the sums are of 64 bit integers, whose order does not matter. Neighbouring pixels
-lie in one cell of a coarse level, whose few entries all of them would wait for: where a block of points has one cell,
-its contributions are added up first. `no_type_check` keeps run-time type checkers away from the kernels.
+lie in one cell, of a coarse level many of them, and would wait for its entries: what a run of points of one cell adds
+to an entry is summed up first. `no_type_check` keeps run-time type checkers away from the kernels.
 """
 
 import functools
@@ -42,17 +42,10 @@ class EncodePoints(torch.autograd.Function):
         features = points.new_empty(len(points), len(levels.sizes) * channels)
         if features.numel() > 0:
             _forward_kernel[_grid(points, levels)](
-                points,
-                table,
-                features,
-                _level_table(levels, points.device),
-                len(points),
-                len(levels.sizes),
-                CHANNELS=channels,
-                CHANNEL_BLOCK=triton.next_power_of_2(channels),
-                POINTS=_POINTS_PER_PROGRAM,
+                points, table, features, _level_table(levels, points.device), len(points), len(levels.sizes),
+                CHANNELS=channels, CHANNEL_BLOCK=triton.next_power_of_2(channels), POINTS=_POINTS_PER_PROGRAM,
                 num_warps=2,
-            )
+            )  # fmt: skip
         return features
 
     @staticmethod
@@ -74,23 +67,11 @@ def _backward(
     grad_points = points.new_empty(count, len(points), 3) if wants_points else points
     if grad.numel() > 0:
         _backward_kernel[_grid(points, levels)](
-            points,
-            table,
-            grad.contiguous(),
-            grad_points,
-            grad_table,
-            unit,
-            _level_table(levels, points.device),
-            len(points),
-            count,
-            CHANNELS=channels,
-            CHANNEL_BLOCK=triton.next_power_of_2(channels),
-            POINTS=_POINTS_PER_PROGRAM,
-            WANTS_POINTS=wants_points,
-            WANTS_TABLE=wants_table,
-            IN_FIXED_POINT=in_fixed_point,
-            num_warps=2,
-        )
+            points, table, grad.contiguous(), grad_points, grad_table, unit, _level_table(levels, points.device),
+            len(points), count, CHANNELS=channels, CHANNEL_BLOCK=triton.next_power_of_2(channels),
+            POINTS=_POINTS_PER_PROGRAM, WANTS_POINTS=wants_points, WANTS_TABLE=wants_table,
+            IN_FIXED_POINT=in_fixed_point, num_warps=2,
+        )  # fmt: skip
     if in_fixed_point:
         grad_table = (grad_table / unit).to(table.dtype)
     return grad_points.sum(0) if wants_points else None, grad_table if wants_table else None
@@ -176,31 +157,28 @@ def _forward_kernel(
 
 @triton.jit
 @no_type_check
-def _is_common(line, valid):
-    """Whether all valid numbers are the same."""
-    low = tl.min(tl.where(valid, line, 1 << 62), 0)
-    return low == tl.max(tl.where(valid, line, -(1 << 62)), 0)
+def _is_other(points, other, valid, scale, x, y, z):
+    """Whether points lie in another cell than those with numbers `other`."""
+    x_other, _ = _place(points, other, valid, scale)
+    y_other, _ = _place(points + 1, other, valid, scale)
+    z_other, _ = _place(points + 2, other, valid, scale)
+    return (x != x_other) | (y != y_other) | (z != z_other)
+
+
+@triton.jit
+@no_type_check
+def _add_in_run(value, starts, next_value, next_starts):
+    """Of neighbouring stretches: their sum, or that of the second if a run starts in it."""
+    return tl.where(next_starts != 0, next_value, value + next_value), starts | next_starts
 
 
 @triton.jit
 @no_type_check
 def _backward_kernel(
-    points,
-    table,
-    grad,
-    grad_points,
-    grad_table,
-    unit,
-    levels,
-    count,
-    n_levels,
-    CHANNELS: tl.constexpr,
-    CHANNEL_BLOCK: tl.constexpr,
-    POINTS: tl.constexpr,
-    WANTS_POINTS: tl.constexpr,
-    WANTS_TABLE: tl.constexpr,
+    points, table, grad, grad_points, grad_table, unit, levels, count, n_levels, CHANNELS: tl.constexpr,
+    CHANNEL_BLOCK: tl.constexpr, POINTS: tl.constexpr, WANTS_POINTS: tl.constexpr, WANTS_TABLE: tl.constexpr,
     IN_FIXED_POINT: tl.constexpr,
-):
+):  # fmt: skip
     level = tl.program_id(1)
     scale, resolution, size, first = _level(levels, level)
     point = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
@@ -211,7 +189,12 @@ def _backward_kernel(
     channel = tl.arange(0, CHANNEL_BLOCK)
     stored = valid[:, None] & (channel < CHANNELS)[None, :]
     g = tl.load(grad + (point * n_levels + level)[:, None] * CHANNELS + channel[None, :], mask=stored, other=0)
-    one_cell = _is_common(x, valid) & _is_common(y, valid) & _is_common(z, valid)
+    if WANTS_TABLE:
+        lane = tl.arange(0, POINTS)
+        starts = (lane == 0) | _is_other(points, point - 1, valid & (lane > 0), scale, x, y, z)
+        last = (lane == POINTS - 1) | (point == count - 1)
+        ends = valid & (last | _is_other(points, point + 1, valid & (~last), scale, x, y, z))
+        starts = tl.broadcast_to(starts[:, None], (POINTS, CHANNEL_BLOCK)).to(tl.int32)
     along_x = tl.zeros_like(fx)
     along_y = tl.zeros_like(fx)
     along_z = tl.zeros_like(fx)
@@ -224,13 +207,9 @@ def _backward_kernel(
             share = (wx * wy * wz)[:, None] * g
             if IN_FIXED_POINT:
                 share = (share * tl.load(unit)).to(tl.int64)
-            if one_cell:
-                common = tl.max(tl.where(valid, entry, 0), 0)
-                row = grad_table + common * CHANNELS + channel
-                tl.atomic_add(row, tl.sum(share, 0), mask=channel < CHANNELS, sem="relaxed")
-            else:
-                rows = grad_table + entry[:, None] * CHANNELS + channel[None, :]
-                tl.atomic_add(rows, share, mask=stored, sem="relaxed")
+            total, _ = tl.associative_scan((share, starts), 0, _add_in_run)
+            rows = grad_table + entry[:, None] * CHANNELS + channel[None, :]
+            tl.atomic_add(rows, total, mask=stored & ends[:, None] & (total != 0), sem="relaxed")
         if WANTS_POINTS:
             found = tl.load(table + entry[:, None] * CHANNELS + channel[None, :], mask=stored, other=0)
             slope = tl.sum(g * found, 1)

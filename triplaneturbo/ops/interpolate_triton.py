@@ -31,7 +31,7 @@ class Interpolate(torch.autograd.Function):
         ctx.sizes = (len(face_index), count, views, height, width)
         values = attributes.new_empty(len(face_index), channels)
         if values.numel() > 0:
-            grid, options = _channel_launch(len(face_index), channels)
+            grid, options = channel_launch(len(face_index), channels)
             _interpolate_kernel[grid](attributes, barycentric, face_index, faces, values, *ctx.sizes, **options)
         return values
 
@@ -46,21 +46,11 @@ class Interpolate(torch.autograd.Function):
         channels = attributes.shape[-1]
         target = grad.new_empty(len(face_index), 3, channels) if in_rows else sums
         if grad.numel() > 0 and len(faces) > 0:
-            grid, options = _channel_launch(len(face_index), channels)
+            grid, options = channel_launch(len(face_index), channels)
             _interpolate_backward_kernel[grid](
-                attributes,
-                barycentric,
-                face_index,
-                faces,
-                grad.contiguous(),
-                target,
-                grad_barycentric,
-                *ctx.sizes,
-                WANTS_ATTRIBUTES=wants_attributes,
-                WANTS_BARYCENTRIC=wants_barycentric,
-                IN_ROWS=in_rows,
-                **options,
-            )
+                attributes, barycentric, face_index, faces, grad.contiguous(), target, grad_barycentric, *ctx.sizes,
+                WANTS_ATTRIBUTES=wants_attributes, WANTS_BARYCENTRIC=wants_barycentric, IN_ROWS=in_rows, **options,
+            )  # fmt: skip
         if in_rows:
             index = corner_rows(faces, face_index, *ctx.sizes[1:])
             sums = sum_rows(target.view(-1, channels), index, attributes.numel() // channels).view_as(attributes)
@@ -71,7 +61,8 @@ class Interpolate(torch.autograd.Function):
         )
 
 
-def _channel_launch(pixels: int, channels: int) -> tuple[tuple[int], dict[str, int]]:
+def channel_launch(pixels: int, channels: int) -> tuple[tuple[int], dict[str, int]]:
+    """The grid, and what kernels over values [pixels, channels] are told."""
     block = triton.next_power_of_2(channels)
     at_once = max(16, _VALUES_PER_PROGRAM // block)
     return (triton.cdiv(pixels, at_once),), {"CHANNELS": channels, "CHANNEL_BLOCK": block, "PIXELS": at_once}
@@ -80,20 +71,9 @@ def _channel_launch(pixels: int, channels: int) -> tuple[tuple[int], dict[str, i
 @triton.jit
 @no_type_check
 def _interpolate_kernel(
-    attributes,
-    barycentric,
-    face_index,
-    faces,
-    values,
-    pixels,
-    count,
-    views,
-    height,
-    width,
-    CHANNELS: tl.constexpr,
-    CHANNEL_BLOCK: tl.constexpr,
-    PIXELS: tl.constexpr,
-):
+    attributes, barycentric, face_index, faces, values, pixels, count, views, height, width, CHANNELS: tl.constexpr,
+    CHANNEL_BLOCK: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     valid = pixel < pixels
     face = tl.load(face_index + pixel, mask=valid, other=-1)
@@ -113,25 +93,10 @@ def _interpolate_kernel(
 @triton.jit
 @no_type_check
 def _interpolate_backward_kernel(
-    attributes,
-    barycentric,
-    face_index,
-    faces,
-    grad,
-    target,
-    grad_barycentric,
-    pixels,
-    count,
-    views,
-    height,
-    width,
-    WANTS_ATTRIBUTES: tl.constexpr,
-    WANTS_BARYCENTRIC: tl.constexpr,
-    IN_ROWS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    CHANNEL_BLOCK: tl.constexpr,
-    PIXELS: tl.constexpr,
-):
+    attributes, barycentric, face_index, faces, grad, target, grad_barycentric, pixels, count, views, height, width,
+    WANTS_ATTRIBUTES: tl.constexpr, WANTS_BARYCENTRIC: tl.constexpr, IN_ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+    CHANNEL_BLOCK: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     valid = pixel < pixels
     face = tl.load(face_index + pixel, mask=valid, other=-1)

@@ -99,21 +99,10 @@ class PlaceVertices(torch.autograd.Function):
             grad_deformation = sdf.new_empty(len(edges), 2, 3) if in_rows else torch.zeros_like(deformation)
         if len(edges) > 0:
             _place_backward_kernel[_vertex_grid(edges)](
-                sdf,
-                sdf if deformation is None else deformation,
-                edges,
-                levels,
-                grad.contiguous(),
-                grad_sdf,
-                grad_deformation,
-                index,
-                len(edges),
-                *sdf.shape[1:],
-                WANTS_SDF=wants_sdf,
-                WANTS_DEFORMATION=wants_deformation,
-                IN_ROWS=in_rows,
-                **ctx.options,
-            )
+                sdf, sdf if deformation is None else deformation, edges, levels, grad.contiguous(), grad_sdf,
+                grad_deformation, index, len(edges), *sdf.shape[1:], WANTS_SDF=wants_sdf,
+                WANTS_DEFORMATION=wants_deformation, IN_ROWS=in_rows, **ctx.options,
+            )  # fmt: skip
         if in_rows:
             grad_sdf = sum_rows(grad_sdf.flatten(), index.flatten(), sdf.numel()).view_as(sdf)
             if wants_deformation:
@@ -162,19 +151,9 @@ def _places(point, layers, rows, columns, PAD: tl.constexpr):
 @triton.jit
 @no_type_check
 def _count_kernel(
-    sdf,
-    levels,
-    triangles,
-    counts,
-    crossings,
-    cases,
-    points,
-    layers,
-    rows,
-    columns,
-    PAD: tl.constexpr,
+    sdf, levels, triangles, counts, crossings, cases, points, layers, rows, columns, PAD: tl.constexpr,
     POINTS: tl.constexpr,
-):
+):  # fmt: skip
     point = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
     valid = point < points
     grid, i, j, k = _places(point, layers, rows, columns, PAD)
@@ -218,19 +197,8 @@ def _before(crossing, axis):
 @triton.jit
 @no_type_check
 def _write_kernel(
-    counts,
-    sums,
-    crossings,
-    cases,
-    triangles,
-    cell_edges,
-    edges,
-    faces,
-    points,
-    rows,
-    columns,
-    POINTS: tl.constexpr,
-):
+    counts, sums, crossings, cases, triangles, cell_edges, edges, faces, points, rows, columns, POINTS: tl.constexpr,
+):  # fmt: skip
     point = tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
     valid = point < points
     count = tl.load(counts + point, mask=valid, other=0)
@@ -274,19 +242,9 @@ def _ends(sdf, edges, levels, vertex, valid, layers, rows, columns, PAD: tl.cons
 @triton.jit
 @no_type_check
 def _place_kernel(
-    sdf,
-    deformation,
-    edges,
-    levels,
-    vertices,
-    count,
-    layers,
-    rows,
-    columns,
-    PAD: tl.constexpr,
-    DEFORMED: tl.constexpr,
-    VERTICES: tl.constexpr,
-):
+    sdf, deformation, edges, levels, vertices, count, layers, rows, columns, PAD: tl.constexpr,
+    DEFORMED: tl.constexpr, VERTICES: tl.constexpr,
+):  # fmt: skip
     vertex = tl.program_id(0).to(tl.int64) * VERTICES + tl.arange(0, VERTICES)
     valid = vertex < count
     i, j, k, axis, start, has_start, stop, has_stop, value0, value1 = _ends(
@@ -319,25 +277,10 @@ def _give(target, vertex, index, value, valid, exists, WIDTH: tl.constexpr, END:
 @triton.jit
 @no_type_check
 def _place_backward_kernel(
-    sdf,
-    deformation,
-    edges,
-    levels,
-    grad,
-    grad_sdf,
-    grad_deformation,
-    rows_of_ends,
-    count,
-    layers,
-    rows,
-    columns,
-    PAD: tl.constexpr,
-    DEFORMED: tl.constexpr,
-    WANTS_SDF: tl.constexpr,
-    WANTS_DEFORMATION: tl.constexpr,
-    IN_ROWS: tl.constexpr,
-    VERTICES: tl.constexpr,
-):
+    sdf, deformation, edges, levels, grad, grad_sdf, grad_deformation, rows_of_ends, count, layers, rows, columns,
+    PAD: tl.constexpr, DEFORMED: tl.constexpr, WANTS_SDF: tl.constexpr, WANTS_DEFORMATION: tl.constexpr,
+    IN_ROWS: tl.constexpr, VERTICES: tl.constexpr,
+):  # fmt: skip
     vertex = tl.program_id(0).to(tl.int64) * VERTICES + tl.arange(0, VERTICES)
     valid = vertex < count
     _, _, _, axis, start, has_start, stop, has_stop, value0, value1 = _ends(

@@ -1,5 +1,7 @@
 """Properties of indexed triangle meshes."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -44,6 +46,46 @@ def keep_large_components(
     faces = faces[sizes[labels] >= min_ratio * sizes.max()]
     used, renumbered = faces.unique(return_inverse=True)
     return vertices[used], renumbered.view_as(faces)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """How the faces of a mesh hang together.
+
+    watertight: there are faces, and every edge lies between exactly two, which run along it in opposite directions.
+    n_components: pieces that are connected by edges. genus: handles of all pieces together; None if not watertight.
+    """
+
+    watertight: bool
+    n_components: int
+    genus: int | None
+
+
+def topology(vertices: Float[Tensor, "N 3"], faces: Int[Tensor, "F 3"]) -> Topology:
+    """Watertightness, pieces and genus. Vertices at exactly the same place count as one, faces without three don't.
+
+    Genus by Euler's formula V - E + F = 2 (pieces - genus). Surfaces that touch in a single point are not joined by it.
+    """
+    _, same = vertices.unique(dim=0, return_inverse=True)
+    faces = same[faces.long()]
+    faces = faces[(faces != faces.roll(1, dims=1)).all(dim=1)]
+    n = len(faces)
+    if n == 0:
+        return Topology(False, 0, None)
+    corner = torch.arange(3 * n, device=faces.device).view(n, 3)
+    start, end = faces.flatten(), faces.roll(-1, dims=1).flatten()  # half-edge k begins in corner k
+    following = corner.roll(-1, dims=1).flatten()
+    key = start.minimum(end) * len(vertices) + start.maximum(end)
+    _, edge, count = key.unique(return_inverse=True, return_counts=True)
+    first = torch.full_like(count, 3 * n).scatter_reduce(0, edge, corner.flatten(), "amin")
+    last = torch.zeros_like(count).scatter_reduce(0, edge, corner.flatten(), "amax")
+    pieces = int(_component_labels(n, torch.stack([first[edge], corner.flatten()], 1) // 3).unique().numel())
+    if not bool(((count == 2) & (start[first] == end[last])).all()):
+        return Topology(False, pieces, None)
+    # Corners around a vertex, joined across the edges that meet in it: where surfaces touch in a point there are two.
+    around = torch.cat([torch.stack([first, following[last]], 1), torch.stack([following[first], last], 1)])
+    n_vertices = _component_labels(3 * n, around).unique().numel()
+    return Topology(True, pieces, pieces - (n_vertices - len(count) + n) // 2)
 
 
 def _component_labels(count: int, faces: Tensor) -> Tensor:

@@ -83,17 +83,9 @@ class SeePixels(torch.autograd.Function):
         ctx.sizes = (len(nearest), positions.shape[1], len(positions), height, width)
         if len(nearest) > 0:
             _see_kernel[_pixel_grid(len(nearest))](
-                positions,
-                faces,
-                nearest,
-                face_index,
-                barycentric,
-                depth,
-                *ctx.sizes,
-                EMPTY=_EMPTY,
-                PIXELS=_PIXELS_PER_PROGRAM,
-                enable_fp_fusion=False,
-            )
+                positions, faces, nearest, face_index, barycentric, depth, *ctx.sizes, EMPTY=_EMPTY,
+                PIXELS=_PIXELS_PER_PROGRAM, enable_fp_fusion=False,
+            )  # fmt: skip
         return face_index, barycentric, depth
 
     @staticmethod
@@ -106,18 +98,11 @@ class SeePixels(torch.autograd.Function):
         in_rows = torch.are_deterministic_algorithms_enabled()
         target = positions.new_empty(len(face_index), 3, 4) if in_rows else sums
         _see_backward_kernel[_pixel_grid(len(face_index))](
-            positions,
-            faces,
-            face_index,
-            target if grad_barycentric is None else grad_barycentric.contiguous(),
-            target if grad_depth is None else grad_depth.contiguous(),
-            target,
-            *ctx.sizes,
-            WITH_BARYCENTRIC=grad_barycentric is not None,
-            WITH_DEPTH=grad_depth is not None,
-            IN_ROWS=in_rows,
+            positions, faces, face_index, target if grad_barycentric is None else grad_barycentric.contiguous(),
+            target if grad_depth is None else grad_depth.contiguous(), target, *ctx.sizes,
+            WITH_BARYCENTRIC=grad_barycentric is not None, WITH_DEPTH=grad_depth is not None, IN_ROWS=in_rows,
             PIXELS=_PIXELS_PER_PROGRAM,
-        )
+        )  # fmt: skip
         if in_rows:
             index = corner_rows(faces, face_index, *ctx.sizes[1:])
             sums = sum_rows(target.view(-1, 4), index, sums[..., 0].numel()).view_as(positions)
@@ -216,25 +201,9 @@ def _first_pixel(mesh_index, face, view, views, height, width, valid, HAS_MESHES
 @triton.jit
 @no_type_check
 def _small_faces_kernel(
-    positions,
-    screen,
-    depth,
-    faces,
-    mesh_index,
-    nearest,
-    tiles,
-    items,
-    n_faces,
-    count,
-    views,
-    height,
-    width,
-    HAS_MESHES: tl.constexpr,
-    BITS: tl.constexpr,
-    TILE: tl.constexpr,
-    LARGE: tl.constexpr,
-    FACES: tl.constexpr,
-):
+    positions, screen, depth, faces, mesh_index, nearest, tiles, items, n_faces, count, views, height, width,
+    HAS_MESHES: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr, LARGE: tl.constexpr, FACES: tl.constexpr,
+):  # fmt: skip
     """Draw the faces with small boxes, one a lane; write down how many tiles the others have."""
     item = tl.program_id(0).to(tl.int64) * FACES + tl.arange(0, FACES)
     valid = item < items
@@ -262,25 +231,9 @@ def _small_faces_kernel(
 @triton.jit
 @no_type_check
 def _large_faces_kernel(
-    positions,
-    screen,
-    depth,
-    faces,
-    mesh_index,
-    nearest,
-    tiles,
-    ends,
-    items,
-    n_faces,
-    count,
-    views,
-    height,
-    width,
-    HAS_MESHES: tl.constexpr,
-    BITS: tl.constexpr,
-    TILE: tl.constexpr,
-    SEARCH_STEPS: tl.constexpr,
-):
+    positions, screen, depth, faces, mesh_index, nearest, tiles, ends, items, n_faces, count, views, height, width,
+    HAS_MESHES: tl.constexpr, BITS: tl.constexpr, TILE: tl.constexpr, SEARCH_STEPS: tl.constexpr,
+):  # fmt: skip
     """Draw the tiles of the other faces. ends: running sum of the tiles."""
     lane = tl.arange(0, TILE * TILE)
     total = tl.load(ends + items - 1)
@@ -353,20 +306,9 @@ def _weights(ax, ay, bx, by, cx, cy, seen):
 @triton.jit
 @no_type_check
 def _see_kernel(
-    positions,
-    faces,
-    nearest,
-    face_index,
-    barycentric,
-    depth,
-    pixels,
-    count,
-    views,
-    height,
-    width,
-    EMPTY: tl.constexpr,
-    PIXELS: tl.constexpr,
-):
+    positions, faces, nearest, face_index, barycentric, depth, pixels, count, views, height, width,
+    EMPTY: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     valid = pixel < pixels
     key = tl.load(nearest + pixel, mask=valid, other=EMPTY)
@@ -407,22 +349,9 @@ def _give_vertex(target, row, pixel, dx, dy, dz, dw, seen, valid, CORNER: tl.con
 @triton.jit
 @no_type_check
 def _see_backward_kernel(
-    positions,
-    faces,
-    face_index,
-    grad_barycentric,
-    grad_depth,
-    target,
-    pixels,
-    count,
-    views,
-    height,
-    width,
-    WITH_BARYCENTRIC: tl.constexpr,
-    WITH_DEPTH: tl.constexpr,
-    IN_ROWS: tl.constexpr,
-    PIXELS: tl.constexpr,
-):
+    positions, faces, face_index, grad_barycentric, grad_depth, target, pixels, count, views, height, width,
+    WITH_BARYCENTRIC: tl.constexpr, WITH_DEPTH: tl.constexpr, IN_ROWS: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
     pixel = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     valid = pixel < pixels
     face = tl.load(face_index + pixel, mask=valid, other=-1)

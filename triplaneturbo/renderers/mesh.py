@@ -177,7 +177,7 @@ class MeshRenderer(Renderer[Scene]):
         counts = visible.view(len(scene), -1).sum(1).tolist()
         pixels = torch.nonzero_static(visible.flatten(), size=sum(counts)).squeeze(1)
         table = PromptTable(counts, pixels.device)
-        seen = table.fill(gather_rows(points.reshape(-1, 3), pixels), spare=self.radius_of(scene))
+        seen = table.fill(gather_rows(points.reshape(-1, 3), pixels))
         extras: dict[str, Extra] = {}
         if self.cfg.surface_samples and isinstance(scene, FieldScene):
             found = scene.query(seen, features=True, normals=True)

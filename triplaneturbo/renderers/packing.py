@@ -45,21 +45,25 @@ def split_meshes(vertices: Float[Tensor, "N 3"], faces: Int[Tensor, "F 3"], size
 class PromptTable:
     """Points sorted by prompt as a table with one row a prompt, filled up to the longest: what a field is asked.
 
+    Cells that are left over repeat points of their row: a field's lookups there spread like those of the others, where
+    one point in all of them would make their gradients, which are 0, wait for each other.
+
     counts: of the points of each prompt, known to the host, so that nothing here waits for a device.
     """
 
     def __init__(self, counts: list[int], device: torch.device) -> None:
         self.counts = counts
         self.shape = len(counts), max(counts)
-        starts = [row * self.shape[1] for row in range(len(counts))]
-        cells = [torch.arange(i, i + n, device=device) for i, n in zip(starts, counts, strict=True)]
-        self.cell = torch.cat(cells)
+        total, starts = sum(counts), [sum(counts[:row]) for row in range(len(counts))]
+        along = torch.arange(self.shape[1], device=device)
+        # A prompt without points repeats those of others.
+        sources = [s + along % n if n else along % max(total, 1) for s, n in zip(starts, counts, strict=True)]
+        self.source = torch.cat(sources)
+        self.cell = torch.cat([along[:n] + row * self.shape[1] for row, n in enumerate(counts)])
 
-    def fill(self, points: Float[Tensor, "K D"], spare: float) -> Float[Tensor, "B L D"]:
-        """The table; `spare` in the cells that are left over."""
-        channels = points.shape[1]
-        table = points.new_full((self.shape[0] * self.shape[1], channels), spare)
-        return table.index_copy(0, self.cell, points).view(*self.shape, channels)
+    def fill(self, points: Float[Tensor, "K D"]) -> Float[Tensor, "B L D"]:
+        """The table."""
+        return gather_rows(points, self.source).view(*self.shape, points.shape[1])
 
     def read(self, table: Float[Tensor, "B L D"]) -> Float[Tensor, "K D"]:
         """The values in the cells of the points, in their order."""

@@ -61,7 +61,7 @@ def surface_meshes(
         value_share = offset_share = 0.0
     with torch.set_grad_enabled(torch.is_grad_enabled() and max(value_share, offset_share) > 0):
         table = PromptTable(counts, active.device)
-        found, offset = scene.level_set(table.fill(points[place], spare=radius), resolution=resolution)
+        found, offset = scene.level_set(table.fill(points[place]), resolution=resolution)
         attached = ~torch.isin(active // len(points), empty).unsqueeze(1) if detach_if_empty and len(empty) else None
 
         def at_surface(field: Tensor, share: float) -> Tensor:
