@@ -108,6 +108,14 @@ def test_nothing_is_seen_of_an_empty_scene_and_of_rays_beside_the_cube():
     assert torch.equal(views.rgb, torch.full_like(views.rgb, 0.5))
 
 
+def test_rays_beside_the_cube_see_nothing_however_large_the_field_is():
+    """A field is asked about one point at least; it must not be seen there."""
+    subject, scene, view = renderer("even").eval(), fog(100.0), cameras(35.0)
+    away = view.positions[:, None, None] / view.positions.norm()
+    views = subject.render_rays(scene, view, TEXT, away)
+    assert views.opacity.max() == 0
+
+
 def test_samples_of_training_are_those_that_were_looked_at():
     scene = fog()
     subject = learned(renderer("occupancy", randomized=True), scene)

@@ -94,3 +94,16 @@ def test_a_run_goes_on_in_the_epoch_it_had_reached(make, tmp_path, monkeypatch):
     monkeypatch.setattr(later, "training_step", spying_step)
     go_on(ckpt_path=tmp_path / "a.ckpt", weights_only=True)
     assert seen == [Progress(step=1, epoch=1)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        (["system.gradient_accumulation_steps=3"], [0, 0, 0, 1, 1, 1, 2]),
+        (["system.num_parts_training=2", "data.n_steps=2", "system.step_every_part=true"], [0, 2, 4, 6, 8, 10, 12]),
+    ],
+)
+def test_the_data_are_told_which_optimizer_step_a_batch_is_in(make, overrides, steps):
+    system, fit = make(*overrides)
+    fit()
+    assert [system.data_module.step_of(batch) for batch in range(7)] == steps
