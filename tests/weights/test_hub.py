@@ -1,5 +1,6 @@
 """Fetching what the recipes need: mirrors, resuming, completeness, no network; with a hub that is not one."""
 
+import hashlib
 import http.server
 import json
 import subprocess
@@ -68,6 +69,16 @@ def test_needed_files_come_from_the_first_source_that_has_them(tmp_path):
     assert hub.downloads == ["config.json", "w.safetensors"]
     assert (tmp_path / "pretrained/model/w.safetensors").read_bytes() == WEIGHTS
     assert Fetcher(tmp_path, hub).fetch(MODEL) == "already there"
+
+
+def test_a_fetched_file_is_the_one_that_is_known(tmp_path):
+    digest = hashlib.sha256(b"[1]").hexdigest()
+    asset = Asset("list", "a list", "load/list.json", (Repository("first/model", "list.json"),), sha256=digest)
+    with pytest.raises(WeightsError, match="another file than the one that is known"):
+        Fetcher(tmp_path, FakeHub({"first/model": {"list.json": b"[2]"}})).fetch(asset)
+    assert not (tmp_path / "load/list.json").exists()
+    Fetcher(tmp_path, FakeHub({"first/model": {"list.json": b"[1]"}})).fetch(asset)
+    assert (tmp_path / "load/list.json").read_bytes() == b"[1]"
 
 
 def test_one_of_two_forms_of_a_file_is_enough(tmp_path):

@@ -1,9 +1,10 @@
 """What the full-size recipes need besides this repository: where it comes from, where it goes, whether it is there.
 
-A checksum is nowhere stated, because none is published: sizes are those the hub reports, and safetensors files are
-checked against their own headers.
+No checksum of weights is published: sizes are those the hub reports, and safetensors files are checked against their
+own headers. Those of some prompt libraries are known.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -70,7 +71,8 @@ class Asset:
     """A file or folder that a configuration names.
 
     target: its place, relative to the root of the project. sources: in the order in which they are tried. files: of a
-    folder, those that are needed; `a|b` is either of two.
+    folder, those that are needed; `a|b` is either of two. sha256: of a single file, if it is known: one that is
+    fetched must have it.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Asset:
     sources: tuple[Repository | Address, ...] = ()
     files: tuple[str, ...] = ()
     hint: str = ""
+    sha256: str = ""
 
     def missing(self, root: Path) -> list[str]:
         """Needed files that are not there, damaged, or random stand-ins, with the reason."""
@@ -123,8 +126,9 @@ _LIBRARIES = "ZhiyuanthePony/TriplaneTrubo"  # spelt so
 _MORE_LIBRARIES = "https://raw.githubusercontent.com/theEricMa/ScaleDreamer/HEAD/load"
 
 
-def _library(name: str, what: str, *sources: Repository) -> Asset:
-    return Asset(name, what, f"load/{name}.json", sources or (Address(f"{_MORE_LIBRARIES}/{name}.json"),))
+def _library(name: str, what: str, *sources: Repository, sha256: str = "") -> Asset:
+    places = sources or (Address(f"{_MORE_LIBRARIES}/{name}.json"),)
+    return Asset(name, what, f"load/{name}.json", places, sha256=sha256)
 
 
 STABLE_DIFFUSION_2 = Asset(
@@ -194,10 +198,27 @@ LIBRARIES = (
         "prompts of DALL-E and Midjourney",
         Repository(_LIBRARIES, "DALLE_Midjourney_prompt_library.json", "dataset"),
     ),
-    _library("dreamfusion_415_prompt_library", "the evaluation's prompts"),
-    _library("magic3d_15_prompt_library", "15 prompts"),
-    _library("att3d_2520_prompt_library", "2520 composed prompts"),
-    _library("instant3d_17000_prompt_library", "17241 prompts"),
+    _library(
+        "dreamfusion_415_prompt_library",
+        "the evaluation's prompts",
+        sha256="ec1fb26bd30a03620faf559c172c2a465e957fa5e6a34faf1a183e9eaa2940d6",
+    ),
+    _library(
+        "magic3d_15_prompt_library",
+        "15 prompts",
+        sha256="c0cb81ee7130aee58760c5b019f4e8fa0178716b5438ec8fcc3d067110bd22e2",
+    ),
+    _library(
+        "att3d_2520_prompt_library",
+        "2520 composed prompts",
+        sha256="eea8423cb5e244df3a475cd29f7d0400b959f1d1deb5dcd3bc901625f23cdb3b",
+    ),
+    _library(
+        "instant3d_17000_prompt_library",
+        "17241 prompts",
+        sha256="dc4e3bdc863a568b0a26f0e765b4b3e17be56a0bc8f790dbbdaa5b40a55f2cef",
+    ),
+    _library("cap3d_100k_prompt_library", "captions of Cap3D"),
 )
 EVALUATION = (STABLE_DIFFUSION_2, STUDENT, CLIP, LIBRARIES[2])
 EVERYTHING = (STABLE_DIFFUSION_2, STABLE_DIFFUSION_1, MVDREAM, RICHDREAMER, STUDENT, CLIP, *LIBRARIES)
@@ -238,6 +259,7 @@ class Fetcher:
         for place in places:
             try:
                 self._take(asset, place)
+                _check_digest(self.root / asset.target, asset.sha256)
             except SourceError as error:
                 tried.append(f"{place}: {error}")
                 continue
@@ -279,6 +301,21 @@ class Fetcher:
             self.hub.download(source, file, folder)
             if path.stat().st_size != sizes[file]:
                 raise SourceError(f"{file} has {path.stat().st_size} bytes instead of {sizes[file]}")
+
+
+def _check_digest(path: Path, expected: str) -> None:
+    """Remove what was fetched, if it is another file than the one that is known.
+
+    Raises:
+        SourceError: it was.
+    """
+    if not expected:
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        path.unlink()
+        raise SourceError(f"another file than the one that is known: SHA-256 {found} instead of {expected}")
 
 
 def copy_from(folder: Path, asset: Asset, root: Path) -> None:

@@ -1,0 +1,6 @@
+#!/bin/sh
+# 3DConv-net with Stable Diffusion, trained on AT2520.
+# What is given behind goes to launch.py, and wins: --gpu 0, key=value.
+cd "$(dirname "$0")/../.." || exit
+exec "${PYTHON:-python}" launch.py --config custom/scaledreamer/configs/asd_sd_3dconv_net_50k.yaml --train \
+  data.prompt_library=att3d_2520_prompt_library "$@"

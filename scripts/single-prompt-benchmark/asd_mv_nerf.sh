@@ -1,0 +1,6 @@
+#!/bin/sh
+# A density of one prompt, learned from MVDream.
+# What is given behind goes to launch.py, and wins: --gpu 0, key=value.
+cd "$(dirname "$0")/../.." || exit
+exec "${PYTHON:-python}" launch.py --config custom/scaledreamer/configs/asd_mv_nerf.yaml --train \
+  --prompt "a peacock with a crown" "$@"
