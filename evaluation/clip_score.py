@@ -11,7 +11,7 @@ Several folders are the same prompts with other noise seeds. `--compare` says ho
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,12 +131,18 @@ def picture_protocol(views: Sequence[View]) -> str | None:
     return settings.protocol if settings else None
 
 
-def judge(views: Sequence[View], captions: Sequence[str], owner: Int[Tensor, " M"], model: ClipJudge) -> Judgement:
+def judge(
+    views: Sequence[View],
+    captions: Sequence[str],
+    owner: Int[Tensor, " M"],
+    model: ClipJudge,
+    open_picture: Callable[[Path], Image.Image] = Image.open,
+) -> Judgement:
     """Cosines of all pictures with all captions."""
     texts = model.texts(captions).cpu()
     rows = []
     for start in tqdm(range(0, len(views), BATCH), unit="batch"):
-        pictures = [Image.open(view.path) for view in views[start : start + BATCH]]
+        pictures = [open_picture(view.path) for view in views[start : start + BATCH]]
         rows.append(model.images(pictures).cpu() @ texts.T)
     return Judgement(torch.cat(rows), owner)
 

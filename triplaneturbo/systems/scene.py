@@ -162,6 +162,8 @@ class SceneSystem(TrainingSystem[Batch]):
             pictures = torch.cat(shots)
             for i, picture in enumerate(pictures):
                 save_png(folder / title / f"{i}.png", picture)
+            if not batch.film:
+                write_text(folder / title / "prompt.txt", batch.prompts[0])
             if len(pictures) > 1:
                 save_video(folder / title, pictures, VIDEO_SPEED[stage])
         if clean_up and self.device.type == "cuda":
