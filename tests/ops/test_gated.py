@@ -29,6 +29,7 @@ if BACKEND == "triton":  # in the process of the last test
         x, weight = 3 * torch.randn(3, 50, 24), torch.randn(3, 50, 12)
         x = x.to(DEVICE, dtype)
         found = outcome(x, weight.to(DEVICE, dtype))
+        # Not contiguous: by torch's own operations.
         true = outcome(x.double().cpu().transpose(0, 1).contiguous().transpose(0, 1), weight.to(dtype))
         for a, b in zip(found, true, strict=True):
             assert (a.double().cpu() - b).norm() <= tolerance * b.norm()
