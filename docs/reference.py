@@ -5,6 +5,7 @@ names from the code, and pages from the folders, so that nothing has to be liste
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,13 +42,14 @@ def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
 
 
 def on_page_markdown(markdown: str, page: "Page", **given: object) -> str:
-    """Called by mkdocs for each page: links from this folder to the repository's, which lies beneath it in the site."""
-    return markdown if "/" in page.file.src_uri else own_links(markdown)
+    """Called by mkdocs for each page: links as the site has them."""
+    return own_links(markdown, page.file.src_uri)
 
 
-def own_links(text: str) -> str:
-    """Links of a page as they are in the site, where what is in docs/ and what is beside it lie side by side."""
-    return text.replace("](../", "](").replace("](docs/", "](")
+def own_links(text: str, place: str) -> str:
+    """Links of a page at a place of the site, where what is in docs/ lies beside the repository's folders."""
+    within = re.sub(r"\]\(((?:\.\./)*)docs/", r"](\1", text)
+    return within if "/" in place else within.replace("](../", "](")
 
 
 def navigation() -> list[dict]:
@@ -57,6 +59,7 @@ def navigation() -> list[dict]:
     return [
         {"Home": "index.md"},
         {"Guides": guides},
+        {"Methods": [place for place in others if place.startswith("custom/")]},
         {"Measurements": [place for place in others if place.startswith("benchmarks/")]},
         {"Reference": [{room: f"reference/{room}.md"} for room in ROOMS]},
         {"Project": ["CONTRIBUTING.md", "CHANGELOG.md"]},
@@ -66,9 +69,10 @@ def navigation() -> list[dict]:
 def pages() -> dict[str, str]:
     """The text of every page that is not in this folder, by its place in the site, whose root this folder is."""
     reports = (f"benchmarks/{path.name}" for path in sorted((ROOT / "benchmarks").glob("*.md")))
-    own = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *reports)
+    methods = (path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "custom").glob("*/README.md")))
+    own = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", *reports, *methods)
     texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in own}
-    found = {name.replace("README", "index"): text for name, text in texts.items()}
+    found = {"index.md" if name == "README.md" else name: text for name, text in texts.items()}
     return found | {f"reference/{room}.md": room_page(room) for room in ROOMS}
 
 

@@ -13,8 +13,8 @@ from triplaneturbo import registry
 ROOT = Path(__file__).resolve().parents[1]
 SITE = runpy.run_path(str(ROOT / "docs" / "reference.py"))
 CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
-GUIDES = {path.name: SITE["own_links"](path.read_text()) for path in (ROOT / "docs").glob("*.md")}
-PAGES = GUIDES | {place: text if "/" in place else SITE["own_links"](text) for place, text in SITE["pages"]().items()}
+TEXTS = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")} | SITE["pages"]()
+PAGES = {place: SITE["own_links"](text, place) for place, text in TEXTS.items()}
 MODULES = [name for room in SITE["ROOMS"] for name in SITE["modules"](room)]
 
 

@@ -317,7 +317,7 @@ def test_training_looks_at_the_student(student):
     assert files(save) == sorted(
         f"it2-val-{renderer}/a_red_cube{name}"
         for renderer in ("mesh", "volume")
-        for name in (".webp", "/0.png", "/1.png")
+        for name in (".webp", "/0.png", "/1.png", "/prompt.txt")
     )
 
 
