@@ -1,9 +1,12 @@
 """Fields that three generators write: decoders of a hash grid, voxels, planes."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +16,7 @@ from triplaneturbo.errors import ConfigError
 from triplaneturbo.nn.hypernet import apply_written
 from triplaneturbo.nn.mlp import Mlp, ShallowMlpConfig
 from triplaneturbo.ops.hashgrid import HashGrid, HashGridConfig
+from triplaneturbo.ops.rows import gather_rows
 from triplaneturbo.registry import register
 from triplaneturbo.scenes import PlaneField
 from triplaneturbo.scenes.base import Normals, Tensors
@@ -70,13 +74,37 @@ class WrittenDecoderField(EncodedField):
         return [tensors[f"{network}_{i}"] for i in range(len(self.networks[network]) - 1)]
 
 
+def look_up(voxels: Float[Tensor, "B C D H W"], places: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N C"]:
+    """What `F.grid_sample` finds at places in [-1, 1]^3, zero outside; differentiable in both.
+
+    On CUDA its gradient has a fixed order where that is asked for, which PyTorch's has not.
+    """
+    batch, channels, *sizes = voxels.shape
+    size = places.new_tensor(sizes[::-1])
+    position = ((places + 1) * size - 1) / 2
+    lowest = position.detach().floor()
+    lines = [torch.minimum(lowest + i, size).clamp(min=-1).long() + 1 for i in (0, 1)]
+    shares = [1 - (position - lowest), position - lowest]
+    padded = F.pad(voxels, [1] * 6)  # a border of what is outside
+    depth, height, width = padded.shape[2:]
+    table = padded.permute(0, 2, 3, 4, 1).reshape(-1, channels)
+    first = torch.arange(batch, device=places.device)[:, None] * depth
+    found = places.new_zeros(*places.shape[:2], channels)
+    for corner in itertools.product((0, 1), repeat=3):
+        x, y, z = (lines[i][..., axis] for axis, i in enumerate(corner))
+        weight = math.prod(shares[i][..., axis] for axis, i in enumerate(corner))
+        rows = gather_rows(table, (((first + z) * height + y) * width + x).flatten())
+        found = found + weight[..., None] * rows.view_as(found)
+    return found
+
+
 @register("voxels")
 class VoxelField(EncodedField):
     """A signed distance and colours read from the features of voxels by two networks that all prompts share.
 
     sdf(p) = network(v(p)) + bias(p). `tensors["voxels"]`, [B, C, D, H, W], fills the cube: x runs along W, y along H, z
     along D, the centre of voxel i of n is at (2i + 1) / n - 1 times the radius; features are trilinear, 0 outside.
-    On CUDA the gradient of the voxels differs from run to run in its last digits, as that of PyTorch's `grid_sample`.
+    On CUDA the gradient of the voxels is the same from run to run under `torch.use_deterministic_algorithms`.
     """
 
     @dataclass(kw_only=True)
@@ -108,8 +136,10 @@ class VoxelField(EncodedField):
         self.feature_network = Mlp(channels, self.cfg.n_feature_dims, *hidden)
 
     def encode(self, tensors: Tensors, points: Float[Tensor, "B N 3"]) -> Float[Tensor, "B N C"]:
-        places = (points / self.radius)[:, None, None]
-        found = F.grid_sample(tensors["voxels"], places, padding_mode="zeros", align_corners=False)
+        voxels, places = tensors["voxels"], points / self.radius
+        if places.is_cuda and torch.are_deterministic_algorithms_enabled():
+            return look_up(voxels, places)
+        found = F.grid_sample(voxels, places[:, None, None], padding_mode="zeros", align_corners=False)
         return found[:, :, 0, 0].transpose(1, 2)
 
     def raw_value(self, tensors: Tensors, encoded: Float[Tensor, "B N C"]) -> Float[Tensor, "B N 1"]:

@@ -114,6 +114,31 @@ def test_voxels_are_read_where_they_are_for_each_prompt() -> None:
             torch.testing.assert_close(found[prompt, n], expected)
 
 
+def test_the_lookup_in_voxels_whose_gradient_repeats_is_the_usual_one() -> None:
+    voxels = torch.randn(2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    places = (points(2, 200) * 0.7).double()  # two fifths of them outside
+    found, gradients = [], []
+    for lookup in (look_up, lambda v, x: F.grid_sample(v, x[:, None, None], align_corners=False)[:, :, 0, 0].mT):
+        leaves = voxels.clone().requires_grad_(), places.clone().requires_grad_()
+        found.append(lookup(*leaves))
+        gradients.append(torch.autograd.grad(found[-1].square().sum(), leaves))
+    torch.testing.assert_close(found[0], found[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.gpu
+def test_the_gradient_of_voxels_repeats_on_a_gpu() -> None:
+    geometry, states = build("conv3d-net").cuda(), texts(2)
+    voxels = geometry.scene(states.to("cuda"), Draws(0, (3, 4), torch.device("cuda"))).tensors["voxels"].detach()
+    x, gradients = points(2, 100_000).cuda(), []
+    with deterministic():
+        for _ in range(4):
+            leaf = voxels.clone().requires_grad_()
+            value = geometry.field.value({"voxels": leaf}, x)
+            gradients.append(torch.autograd.grad(value.square().sum(), leaf)[0])
+    assert all(torch.equal(gradients[0], other) for other in gradients[1:])
+
+
 def test_convolutions_of_a_style_are_those_of_scaled_weights() -> None:
     """Of one prompt, and with outputs of a unit variance where the inputs have one."""
     convolution = build("conv3d-net").space_generator.synthesis.blocks[0].conv0.double()
