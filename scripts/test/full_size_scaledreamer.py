@@ -1,13 +1,13 @@
 """Run ScaleDreamer's eight recipes at full size with random stand-ins for the weights: what they take, how they resume.
 
-    python scripts/test/full_size_scaledreamer.py --out outputs/full_size_scaledreamer [--recipes NAME ...] [-- key=value]
+    python scripts/test/full_size_scaledreamer.py --out outputs/full_size_scaledreamer [--recipes NAME ...] [-- K=V ...]
 
 Of each recipe --steps optimizer steps; the same, killed (SIGKILL) after the checkpoint of the middle step and resumed;
 and both loss logs and the final weights compared, which are equal bit for bit (trainer.deterministic=true). --jobs
 trainings load at the same time, but only one of them trains, so that its steps are measured alone on its device.
 
-Everything goes to --out, a folder for each recipe; OUT/report.json and OUT/report.md are made anew after each. What does
-not end within --minutes is killed, and reported so far. Recipes that are done are not run again.
+Everything goes to --out, a folder for each recipe; OUT/report.json and OUT/report.md are made anew after each. What
+does not end within --minutes is killed, and reported so far. Recipes that are done are not run again.
 """
 
 import argparse

@@ -68,7 +68,7 @@ def _draws(case: Case, prefix: str, n_samples: int) -> RecordedDraws:
     for recorded, name in _DRAWS.items():
         if f"{prefix}{recorded}" in case:
             streams[f"cameras/0/{name}"] = case[f"{prefix}{recorded}"].unflatten(0, (n_samples, -1)).cpu()
-    streams.setdefault("cameras/0/zoom", torch.zeros(n_samples, 1))
+    streams.setdefault("cameras/0/zoom", torch.zeros(n_samples, 1, device="cpu"))
     # Recorded is when the elevation is even in degrees: below 0.5.
     streams["cameras/0/sphere"] = (1 - case[f"{prefix}elevation_branch"]).expand(n_samples, 1).cpu()
     return RecordedDraws.of(streams, n_samples)

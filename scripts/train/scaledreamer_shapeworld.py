@@ -1,0 +1,356 @@
+"""ScaleDreamer in the miniature world: train, export and measure the rows of a table.
+
+    python scripts/train/scaledreamer_shapeworld.py TABLE [--out DIR] [--jobs N] [--minutes M] [--limit L] [-- K=V ...]
+
+generators  Triplane-Transformer, Hyper-iNGP and 3DConv-net, with 15 and with all captions, with MVDream and with Stable
+            Diffusion alone
+corpus      ASD and SDS over the number of training captions: 15, 150, 1500 (3DConv-net)
+rules       SDS, CSD and ASD on one generator, three seeds (Hyper-iNGP)
+level       the single solids of the validation, one training each, exported at several levels of the density
+single      all single solids of the other splits, one training each
+
+--jobs trainings go side by side on the GPU. A training is stopped after --minutes of this call and measured as it is;
+given again, the command goes on with those that have steps left, and measures them again. Meshes are those of
+`launch.py --export`, for three noise seeds where noise matters, and measures those of `evaluation/shapeworld.py`, on
+--limit captions of each split, evenly spread. OUT/TABLE/table.md is made anew whenever the trainings of a row have
+ended, of the rows that are there; PRD's is that of load/shapeworld.
+"""
+
+import argparse
+import csv
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from triplaneturbo.evaluation.benchmark import split_prompts
+from triplaneturbo.evaluation.bootstrap import format_interval, mean_interval
+from triplaneturbo.evaluation.world import EVALUATION_SPLITS, load_splits, parse_caption
+from triplaneturbo.naming import slug
+from triplaneturbo.storage import write_text
+from triplaneturbo.systems.losslog import read_losses
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "custom" / "scaledreamer" / "configs" / "shapeworld"
+STUDENT = ROOT / "load" / "shapeworld"
+VALIDATION = "validation" if "validation" in EVALUATION_SPLITS else "unseen_pairs"
+FEW = 15
+LEVELS = (1, 2, 5, 10, 20)
+NOISES = (0, 1, 2)
+_RULES = {
+    name: f"system.guidance.teachers.mvdream.rule={{type: {name}, weighting: dmd, eps: 0.1}}"
+    for name in ("sds", "csd", "asd")
+}
+_OUT_OF_TIME = 124  # of `timeout`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """Trainings that are measured together: of several seeds, or of a prompt each.
+
+    captions: what each training learns. asked: by split, the captions of which meshes are made. limit: that of the
+    evaluation which gives these captions; None: they are taken from all of these splits. exports: by name, options of
+    different exports of the same trainings.
+    """
+
+    name: str
+    config: str
+    captions: tuple[tuple[str, ...], ...]
+    asked: Mapping[str, tuple[str, ...]]
+    limit: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    options: tuple[str, ...] = ()
+    exports: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {"meshes": ()})
+
+    @property
+    def noises(self) -> tuple[int, ...]:
+        """Seeds of the noise; one where a text is one scene."""
+        return NOISES if self.config.startswith("conv3d_net") else NOISES[:1]
+
+    @property
+    def trainings(self) -> list["Training"]:
+        return [Training(self, captions, seed) for seed in self.seeds for captions in self.captions]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One of a row's."""
+
+    row: Row
+    captions: tuple[str, ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        one = f"{slug(self.captions[0])}-" if len(self.captions) == 1 else ""
+        return f"{one}seed{self.seed}"
+
+    @property
+    def asked(self) -> list[str]:
+        """Of which meshes are made: a training with one caption knows no other."""
+        wanted = [caption for captions in self.row.asked.values() for caption in captions]
+        return list(dict.fromkeys(wanted if len(self.captions) > 1 else self.captions))
+
+
+def first_captions(n: int | None) -> tuple[str, ...]:
+    """n captions to learn: of the split `train`, evenly spread; if it has fewer, all of it and more of the library.
+    None: the library, as it is."""
+    library = json.loads((STUDENT.parent / "shapeworld_prompt_library.json").read_text())["train"]
+    return tuple(dict.fromkeys([*split_prompts("train", n), *library]))[:n] if n else tuple(library)
+
+
+def of_many(name: str, config: str, n: int | None, limit: int | None, **others: Any) -> Row:
+    """A row of trainings with n captions; with few of them, these are asked for, else some of every split."""
+    captions = first_captions(n)
+    if n == FEW:
+        return Row(name=name, config=config, captions=(captions,), asked={"train": captions}, limit=n, **others)
+    asked = {split: split_prompts(split, limit) for split in EVALUATION_SPLITS}
+    return Row(name=name, config=config, captions=(captions,), asked=asked, limit=limit, **others)
+
+
+def generators(limit: int | None) -> list[Row]:
+    rows = [of_many("triplane_transformer-all", "triplane_transformer", None, limit)]
+    for config in ("hyper_ingp", "conv3d_net", "hyper_ingp_sd", "conv3d_net_sd"):
+        rows += [of_many(f"{config}-{n or 'all'}", config, n, limit) for n in (FEW, None)]
+    return rows
+
+
+def corpus(limit: int | None) -> list[Row]:
+    return [
+        of_many(f"{rule}-{n}", "conv3d_net", n, limit, options=(_RULES[rule],))
+        for n in (FEW, 150, 1500)
+        for rule in ("asd", "sds")
+    ]
+
+
+def rules(limit: int | None) -> list[Row]:
+    seeds = {"seeds": (0, 1, 2)}
+    return [of_many(rule, "hyper_ingp", None, limit, options=(option,), **seeds) for rule, option in _RULES.items()]
+
+
+def _of_single_prompts(name: str, splits: Sequence[str], limit: int | None, **others: Any) -> Row:
+    """A training for each single solid of the splits; with a limit for as many of each split, evenly spread."""
+    asked = {}
+    for split in splits:
+        single = [caption for caption in load_splits()[split] if len(parse_caption(caption).parts) == 1]
+        n = len(single) if limit is None else min(limit, len(single))
+        if single:
+            asked[split] = tuple(single[i * len(single) // n] for i in range(n))
+    captions = tuple((caption,) for chosen in asked.values() for caption in chosen)
+    return Row(name=name, config="single_prompt", captions=captions, asked=asked, **others)
+
+
+def single(limit: int | None) -> list[Row]:
+    return [_of_single_prompts("single", [split for split in EVALUATION_SPLITS if split != VALIDATION], limit)]
+
+
+def level(limit: int | None) -> list[Row]:
+    exports = {f"level_{height}": (f"system.geometry.field.level={height}",) for height in LEVELS}
+    return [_of_single_prompts("level", [VALIDATION], limit, exports=exports)]
+
+
+TABLES: dict[str, Callable[[int | None], list[Row]]] = {
+    "generators": generators,
+    "corpus": corpus,
+    "rules": rules,
+    "level": level,
+    "single": single,
+}
+
+
+class Runner:
+    """Trains, exports and measures in a folder."""
+
+    def __init__(self, flags: argparse.Namespace) -> None:
+        self.flags, self.out = flags, flags.out / flags.table
+
+    def folder(self, training: Training) -> Path:
+        return self.out / "runs" / training.row.name / training.name
+
+    def meshes(self, training: Training, export: str, noise: int) -> Path:
+        """Those of trainings with one caption go together."""
+        name = f"seed{training.seed}" if len(training.captions) == 1 else training.name
+        return self.out / export / training.row.name / f"{name}-noise{noise}"
+
+    def train(self, training: Training) -> str:
+        """Train and export; returns what is to be said of it."""
+        folder, row = self.folder(training), training.row
+        if (folder / "done").is_file():
+            return "done before"
+        library = {"train": training.captions, "val": training.captions[:1], "test": training.asked}
+        write_text(folder / "captions.json", json.dumps(library))
+        start = time.monotonic()
+        limited = ["timeout", "--signal=INT", f"{self.flags.minutes}m", *self._launch(training)]
+        given = ["--train", "trainer.limit_test_batches=0", f"seed={training.seed}"]
+        stopped = self._call(folder / "train.log", [*limited, *given]) == _OUT_OF_TIME
+        with (folder / "seconds").open("a") as file:
+            file.write(f"{time.monotonic() - start:.0f}\n")
+        for export, options in row.exports.items():
+            for noise in row.noises:
+                where = ["--out", str(self.meshes(training, export, noise)), "system.exporter.overwrite=true"]
+                command = [*self._launch(training), "--export", *where, f"seed={noise}", *options]
+                self._call(folder / "export.log", command, allowed="gave no mesh")
+        if not stopped:
+            (folder / "done").touch()
+        return f"stopped after {self.flags.minutes:g} minutes" if stopped else "done"
+
+    def _launch(self, training: Training) -> list[str]:
+        row = training.row
+        own = [f"exp_root_dir={self.out / 'runs'}", f"name={row.name}", f"tag={training.name}", "use_timestamp=false"]
+        own += ["resume=auto", f"data.prompt_library_dir={self.folder(training)}", "data.prompt_library=captions"]
+        config = str(CONFIGS / f"{row.config}.yaml")
+        return [sys.executable, "launch.py", "--config", config, *own, *row.options, *self.flags.overrides]
+
+    def measure(self, row: Row) -> None:
+        """Measure what there is of a row, all trainings together."""
+        limit = [] if row.limit is None else ["--limit", str(row.limit)]
+        for export in row.exports:
+            folders = dict.fromkeys(self.meshes(t, export, noise) for t in row.trainings for noise in row.noises)
+            meshes = [str(folder) for folder in folders if folder.is_dir()]
+            report = self.out / export / f"{row.name}.json"
+            command = [sys.executable, "evaluation/shapeworld.py", "--meshes", *meshes, "--splits", *row.asked]
+            self._call(report.with_suffix(".log"), [*command, *limit, "--json", str(report)])
+
+    def measure_prd(self, rows: Sequence[Row]) -> None:
+        """The measures of PRD's student, with the controls."""
+        report = self.out / "prd.json"
+        if not report.is_file():
+            splits = dict.fromkeys(split for row in rows for split in row.asked)
+            limit = [] if self.flags.limit is None else ["--limit", str(self.flags.limit)]
+            command = [sys.executable, "evaluation/shapeworld.py", "--weights", str(STUDENT), *limit]
+            self._call(report.with_suffix(".log"), [*command, "--splits", *splits, "--json", str(report)])
+
+    def _call(self, log: Path, command: Sequence[str], allowed: str | None = None) -> int:
+        """Run a command; returns its exit status, which is 0, or _OUT_OF_TIME.
+
+        Raises:
+            RuntimeError: it failed, and did not say what is allowed.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as output:
+            output.write(f"$ {shlex.join(command)}\n")
+            output.flush()
+            code = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT).returncode
+        if code not in (0, _OUT_OF_TIME) and not (allowed and allowed in log.read_text()):
+            raise RuntimeError(f"exit status {code}, see {log}")
+        return code
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """What is kept of the measures of one."""
+
+    split: str
+    caption: str
+    training: int
+    iou: float
+    r_at_1: float
+
+
+def read_meshes(path: Path, asked: Mapping[str, tuple[str, ...]], noises: int = 1) -> list[Mesh]:
+    """The rows of a report's CSV, of the captions that were asked for. noises: folders of each training."""
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["prompt"] in asked.get(row["split"], ())]
+    return [
+        Mesh(row["split"], row["prompt"], int(row["training"]) // noises, float(row["iou"]), float(row["r_at_1"]))
+        for row in rows
+    ]
+
+
+def cells(meshes: Sequence[Mesh]) -> list[str]:
+    """Numbers of prompts and trainings, mean IoU and R@1 with their intervals over both."""
+    number = {caption: i for i, caption in enumerate(sorted({mesh.caption for mesh in meshes}))}
+    owners = torch.tensor([number[mesh.caption] for mesh in meshes])
+    trainings = torch.tensor([mesh.training for mesh in meshes])
+    found = []
+    for values in ([mesh.iou for mesh in meshes], [mesh.r_at_1 for mesh in meshes]):
+        interval = format_interval(mean_interval(torch.tensor(values), owners, trainings), digits=3)
+        found.append(f"{sum(values) / len(values):.3f} ({interval})")
+    return [str(len(number)), str(len(trainings.unique())), *found]
+
+
+def markdown(runner: Runner, rows: Sequence[Row]) -> str:
+    """What is measured so far, by split, with PRD's row and the controls."""
+    found: dict[tuple[str, str], list[Mesh]] = {}
+    everything = {split: split_prompts(split, None) for split in EVALUATION_SPLITS}
+    for mesh in read_meshes(runner.out / "prd.csv", everything):
+        found.setdefault((mesh.split, "PRD"), []).append(mesh)
+    for row in rows:
+        for export in row.exports:
+            path, name = runner.out / export / f"{row.name}.csv", row.name if export == "meshes" else export
+            for mesh in read_meshes(path, row.asked, len(row.noises)) if path.is_file() else ():
+                found.setdefault((mesh.split, name), []).append(mesh)
+    controls = json.loads((runner.out / "prd.json").read_text())["controls"]
+    lines = [f"# {runner.flags.table}", "", "In brackets 95 % intervals over prompts and trainings.", ""]
+    lines += ["| split | | prompts | trainings | IoU | R@1 |", "|---|---|---|---|---|---|"]
+    for split in EVALUATION_SPLITS:
+        lines += [f"| {split} | {name} | {' | '.join(cells(m))} |" for (of, name), m in found.items() if of == split]
+        for control, numbers in controls.get(split, {}).items():
+            said = ("-" if numbers.get(key) is None else f"{numbers[key]:.3f}" for key in ("iou", "r_at_1"))
+            lines.append(f"| {split} | {control.replace('_', ' ')} | | | {' | '.join(said)} |")
+    lines += ["", "| training | steps | seconds, loading included | |", "|---|---|---|---|"]
+    lines += [_effort(runner.folder(training), training) for row in rows for training in row.trainings]
+    return "\n".join([*lines, ""])
+
+
+def _effort(folder: Path, training: Training) -> str:
+    """What a training took; one that was stopped is marked."""
+    log, seconds, name = folder / "losses.jsonl", folder / "seconds", f"{training.row.name}, {training.name}"
+    if not (log.is_file() and seconds.is_file()):
+        return f"| {name} | | | not yet |"
+    rows = [row for row, _ in read_losses(log)[0]]
+    took = sum(map(int, seconds.read_text().split()))
+    return f"| {name} | {rows[-1]['step']} | {took} | {'' if (folder / 'done').is_file() else 'stopped'} |"
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--out", type=Path, default=Path("outputs/scaledreamer_shapeworld"))
+    parser.add_argument("--jobs", type=int, default=4, help="trainings at a time")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of each training in this call")
+    parser.add_argument("--limit", type=int, help="captions measured of each split, or trained of single; default: all")
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose names begin so")
+    own = sys.argv[1:] if arguments is None else arguments
+    end = own.index("--") if "--" in own else len(own)
+    flags = parser.parse_args(own[:end])
+    flags.overrides = own[end + 1 :]  # for all trainings
+    flags.out = flags.out.resolve()
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a table; 1 if a training failed."""
+    flags = parse(arguments)
+    runner = Runner(flags)
+    rows = [row for row in TABLES[flags.table](flags.limit) if row.name.startswith(tuple(flags.only))]
+    runner.measure_prd(rows)
+    left = {row.name: len(row.trainings) for row in rows}
+    failed, number, started = 0, 0, time.monotonic()
+    with ThreadPoolExecutor(flags.jobs) as pool:
+        todo = {pool.submit(runner.train, training): training for row in rows for training in row.trainings}
+        for done in as_completed(todo):
+            training, number = todo[done], number + 1
+            failed += done.exception() is not None
+            passed = (time.monotonic() - started) / 60
+            said = done.exception() or done.result()
+            print(f"[{number}/{len(todo)}] {passed:.1f} min  {training.row.name} {training.name}: {said}", flush=True)
+            left[training.row.name] -= 1
+            if not left[training.row.name]:
+                runner.measure(training.row)
+                write_text(runner.out / "table.md", markdown(runner, rows))
+    print((runner.out / "table.md").read_text())
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
