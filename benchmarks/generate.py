@@ -7,7 +7,8 @@ The first takes the published recipe at full size; with random weights (scripts/
 pretrained) as well as with the published ones, since no time but that of the surface depends on them. The second takes
 the shipped student of the miniature world, on the CPU if there is no GPU. Everything is measured with the weights
 loaded, after a first prompt that records and compiles; each prompt is new. A batch is measured for each of --prompts;
-`mesh in memory` is the whole of a call, `file` writes its meshes as GLB files.
+`mesh in memory` is the whole of a call, `file` writes its meshes as GLB files. Of several batches and grids a table is
+printed at the end; in the JSON file a stage is named BATCH@GRID/NAME.
 
     --compare 8    first makes the meshes of 8 prompts, and says how far they lie from those of reference in float32
 """
@@ -53,7 +54,7 @@ def vertices_of(flags: argparse.Namespace, performance: Performance) -> list[Ten
     """Of the meshes of the first prompts, made one by one with noise of their own; in voxels."""
     use(performance)
     pipeline = build(flags)
-    resolution = flags.resolution or pipeline.config.resolution
+    resolution = flags.resolution[0] if flags.resolution else pipeline.config.resolution
     voxel = 2 * pipeline.geometry.field.radius / (resolution - 1)
     texts = itertools.islice(itertools.cycle(flags.texts), flags.compare)
     return [pipeline(text, seed=n, resolution=resolution).meshes[0].vertices / voxel for n, text in enumerate(texts)]
@@ -79,7 +80,7 @@ def compare_meshes(flags: argparse.Namespace) -> dict[str, list[float]]:
 
 
 @torch.no_grad()
-def stages(flags: argparse.Namespace, pipeline: TextToMeshPipeline, count: int) -> dict[str, Timing]:
+def stages(flags: argparse.Namespace, pipeline: TextToMeshPipeline, count: int, resolution: int) -> dict[str, Timing]:
     """Each part by itself, and the whole, of `count` prompts at once."""
     texts = (f"{text}, number {n}" for n in itertools.count() for text in flags.texts)
 
@@ -98,7 +99,6 @@ def stages(flags: argparse.Namespace, pipeline: TextToMeshPipeline, count: int) 
     for name, (work, arguments) in parts.items():
         replay = GraphReplay() if graphs_run_on(pipeline.device) else lambda work, arguments, key: work(*arguments)
         found[name] = measure(lambda r=replay, w=work, a=arguments: r(w, a, 0), repeats=flags.repeats)
-    resolution = flags.resolution or pipeline.config.resolution
     found["grid"] = measure(lambda: scene.grid(resolution), repeats=flags.repeats)
     meshes = pipeline.extract(flags.texts[:1] * count, scene, resolution=resolution)
     found["surface and colours"] = measure(
@@ -132,7 +132,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pretrained", type=Path, default=Path("pretrained"), help="folder of the full-size weights")
     parser.add_argument("--tiny", action="store_true", help="the weights are those of random_weights.py --width tiny")
     parser.add_argument("--prompts", type=int, nargs="+", default=[1, 4], metavar="N", help="batches to measure")
-    parser.add_argument("--resolution", type=int, metavar="N", help="grid points along an edge; default: as trained")
+    parser.add_argument(
+        "--resolution", type=int, nargs="+", metavar="N", help="grid points along an edge; default: as trained"
+    )
     parser.add_argument("--compare", type=int, default=0, metavar="N", help="compare the meshes of N prompts first")
     parser.add_argument("--performance", choices=("reference", "fast", "max"), default="fast")
     parser.add_argument("--repeats", type=int, default=10)
@@ -145,21 +147,25 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure each batch; the largest is `total` in the file, where stages are named BATCH/NAME."""
+    """Measure each batch on each grid; the last of them is `total` in the file."""
     flags = parse(arguments)
     require_new(flags.json)
     apart = compare_meshes(flags) if flags.compare else {}
     use(Performance(flags.performance))
     pipeline = build(flags)
-    found = {count: stages(flags, pipeline, count) for count in flags.prompts}
+    resolutions = flags.resolution or [pipeline.config.resolution]
+    cases = list(itertools.product(flags.prompts, resolutions))
+    found = {case: stages(flags, pipeline, *case) for case in cases}
+    if len(cases) > 1:
+        print("\n| prompts | grid | median, ms | meshes a second | memory, GiB |\n|--:|--:|--:|--:|--:|")
+        for (count, size), of_case in found.items():
+            whole = of_case["mesh in memory"]
+            memory, seconds = whole.peak_bytes / 2**30, whole.median_s
+            print(f"| {count} | {size} | {1000 * seconds:.1f} | {count / seconds:.1f} | {memory:.2f} |")
     if flags.json:
-        rows = {f"{count}/{name}": stage for count, some in found.items() for name, stage in some.items()}
-        config = {
-            "performance": flags.performance,
-            "world": flags.world,
-            "resolution": flags.resolution or pipeline.config.resolution,
-        }
-        write_json(flags.json, config, rows, found[flags.prompts[-1]]["mesh in memory"], voxels_apart=apart)
+        rows = {f"{n}@{size}/{name}": stage for (n, size), some in found.items() for name, stage in some.items()}
+        config = {"performance": flags.performance, "world": flags.world, "resolution": resolutions}
+        write_json(flags.json, config, rows, found[cases[-1]]["mesh in memory"], voxels_apart=apart)
     return 0
 
 

@@ -11,11 +11,14 @@ so that one that waits for the host takes the time that it waits; `rest` is what
 profiler says of one more micro-batch how busy the device is and what runs on it.
 
     --levels reference fast   measures levels of `performance` one after the other, in one process
+    --points "data.batch_size=4" "data.batch_size=8 data.height=256 data.width=256"
+                              measures the recipe at each of these points, one after the other, and prints a table
     --gradients 8             compares the gradients of trained weights over 8 draws with those of float32
 """
 
 import argparse
 import gc
+import itertools
 import logging
 import os
 import sys
@@ -150,8 +153,8 @@ def busy(profiler: torch.profiler.profile, seconds: float) -> dict[str, Any]:
     return {"busy_s": total, "share": total / seconds, "kernels": len(kernels), "largest_s": dict(largest)}
 
 
-def run(flags: argparse.Namespace, level: str, precision: str, *, gradients: bool) -> Measured:
-    """Train for the micro-batches that are wanted; nothing is written."""
+def run(flags: argparse.Namespace, level: str, precision: str, *, point: str = "", gradients: bool = False) -> Measured:
+    """Train for the micro-batches that are wanted; nothing is written. point: overrides beside those of all."""
     flags.out.mkdir(parents=True, exist_ok=True)
     n = flags.gradients if gradients else flags.warmup + flags.repeats + int(flags.profile)
     options = [f"trainer.limit_train_batches={n}", "trainer.max_epochs=1", "trainer.limit_val_batches=0"]
@@ -162,7 +165,7 @@ def run(flags: argparse.Namespace, level: str, precision: str, *, gradients: boo
     if gradients:
         options += ["system.gradient_accumulation_steps=100000"]
         options += [] if flags.world else [f"system.weights={flags.pretrained / 'triplane_turbo_sd_v1.pth'}"]
-    options += [*flags.overrides, f"performance={level}", f"precision={precision}"]
+    options += [*flags.overrides, *point.split(), f"performance={level}", f"precision={precision}"]
     experiment = load_config([flags.config], options)
     use(Performance(experiment.performance, experiment.precision))
     pl.seed_everything(experiment.seed, workers=True, verbose=False)
@@ -208,13 +211,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--pretrained", type=Path, default=Path("pretrained"), help="folder of the full-size weights")
     parser.add_argument("--tiny", action="store_true", help="the weights are those of random_weights.py --width tiny")
     parser.add_argument("--levels", nargs="+", default=["fast"], choices=("reference", "fast", "max"))
+    parser.add_argument("--points", nargs="+", default=[""], metavar="'key=value ...'", help="overrides of each point")
     parser.add_argument("--gradients", type=int, default=0, metavar="N", help="compare gradients over N draws first")
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs, each with its own prompts")
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--profile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks"))
-    parser.add_argument("--json", type=Path, help="results; with several levels FILE gets the level before its suffix")
+    parser.add_argument("--json", type=Path, help="results; of several levels and points each has its own, numbered")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     flags = parser.parse_args(arguments)
     flags.config = flags.config or (WORLD if flags.world else FULL)
@@ -222,12 +226,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return flags
 
 
-def report(flags: argparse.Namespace, level: str, measured: Measured, gradients: dict[str, Any]) -> None:
-    """Print the stages, and write them if that is wanted."""
+def report(
+    flags: argparse.Namespace, path: Path | None, level: str, point: str, measured: Measured, gradients: dict[str, Any]
+) -> Timing:
+    """Print the stages, and write them if that is wanted; returns the time of a micro-batch."""
     names = list(dict.fromkeys(name for row in measured.rows for name in row))
     stages = {name: timing([row.get(name, 0.0) for row in measured.rows], measured.peak) for name in names}
     total: Timing = stages.pop("total")
-    print(f"\n{flags.config.name}, performance={level}: one micro-batch")
+    print(f"\n{flags.config.name}, performance={level} {point}: one micro-batch")
     for name, stage in [*stages.items(), ("total", total)]:
         print(f"  {name:32} {1000 * stage.median_s:9.1f} ms  ({1000 * stage.min_s:.1f} to {1000 * stage.max_s:.1f})")
     print(f"  memory taken from the card       {measured.peak / 2**30:9.2f} GiB")
@@ -239,23 +245,33 @@ def report(flags: argparse.Namespace, level: str, measured: Measured, gradients:
         )
         for name, seconds in measured.profiled["largest_s"].items():
             print(f"    {1000 * seconds:8.2f} ms  {name}")
-    if flags.json:
-        path = flags.json.with_stem(f"{flags.json.stem}-{level}") if len(flags.levels) > 1 else flags.json
-        config = {"recipe": flags.config.name, "performance": level, "overrides": flags.overrides}
+    if path:
+        overrides = [*flags.overrides, *point.split()]
+        config = {"recipe": flags.config.name, "performance": level, "overrides": overrides}
         write_json(path, config, stages, total, profile=measured.profiled, gradients=gradients)
+    return total
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure each level, and print what was found."""
     flags = parse(arguments)
-    require_new(flags.json)
+    cases = list(itertools.product(flags.levels, flags.points))
+    stem = "" if flags.json is None else flags.json.stem
+    names = [stem] if len(cases) == 1 else [f"{stem}-{number}" for number in range(len(cases))]
+    paths = [None if flags.json is None else flags.json.with_stem(name) for name in names]
+    for path in paths:
+        require_new(path)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     import_extensions(CUSTOM_FOLDER)
     gradients = check_gradients(flags) if flags.gradients else {}
-    for level in flags.levels:
-        measured = run(flags, level, "auto", gradients=False)
+    rows = []
+    for path, (level, point) in zip(paths, cases, strict=True):
+        measured = run(flags, level, "auto", point=point)
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            report(flags, level, measured, gradients)
+            total = report(flags, path, level, point, measured, gradients)
+            rows.append(f"| {level} {point} | {1000 * total.median_s:.0f} | {measured.peak / 2**30:.1f} |")
+    if len(rows) > 1:
+        print("\n| one micro-batch | median, ms | memory, GiB |\n|---|--:|--:|", *rows, sep="\n")
     return 0
 
 

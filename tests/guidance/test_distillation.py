@@ -98,6 +98,14 @@ def test_one_pass_for_both_renderers_gives_the_same(folders: dict[str, str]) -> 
             assert_near(getattr(a, name), getattr(b, name))
 
 
+def test_pictures_of_two_sizes_cannot_be_judged_in_one_pass(folders: dict[str, str]) -> None:
+    small = make_views(8, seed=1)
+    small = replace(small, **{name: getattr(small, name)[:, ::2, ::2] for name in (*PICTURES, "opacity", "depth")})
+    guidance = guide(folders, guidance={"parallel": True})
+    with pytest.raises(ConfigError, match=r"parallel=true: .* 12 x 12 and 6 x 6 pixels"):
+        guidance([make_views(8, seed=0), small], make_cameras(2), make_texts(2), draws_of(5), START)
+
+
 def test_a_sample_does_not_depend_on_its_batch(folders: dict[str, str]) -> None:
     guidance = guide(folders)
     both = run(guidance)

@@ -60,8 +60,19 @@ class Question:
         return torch.cat([sight.rows for sight in self.sights])
 
     def pictures(self, kind: Literal["rgb", "normal", "disparity"]) -> Float[Tensor, "N C H W"]:
-        """What is seen, differentiable; channels first."""
+        """What is seen, differentiable; channels first.
+
+        Raises:
+            ConfigError: renderers that are asked about at once make pictures of different sizes.
+        """
         seen = [getattr(sight.views, kind)[sight.rows] for sight in self.sights]
+        sizes = list(dict.fromkeys(f"{x.shape[2]} x {x.shape[1]}" for x in seen))
+        if len(sizes) > 1:
+            raise ConfigError(
+                "guidance.parallel=true: teachers look at all renderers' pictures at once, which are "
+                f"{' and '.join(sizes)} pixels here; give data.width and height the values of ray_width and "
+                "ray_height, or leave parallel out"
+            )
         return torch.cat(seen).movedim(-1, 1)
 
     def cameras_of_pictures(self) -> Cameras:
