@@ -1,0 +1,112 @@
+"""scripts/train/scaledreamer_shapeworld.py: which trainings its tables have, and what it makes of their measures."""
+
+import csv
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts/train/scaledreamer_shapeworld.py"
+
+
+@pytest.fixture(scope="module")
+def tables() -> Any:
+    spec = importlib.util.spec_from_file_location("scaledreamer_shapeworld", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_have_the_trainings_that_they_name(tables: Any) -> None:
+    sizes = {name: [(row.name, len(row.trainings)) for row in make(3)] for name, make in tables.TABLES.items()}
+    assert sizes["rules"] == [("sds", 3), ("csd", 3), ("asd", 3)]
+    assert len(sizes["generators"]) == 9
+    assert len(sizes["corpus"]) == 6
+    for name in ("level", "single"):
+        (row,) = tables.TABLES[name](3)
+        assert [training.captions for training in row.trainings] == [(c,) for cs in row.asked.values() for c in cs]
+        assert not any(" on " in caption for caption, *_ in row.captions)
+    for name in tables.TABLES:
+        trainings = [training for row in tables.TABLES[name](3) for training in row.trainings]
+        assert len({(training.row.name, training.name) for training in trainings}) == len(trainings)
+
+
+def test_few_captions_are_those_that_the_evaluation_asks_for(tables: Any) -> None:
+    few = tables.first_captions(tables.FEW)
+    assert few == tables.split_prompts("train", tables.FEW)
+    assert len(set(few)) == tables.FEW
+    more = tables.first_captions(150)
+    assert len(set(more)) == len(more) == 150
+
+
+def meshes_of(row: Any, noises: int, trainings: int, iou: Callable[[int], float]) -> list[dict[str, Any]]:
+    return [
+        {"split": split, "prompt": prompt, "training": folder, "iou": iou(folder), "r_at_1": 1.0}
+        for split, prompts in row.asked.items()
+        for prompt in (*prompts, "a caption that nobody asked for")
+        for folder in range(noises * trainings)
+    ]
+
+
+def write_report(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture
+def calls(tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What would be run; evaluations write reports."""
+    seen: list[list[str]] = []
+    (single,) = tables.single(2)
+
+    def call(self: Any, log: Path, command: list[str], allowed: str | None = None) -> int:
+        seen.append(command)
+        if "--out" in command:
+            Path(command[command.index("--out") + 1]).mkdir(parents=True, exist_ok=True)
+        if "--json" in command:
+            report = Path(command[command.index("--json") + 1])
+            rows = meshes_of(single, 1, 1, lambda folder: 0.25 if "--weights" in command else 0.75)
+            write_report(report.with_suffix(".csv"), rows)
+            exact = {"iou": 1.0, "r_at_1": 0.9}
+            report.write_text(json.dumps({"controls": {split: {"exact_solids": exact} for split in single.asked}}))
+        return tables._OUT_OF_TIME if log.name == "train.log" and "sphere" in log.parent.name else 0
+
+    monkeypatch.setattr(tables.Runner, "_call", call)
+    return seen
+
+
+def test_trainings_are_exported_and_measured_together(tables: Any, calls: list[list[str]], tmp_path: Path) -> None:
+    arguments = ["single", "--out", str(tmp_path), "--jobs", "1", "--limit", "2", "--", "trainer.max_steps=7"]
+    assert tables.main(arguments) == 0
+    (row,) = tables.single(2)
+    launched = [command for command in calls if "launch.py" in command]
+    assert sum("--train" in command for command in launched) == len(row.trainings)
+    assert all("trainer.max_steps=7" in command for command in launched)
+    exported = {command[command.index("--out") + 1] for command in launched if "--export" in command}
+    (measured,) = (command for command in calls if "--meshes" in command)
+    assert exported == {measured[measured.index("--meshes") + 1]}
+    written = (tmp_path / "single/table.md").read_text()
+    assert f"| train | single | {len(row.asked['train'])} | 1 | 0.750 (0.750 .. 0.750) | 1.000" in written
+    assert f"| train | PRD | {len(row.asked['train'])} | 1 | 0.250" in written
+    assert "| train | exact solids | | | 1.000 | 0.900 |" in written
+    before = len(calls)
+    assert tables.main(arguments) == 0
+    again = [command for command in calls[before:] if "--train" in command]
+    stopped = [training for training in row.trainings if "sphere" in training.name]
+    assert 0 < len(again) == len(stopped) < len(row.trainings)
+
+
+def test_folders_of_noise_belong_to_one_training(tables: Any, tmp_path: Path) -> None:
+    (row, *_) = tables.rules(2)
+    write_report(tmp_path / "r.csv", meshes_of(row, 3, 2, float))
+    found = tables.read_meshes(tmp_path / "r.csv", row.asked, 3)
+    assert [mesh.training for mesh in found][:6] == [0, 0, 0, 1, 1, 1]
+    assert tables.cells(found)[:2] == [str(len({c for cs in row.asked.values() for c in cs})), "2"]
