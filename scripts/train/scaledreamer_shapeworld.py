@@ -146,7 +146,9 @@ def _of_single_prompts(name: str, splits: Sequence[str], limit: int | None, **ot
         if single:
             asked[split] = tuple(single[i * len(single) // n] for i in range(n))
     captions = tuple((caption,) for chosen in asked.values() for caption in chosen)
-    return Row(name=name, config="single_prompt", captions=captions, asked=asked, **others)
+    same = all(chosen == split_prompts(split, limit) for split, chosen in asked.items())
+    limit = limit if same else None
+    return Row(name=name, config="single_prompt", captions=captions, asked=asked, limit=limit, **others)
 
 
 def single(limit: int | None) -> list[Row]:
@@ -178,8 +180,7 @@ class Runner:
 
     def meshes(self, training: Training, export: str, noise: int) -> Path:
         """Those of trainings with one caption go together."""
-        name = f"seed{training.seed}" if len(training.captions) == 1 else training.name
-        return self.out / export / training.row.name / f"{name}-noise{noise}"
+        return self.out / "meshes" / training.row.name / export / f"seed{training.seed}-noise{noise}"
 
     def train(self, training: Training) -> str:
         """Train and export; returns what is to be said of it."""
@@ -212,17 +213,16 @@ class Runner:
 
     def measure(self, row: Row) -> None:
         """Measure what there is of a row, all trainings together."""
+        found = (self.meshes(t, export, noise) for export in row.exports for t in row.trainings for noise in row.noises)
+        folders = [str(folder) for folder in dict.fromkeys(found) if folder.is_dir()]
         limit = [] if row.limit is None else ["--limit", str(row.limit)]
-        for export in row.exports:
-            folders = dict.fromkeys(self.meshes(t, export, noise) for t in row.trainings for noise in row.noises)
-            meshes = [str(folder) for folder in folders if folder.is_dir()]
-            report = self.out / export / f"{row.name}.json"
-            command = [sys.executable, "evaluation/shapeworld.py", "--meshes", *meshes, "--splits", *row.asked]
-            self._call(report.with_suffix(".log"), [*command, *limit, "--json", str(report)])
+        report = self.out / "measures" / f"{row.name}.json"
+        command = [sys.executable, "evaluation/shapeworld.py", "--meshes", *folders, "--splits", *row.asked, *limit]
+        self._call(report.with_suffix(".log"), [*command, "--json", str(report)])
 
     def measure_prd(self, rows: Sequence[Row]) -> None:
         """The measures of PRD's student, with the controls."""
-        report = self.out / "prd.json"
+        report = self.out / "measures" / "PRD.json"
         if not report.is_file():
             splits = dict.fromkeys(split for row in rows for split in row.asked)
             limit = [] if self.flags.limit is None else ["--limit", str(self.flags.limit)]
@@ -247,30 +247,35 @@ class Runner:
 
 @dataclass(frozen=True)
 class Mesh:
-    """What is kept of the measures of one."""
+    """What is kept of the measures of one. export: what the row calls it. seed: of the training."""
 
     split: str
     caption: str
-    training: int
+    export: str
+    seed: int
     iou: float
     r_at_1: float
 
 
-def read_meshes(path: Path, asked: Mapping[str, tuple[str, ...]], noises: int = 1) -> list[Mesh]:
-    """The rows of a report's CSV, of the captions that were asked for. noises: folders of each training."""
-    with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["prompt"] in asked.get(row["split"], ())]
-    return [
-        Mesh(row["split"], row["prompt"], int(row["training"]) // noises, float(row["iou"]), float(row["r_at_1"]))
-        for row in rows
-    ]
+def read_meshes(report: Path, asked: Mapping[str, tuple[str, ...]] | None = None) -> list[Mesh]:
+    """The rows of a report's CSV, of the captions that were asked for; None: of all."""
+    folders = [Path(folder) for folder in json.loads(report.read_text())["settings"].get("meshes", ())]
+    with report.with_suffix(".csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if asked is None or row["prompt"] in asked.get(row["split"], ())]
+    found = []
+    for row in rows:
+        folder = folders[int(row["training"])] if folders else Path("meshes/seed0-noise0")
+        seed = int(folder.name.partition("-")[0].removeprefix("seed"))
+        measured = float(row["iou"]), float(row["r_at_1"])
+        found.append(Mesh(row["split"], row["prompt"], folder.parent.name, seed, *measured))
+    return found
 
 
 def cells(meshes: Sequence[Mesh]) -> list[str]:
     """Numbers of prompts and trainings, mean IoU and R@1 with their intervals over both."""
     number = {caption: i for i, caption in enumerate(sorted({mesh.caption for mesh in meshes}))}
     owners = torch.tensor([number[mesh.caption] for mesh in meshes])
-    trainings = torch.tensor([mesh.training for mesh in meshes])
+    trainings = torch.tensor([mesh.seed for mesh in meshes])
     found = []
     for values in ([mesh.iou for mesh in meshes], [mesh.r_at_1 for mesh in meshes]):
         interval = format_interval(mean_interval(torch.tensor(values), owners, trainings), digits=3)
@@ -281,15 +286,15 @@ def cells(meshes: Sequence[Mesh]) -> list[str]:
 def markdown(runner: Runner, rows: Sequence[Row]) -> str:
     """What is measured so far, by split, with PRD's row and the controls."""
     found: dict[tuple[str, str], list[Mesh]] = {}
-    everything = {split: split_prompts(split, None) for split in EVALUATION_SPLITS}
-    for mesh in read_meshes(runner.out / "prd.csv", everything):
+    measures = runner.out / "measures"
+    for mesh in read_meshes(measures / "PRD.json"):
         found.setdefault((mesh.split, "PRD"), []).append(mesh)
     for row in rows:
-        for export in row.exports:
-            path, name = runner.out / export / f"{row.name}.csv", row.name if export == "meshes" else export
-            for mesh in read_meshes(path, row.asked, len(row.noises)) if path.is_file() else ():
-                found.setdefault((mesh.split, name), []).append(mesh)
-    controls = json.loads((runner.out / "prd.json").read_text())["controls"]
+        report = measures / f"{row.name}.json"
+        for mesh in read_meshes(report, row.asked) if report.is_file() else ():
+            name = row.name if len(row.exports) == 1 else mesh.export
+            found.setdefault((mesh.split, name), []).append(mesh)
+    controls = json.loads((runner.out / "measures" / "PRD.json").read_text())["controls"]
     lines = [f"# {runner.flags.table}", "", "In brackets 95 % intervals over prompts and trainings.", ""]
     lines += ["| split | | prompts | trainings | IoU | R@1 |", "|---|---|---|---|---|---|"]
     for split in EVALUATION_SPLITS:

@@ -76,7 +76,9 @@ def calls(tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[
             rows = meshes_of(single, 1, 1, lambda folder: 0.25 if "--weights" in command else 0.75)
             write_report(report.with_suffix(".csv"), rows)
             exact = {"iou": 1.0, "r_at_1": 0.9}
-            report.write_text(json.dumps({"controls": {split: {"exact_solids": exact} for split in single.asked}}))
+            folders = [word for word in command if "-noise" in word]
+            controls = {split: {"exact_solids": exact} for split in single.asked}
+            report.write_text(json.dumps({"controls": controls, "settings": {"meshes": folders} if folders else {}}))
         return tables._OUT_OF_TIME if log.name == "train.log" and "sphere" in log.parent.name else 0
 
     monkeypatch.setattr(tables.Runner, "_call", call)
@@ -95,7 +97,7 @@ def test_trainings_are_exported_and_measured_together(tables: Any, calls: list[l
     assert exported == {measured[measured.index("--meshes") + 1]}
     written = (tmp_path / "single/table.md").read_text()
     assert f"| train | single | {len(row.asked['train'])} | 1 | 0.750 (0.750 .. 0.750) | 1.000" in written
-    assert f"| train | PRD | {len(row.asked['train'])} | 1 | 0.250" in written
+    assert f"| train | PRD | {len(row.asked['train']) + 1} | 1 | 0.250" in written
     assert "| train | exact solids | | | 1.000 | 0.900 |" in written
     before = len(calls)
     assert tables.main(arguments) == 0
@@ -104,9 +106,12 @@ def test_trainings_are_exported_and_measured_together(tables: Any, calls: list[l
     assert 0 < len(again) == len(stopped) < len(row.trainings)
 
 
-def test_folders_of_noise_belong_to_one_training(tables: Any, tmp_path: Path) -> None:
+def test_folders_say_which_training_and_export_meshes_are_of(tables: Any, tmp_path: Path) -> None:
     (row, *_) = tables.rules(2)
     write_report(tmp_path / "r.csv", meshes_of(row, 3, 2, float))
-    found = tables.read_meshes(tmp_path / "r.csv", row.asked, 3)
-    assert [mesh.training for mesh in found][:6] == [0, 0, 0, 1, 1, 1]
+    folders = [f"out/{export}/seed{seed}-noise{k}" for export, seed in (("x", 4), ("y", 7)) for k in range(3)]
+    (tmp_path / "r.json").write_text(json.dumps({"settings": {"meshes": folders}}))
+    found = tables.read_meshes(tmp_path / "r.json", row.asked)
+    assert [(mesh.export, mesh.seed) for mesh in found][:6] == [("x", 4)] * 3 + [("y", 7)] * 3
+    assert [mesh.iou for mesh in found][:6] == [0, 1, 2, 3, 4, 5]
     assert tables.cells(found)[:2] == [str(len({c for cs in row.asked.values() for c in cs})), "2"]
