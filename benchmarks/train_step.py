@@ -204,6 +204,11 @@ def check_gradients(flags: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def numbered(path: Path | None, number: int) -> Path | None:
+    """FILE-NUMBER.json."""
+    return path and path.with_stem(f"{path.stem}-{number}")
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, help=f"default: {FULL.name}; with --world: {WORLD.name}")
@@ -256,9 +261,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Measure each level, and print what was found."""
     flags = parse(arguments)
     cases = list(itertools.product(flags.levels, flags.points))
-    stem = "" if flags.json is None else flags.json.stem
-    names = [stem] if len(cases) == 1 else [f"{stem}-{number}" for number in range(len(cases))]
-    paths = [None if flags.json is None else flags.json.with_stem(name) for name in names]
+    paths = [numbered(flags.json, number) if len(cases) > 1 else flags.json for number in range(len(cases))]
     for path in paths:
         require_new(path)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)

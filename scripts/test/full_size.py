@@ -318,21 +318,26 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("outputs/full_size"))
+def parse_session(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """The command line: what the parser has, among it --out, and what every session needs."""
     parser.add_argument("--pretrained", type=Path, help="folder of the stand-ins; default: OUT/pretrained")
-    parser.add_argument("--config", type=Path, default=RECIPE)
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=DEFAULT_STAGES)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--minutes", type=float, default=9.5, help="of all stages together")
-    parser.add_argument("--prompts", type=Path, help="a text file, a prompt a line; default: eight of ours")
     parser.add_argument("--width", choices=("full", "tiny"), default="full", help="tiny: to try this script")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all runs; after --")
     flags = parser.parse_args(arguments)
     flags.out = flags.out.resolve()
     flags.pretrained = (flags.pretrained or flags.out / "pretrained").resolve()
     return flags
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs/full_size"))
+    parser.add_argument("--config", type=Path, default=RECIPE)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=DEFAULT_STAGES)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--minutes", type=float, default=9.5, help="of all stages together")
+    parser.add_argument("--prompts", type=Path, help="a text file, a prompt a line; default: eight of ours")
+    return parse_session(parser, arguments)
 
 
 STAGES = {

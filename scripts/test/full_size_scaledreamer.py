@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from full_size import Session, Unfinished, resume, say, train
+from full_size import Session, Unfinished, parse_session, resume, say, train
 from measured_launch import TURN
 
 from triplaneturbo.evaluation.common import write_json
@@ -128,17 +128,11 @@ def _number(value: float | None) -> str:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/full_size_scaledreamer"))
-    parser.add_argument("--pretrained", type=Path, help="folder of the stand-ins; default: OUT/pretrained")
     parser.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=tuple(RECIPES))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=9.0, help="of everything together")
     parser.add_argument("--jobs", type=int, default=3, help="recipes at a time")
-    parser.add_argument("--width", choices=("full", "tiny"), default="full", help="tiny: to try this script")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for all runs; after --")
-    flags = parser.parse_args(arguments)
-    flags.out = flags.out.resolve()
-    flags.pretrained = (flags.pretrained or flags.out / "pretrained").resolve()
-    return flags
+    return parse_session(parser, arguments)
 
 
 def session(flags: argparse.Namespace, name: str, deadline: float) -> Recipe:

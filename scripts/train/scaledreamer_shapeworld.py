@@ -102,8 +102,8 @@ class Training:
 
 
 def first_captions(n: int | None) -> tuple[str, ...]:
-    """n captions to learn: of the split `train`, evenly spread; if it has fewer, all of it and more of the library.
-    None: the library, as it is."""
+    """n captions to learn: of the split `train`, evenly spread; if it has fewer, all of it and more of the library,
+    as far as that goes. None: the library, as it is."""
     library = json.loads((STUDENT.parent / "shapeworld_prompt_library.json").read_text())["train"]
     return tuple(dict.fromkeys([*split_prompts("train", n), *library]))[:n] if n else tuple(library)
 
@@ -126,7 +126,7 @@ def generators(limit: int | None) -> list[Row]:
 
 def corpus(limit: int | None) -> list[Row]:
     return [
-        of_many(f"{rule}-{n}", "conv3d_net", n, limit, options=(_RULES[rule],))
+        of_many(f"{rule}-{len(first_captions(n))}", "conv3d_net", n, limit, options=(_RULES[rule],))
         for n in (FEW, 150, 1500)
         for rule in ("asd", "sds")
     ]

@@ -66,11 +66,11 @@ class Question:
             ConfigError: renderers that are asked about at once make pictures of different sizes.
         """
         seen = [getattr(sight.views, kind)[sight.rows] for sight in self.sights]
-        sizes = list(dict.fromkeys(f"{x.shape[2]} x {x.shape[1]}" for x in seen))
-        if len(sizes) > 1:
+        if len({x.shape[1:3] for x in seen}) > 1:
+            sizes = " and ".join(f"{x.shape[2]} x {x.shape[1]}" for x in seen)
             raise ConfigError(
                 "guidance.parallel=true: teachers look at all renderers' pictures at once, which are "
-                f"{' and '.join(sizes)} pixels here; give data.width and height the values of ray_width and "
+                f"{sizes} pixels here; give data.width and height the values of ray_width and "
                 "ray_height, or leave parallel out"
             )
         return torch.cat(seen).movedim(-1, 1)
