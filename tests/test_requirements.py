@@ -37,9 +37,8 @@ def extra(*names: str) -> set[str]:
 
 @cache
 def is_ours(module: str) -> bool:
-    return any(next(folder.glob(pattern), None) for folder, pattern in [
-        (ROOT, module), (ROOT, f"{module}.py"), (ROOT / "tests", f"**/{module}"), (ROOT / "tests", f"**/{module}.py"),
-    ])  # fmt: skip
+    places = [(ROOT, ""), (ROOT / "scripts", "**/"), (ROOT / "tests", "**/")]
+    return any(next(folder.glob(f"{within}{module}{end}"), None) for folder, within in places for end in ("", ".py"))
 
 
 def imported(*places: str) -> set[str]:

@@ -9,8 +9,8 @@ rules       SDS, CSD and ASD on one generator, three seeds (Hyper-iNGP)
 level       the single solids of the validation, one training each, exported at several levels of the density
 single      all single solids of the other splits, one training each
 
---jobs trainings go side by side on the GPU. A training is stopped after --minutes of this call and measured as it is;
-given again, the command goes on with those that have steps left, and measures them again. Meshes are those of
+--jobs trainings go side by side, spread over the GPUs. A training is stopped after --minutes of this call and measured
+as it is; given again, the command goes on with those that have steps left, and measures them again. Meshes are those of
 `launch.py --export`, for three noise seeds where noise matters, and measures those of `evaluation/shapeworld.py`, on
 --limit captions of each split, evenly spread. OUT/TABLE/table.md is made anew whenever the trainings of a row have
 ended, of the rows that are there; PRD's is that of load/shapeworld.
@@ -19,14 +19,17 @@ ended, of the rows that are there; PRD's is that of load/shapeworld.
 import argparse
 import csv
 import json
+import os
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -34,6 +37,7 @@ import torch
 from triplaneturbo.evaluation.benchmark import split_prompts
 from triplaneturbo.evaluation.bootstrap import format_interval, mean_interval
 from triplaneturbo.evaluation.world import EVALUATION_SPLITS, load_splits, parse_caption
+from triplaneturbo.interruption import interruption, stoppable
 from triplaneturbo.naming import slug
 from triplaneturbo.storage import write_text
 from triplaneturbo.systems.losslog import read_losses
@@ -174,6 +178,12 @@ class Runner:
 
     def __init__(self, flags: argparse.Namespace) -> None:
         self.flags, self.out = flags, flags.out / flags.table
+        self.children: set[subprocess.Popen[bytes]] = set()
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        gpus = visible.split(",")  # [""] without any, which hides none from a CPU
+        self.places: SimpleQueue[str] = SimpleQueue()
+        for i in range(flags.jobs):
+            self.places.put(gpus[i % len(gpus)])
 
     def folder(self, training: Training) -> Path:
         return self.out / "runs" / training.row.name / training.name
@@ -189,17 +199,21 @@ class Runner:
             return "done before"
         library = {"train": training.captions, "val": training.captions[:1], "test": training.asked}
         write_text(folder / "captions.json", json.dumps(library))
-        start = time.monotonic()
-        limited = ["timeout", "--signal=INT", f"{self.flags.minutes}m", *self._launch(training)]
-        given = ["--train", "trainer.limit_test_batches=0", f"seed={training.seed}"]
-        stopped = self._call(folder / "train.log", [*limited, *given]) == _OUT_OF_TIME
-        with (folder / "seconds").open("a") as file:
-            file.write(f"{time.monotonic() - start:.0f}\n")
-        for export, options in row.exports.items():
-            for noise in row.noises:
-                where = ["--out", str(self.meshes(training, export, noise)), "system.exporter.overwrite=true"]
-                command = [*self._launch(training), "--export", *where, f"seed={noise}", *options]
-                self._call(folder / "export.log", command, allowed="gave no mesh")
+        place = self.places.get()
+        try:
+            start = time.monotonic()
+            limited = ["timeout", f"{self.flags.minutes}m", *self._launch(training)]
+            given = ["--train", "trainer.limit_test_batches=0", f"seed={training.seed}"]
+            stopped = self._call(folder / "train.log", [*limited, *given], place) == _OUT_OF_TIME
+            with (folder / "seconds").open("a") as file:
+                file.write(f"{time.monotonic() - start:.0f}\n")
+            for export, options in row.exports.items():
+                for noise in row.noises:
+                    where = ["--out", str(self.meshes(training, export, noise)), "system.exporter.overwrite=true"]
+                    command = [*self._launch(training), "--export", *where, f"seed={noise}", *options]
+                    self._call(folder / "export.log", command, place, allowed="gave no mesh")
+        finally:
+            self.places.put(place)
         if not stopped:
             (folder / "done").touch()
         return f"stopped after {self.flags.minutes:g} minutes" if stopped else "done"
@@ -229,20 +243,33 @@ class Runner:
             command = [sys.executable, "evaluation/shapeworld.py", "--weights", str(STUDENT), *limit]
             self._call(report.with_suffix(".log"), [*command, "--splits", *splits, "--json", str(report)])
 
-    def _call(self, log: Path, command: Sequence[str], allowed: str | None = None) -> int:
-        """Run a command; returns its exit status, which is 0, or _OUT_OF_TIME.
+    def _call(self, log: Path, command: Sequence[str], place: str = "", allowed: str | None = None) -> int:
+        """Run a command, on this GPU; returns its exit status, which is 0, or _OUT_OF_TIME.
 
         Raises:
             RuntimeError: it failed, and did not say what is allowed.
         """
+        interruption.check()
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": place} if place else None
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as output:
             output.write(f"$ {shlex.join(command)}\n")
             output.flush()
-            code = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT).returncode
+            told = {"stdout": output, "stderr": subprocess.STDOUT, "env": environment}
+            # In a session of its own a terminal's SIGINT reaches it through `tell` alone.
+            with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **told) as child:
+                self.children.add(child)
+                code = child.wait()
+                self.children.discard(child)
         if code not in (0, _OUT_OF_TIME) and not (allowed and allowed in log.read_text()):
             raise RuntimeError(f"exit status {code}, see {log}")
         return code
+
+    def tell(self, number: int) -> None:
+        """Pass a signal on to all that runs; trainings save before they stop."""
+        for child in tuple(self.children):
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, number)
 
 
 @dataclass(frozen=True)
@@ -337,25 +364,37 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a table; 1 if a training failed."""
     flags = parse(arguments)
     runner = Runner(flags)
+    interruption.signal_children = runner.tell
     rows = [row for row in TABLES[flags.table](flags.limit) if row.name.startswith(tuple(flags.only))]
     runner.measure_prd(rows)
-    left = {row.name: len(row.trainings) for row in rows}
-    failed, number, started = 0, 0, time.monotonic()
     with ThreadPoolExecutor(flags.jobs) as pool:
         todo = {pool.submit(runner.train, training): training for row in rows for training in row.trainings}
-        for done in as_completed(todo):
-            training, number = todo[done], number + 1
-            failed += done.exception() is not None
-            passed = (time.monotonic() - started) / 60
-            said = done.exception() or done.result()
-            print(f"[{number}/{len(todo)}] {passed:.1f} min  {training.row.name} {training.name}: {said}", flush=True)
-            left[training.row.name] -= 1
-            if not left[training.row.name]:
-                runner.measure(training.row)
-                write_text(runner.out / "table.md", markdown(runner, rows))
+        try:
+            failed = follow(runner, rows, todo)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     print((runner.out / "table.md").read_text())
     return int(failed > 0)
 
 
+def follow(runner: Runner, rows: Sequence[Row], todo: Mapping[Future[str], Training]) -> int:
+    """Say how each training ended, and measure the rows whose trainings all have; returns how many failed."""
+    left = {row.name: len(row.trainings) for row in rows}
+    failed, started = 0, time.monotonic()
+    for number, done in enumerate(as_completed(todo), 1):
+        training = todo[done]
+        failed += done.exception() is not None
+        passed = (time.monotonic() - started) / 60
+        said = done.exception() or done.result()
+        print(f"[{number}/{len(todo)}] {passed:.1f} min  {training.row.name} {training.name}: {said}", flush=True)
+        left[training.row.name] -= 1
+        if not left[training.row.name]:
+            runner.measure(training.row)
+            write_text(runner.out / "table.md", markdown(runner, rows))
+    return failed
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    with stoppable():
+        sys.exit(main())

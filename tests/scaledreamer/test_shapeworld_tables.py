@@ -3,8 +3,11 @@
 import csv
 import importlib.util
 import json
+import signal
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +70,7 @@ def calls(tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[
     seen: list[list[str]] = []
     (single,) = tables.single(2)
 
-    def call(self: Any, log: Path, command: list[str], allowed: str | None = None) -> int:
+    def call(self: Any, log: Path, command: list[str], place: str = "", allowed: str | None = None) -> int:
         seen.append(command)
         if "--out" in command:
             Path(command[command.index("--out") + 1]).mkdir(parents=True, exist_ok=True)
@@ -115,3 +118,35 @@ def test_folders_say_which_training_and_export_meshes_are_of(tables: Any, tmp_pa
     assert [(mesh.export, mesh.seed) for mesh in found][:6] == [("x", 4)] * 3 + [("y", 7)] * 3
     assert [mesh.iou for mesh in found][:6] == [0, 1, 2, 3, 4, 5]
     assert tables.cells(found)[:2] == [str(len({c for cs in row.asked.values() for c in cs})), "2"]
+
+
+def make_runner(tables: Any, out: Path, *options: str) -> Any:
+    return tables.Runner(tables.parse(["single", "--out", str(out), *options]))
+
+
+def test_trainings_are_spread_over_the_gpus(tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    runner = make_runner(tables, tmp_path, "--jobs", "3")
+    places = [runner.places.get() for _ in range(3)]
+    assert places == ["3", "5", "3"]
+    for place in places[:2]:
+        runner._call(tmp_path / "log", ["sh", "-c", "echo on $CUDA_VISIBLE_DEVICES"], place)
+    runner._call(tmp_path / "log", ["sh", "-c", "echo on $CUDA_VISIBLE_DEVICES"])
+    said = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("on")]
+    assert said == ["on 3", "on 5", "on 3,5"]
+
+
+def test_a_signal_reaches_what_runs(tables: Any, tmp_path: Path) -> None:
+    runner = make_runner(tables, tmp_path)
+    log = tmp_path / "log"
+    saving = "trap 'echo saved; exit 143' TERM; echo on; sleep 60 & wait"
+    with ThreadPoolExecutor(1) as pool:
+        # As trainings run: behind `timeout`, which is not what has to be told.
+        running = pool.submit(runner._call, log, ["timeout", "1m", "sh", "-c", saving])
+        while "\non\n" not in (log.read_text() if log.exists() else ""):
+            time.sleep(0.01)
+        runner.tell(signal.SIGTERM)
+        with pytest.raises(RuntimeError, match=r"exit status 143, see .*log"):
+            running.result(timeout=20)
+    assert log.read_text().endswith("saved\n")
+    assert not runner.children
