@@ -4,9 +4,10 @@ from analytic_scenes import SOLIDS, Solid, box_sdf, cameras, eroded, solids, sph
 
 from triplaneturbo.cameras import ray_directions
 from triplaneturbo.errors import ConfigError, EmptyFieldError
+from triplaneturbo.ops.marching_cubes import touched_points
 from triplaneturbo.renderers.mesh import MeshRenderer
 from triplaneturbo.renderers.shading import disparity, normals_as_colors
-from triplaneturbo.renderers.surface import force_surface, surface_meshes, touched_points
+from triplaneturbo.renderers.surface import force_surface, surface_meshes
 from triplaneturbo.renderers.volume import VolumeRenderer
 from triplaneturbo.scenes import FieldScene
 from triplaneturbo.scenes.isosurface import extract

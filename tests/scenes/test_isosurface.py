@@ -20,22 +20,31 @@ def grid_points(resolution, radius):
 @pytest.mark.parametrize("own", [True, False], ids=["separable", "default"])
 @pytest.mark.parametrize("how", ["sum", "mean", "concat"])
 @pytest.mark.parametrize("slab", [1, 200, 1 << 19])
-def test_grid_equals_pointwise_queries_with_gradients(build, monkeypatch, how, slab, own):
+@pytest.mark.parametrize("radius", [None, 1.1])
+def test_grid_equals_pointwise_queries(build, monkeypatch, how, slab, own, radius):
     monkeypatch.setattr(base, "_SLAB_ON_CPU", slab)
-    field = build(shape_features=how, radius=1.3, training_resolution=16).double()
-    planes = torch.randn(2, 6, 4, 6, 6, dtype=torch.float64, requires_grad=True)
-    tensors = {"planes": planes}
-    values, offset = field.grid(tensors, 7, 2) if own else Field.grid(field, tensors, 7, 2)
-    expected, expected_offset = field.level_set(tensors, grid_points(7, 1.3).expand(2, -1, -1), resolution=7)
-    torch.testing.assert_close(values, expected.view(2, 7, 7, 7))
-    torch.testing.assert_close(offset, expected_offset.view(2, 7, 7, 7, 3))
-    leaves = [planes, *field.sdf_network.parameters(), *field.deformation_network.parameters()]
-    ours = torch.autograd.grad(values.sin().sum() + offset.cos().sum(), leaves)
-    truth = torch.autograd.grad(expected.sin().sum() + expected_offset.cos().sum(), leaves)
-    torch.testing.assert_close(ours, truth)
+    field = build(shape_features=how, radius=1.3, level=0.1).double()
+    tensors = {"planes": torch.randn(2, 6, 4, 6, 6, dtype=torch.float64)}
+    values = field.grid(tensors, 7, 2, radius) if own else Field.grid(field, tensors, 7, 2, radius)
+    points = grid_points(7, radius or 1.3).expand(2, -1, -1)
+    expected, _ = field.level_set(tensors, points, resolution=7)
+    torch.testing.assert_close(values, expected.detach().view(2, 7, 7, 7))
+
+
+@pytest.mark.parametrize("resolution", [12, 17])
+def test_the_surface_is_that_of_all_grid_points_moved(build, scene_of, resolution):
+    """Though only those next to it are asked how far they move."""
+    scene = scene_of(build(radius=1.3, training_resolution=12), torch.randn(1, 6, 4, 6, 6)).prompt(0)
+    (mesh,) = extract_meshes(scene, Unlit(), resolution, ["a"])
     with torch.no_grad():
-        again = field.grid(tensors, 7, 2) if own else Field.grid(field, tensors, 7, 2)
-    torch.testing.assert_close(again, (values, offset), rtol=1e-12, atol=1e-12)
+        everywhere = scene.level_set(grid_points(resolution, 1.3).float(), resolution=resolution)
+    size = (resolution,) * 3
+    vertices, faces = extract(everywhere[0].view(size), everywhere[1].view(*size, 3), 1.3)
+    assert len(faces) > 100
+    assert torch.equal(mesh.faces, faces)
+    torch.testing.assert_close(mesh.vertices, vertices)
+    still, _ = extract(everywhere[0].view(size), None, 1.3)
+    assert (still - vertices).norm(dim=1).amax() > 0.1 * 2.6 / (resolution - 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
@@ -48,7 +57,7 @@ base._SLAB_ON_CPU = 1
 
 def slab(start, stop):
     x = torch.ones(1, 1 << 21)
-    return ((x + 1) * (x + 2))[:, : 1 << 16].clone(),
+    return ((x + 1) * (x + 2))[:, None, : 1 << 16].clone()
 
 def peak():
     return next(int(line.split()[1]) >> 10 for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -58,7 +67,7 @@ def run():
         for _ in range(5):
             slab(0, 1)
         before = peak()
-        (whole,) = base.in_slabs(lambda start, stop: (slab(start, stop)[0][:, None],), 50, 1, torch.device("cpu"))
+        whole = base.in_slabs(slab, 50, 1, torch.device("cpu"))
         print(peak() - before - (whole.nbytes >> 20))
 
 thread = threading.Thread(target=run)
@@ -72,14 +81,16 @@ thread.join()
 
 def test_deformation_is_in_cells_of_the_training_grid_or_of_any_grid(build):
     """A shift by one cell of the training grid is a shift by half a cell of a grid twice as coarse."""
-    tensors = {"planes": torch.randn(1, 6, 4, 6, 6)}
+    tensors, points = {"planes": torch.randn(1, 6, 4, 6, 6)}, torch.rand(1, 20, 3)
     ours, of_any = (build(training_resolution=17, deformation_unit=unit) for unit in ("training cell", "cell"))
-    torch.testing.assert_close(ours.grid(tensors, 9, 1)[1], of_any.grid(tensors, 9, 1)[1] / 2)
-    torch.testing.assert_close(ours.grid(tensors, 17, 1)[1], of_any.grid(tensors, 17, 1)[1])
+    for resolution, share in ((9, 0.5), (17, 1.0)):
+        in_cells = [field.level_set(tensors, points, resolution=resolution)[1] for field in (ours, of_any)]
+        torch.testing.assert_close(in_cells[0], share * in_cells[1])
 
 
 def test_without_deformation_there_is_none(build):
-    assert build(deformable=False).grid({"planes": torch.randn(1, 6, 4, 6, 6)}, 5, 1)[1] is None
+    tensors = {"planes": torch.randn(1, 6, 4, 6, 6)}
+    assert build(deformable=False).level_set(tensors, torch.rand(1, 5, 3), resolution=5)[1] is None
 
 
 def test_start_sphere_is_extracted_where_it_is(build, scene_of):
@@ -106,8 +117,8 @@ def test_vertices_differentiate_through_grid_and_deformation(build):
     planes = 0.3 * torch.randn(1, 6, 4, 6, 6, dtype=torch.float64)
 
     def mean_height(value):
-        values, offset = field.grid({"planes": value}, 12, 1)
-        return extract(values[0], offset[0], 1.0)[0][:, 2].mean()
+        values, offset = field.level_set({"planes": value}, grid_points(12, 1.0), resolution=12)
+        return extract(values.view(12, 12, 12), offset.view(12, 12, 12, 3), 1.0)[0][:, 2].mean()
 
     planes.requires_grad_()
     (gradient,) = torch.autograd.grad(mean_height(planes), planes)
@@ -124,7 +135,7 @@ def test_small_pieces_are_dropped_when_asked(build, scene_of, monkeypatch):
     large = points.norm(dim=-1) - 0.5
     small = (points - torch.tensor([0.8, 0.8, 0.8])).norm(dim=-1) - 0.12
     scene = scene_of(build(deformable=False), torch.zeros(1, 6, 4, 6, 6))
-    monkeypatch.setattr(scene.field, "grid", lambda *a, **k: (torch.minimum(large, small)[None], None))
+    monkeypatch.setattr(scene.field, "grid", lambda *a, **k: torch.minimum(large, small)[None])
     meshes = [extract_meshes(scene, Unlit(), 24, ["two"], smallest_component=share)[0] for share in (0.0, 0.2)]
     assert [mesh.vertices.amax().item() > 0.6 for mesh in meshes] == [True, False]
 

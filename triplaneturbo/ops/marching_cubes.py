@@ -10,7 +10,7 @@ import functools
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from triplaneturbo.errors import ConfigError
@@ -92,6 +92,18 @@ def _sizes(edges: Tensor, faces: Tensor, inside: Tensor) -> list[tuple[int, int]
     number = torch.arange(len(inside) + 1, device=edges.device)
     first = [torch.searchsorted(owner, number) for owner in (owners, owners[faces[:, 0]])]
     return [(vertices, faces) for vertices, faces in torch.stack(first, 1).diff(dim=0).tolist()]
+
+
+def touched_points(sdf: Float[Tensor, "*B X Y Z"]) -> Bool[Tensor, "*B X Y Z"]:
+    """The grid points at either end of a grid edge that crosses the surface; beyond the grid is outside."""
+    inside = F.pad(sdf < 0, [1] * 6)
+    touched = torch.zeros_like(inside)
+    for axis in (-3, -2, -1):
+        size = inside.shape[axis] - 1
+        crossed = inside.narrow(axis, 0, size) ^ inside.narrow(axis, 1, size)
+        touched.narrow(axis, 0, size).logical_or_(crossed)
+        touched.narrow(axis, 1, size).logical_or_(crossed)
+    return touched[..., 1:-1, 1:-1, 1:-1]
 
 
 def _use_diso(backend: str, sdf: Tensor, pad: bool) -> bool:

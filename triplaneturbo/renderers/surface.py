@@ -3,20 +3,16 @@
 import math
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from triplaneturbo.errors import EmptyFieldError
-from triplaneturbo.ops.marching_cubes import marching_cubes_packed
+from triplaneturbo.ops.marching_cubes import marching_cubes_packed, touched_points
 from triplaneturbo.renderers.packing import PromptTable, split_meshes
 from triplaneturbo.renderers.shading import shrink_gradient
 from triplaneturbo.scenes import FieldScene
 from triplaneturbo.types import Mesh
 
-# Grid points evaluated at a time without gradient, of all prompts together.
-_CHUNK_CPU = 1 << 19
-_CHUNK_GPU = 1 << 21
 # Grid points next to the boundary that are put outside when a field has no surface.
 _BORDER = 2
 
@@ -48,7 +44,7 @@ def surface_meshes(
     line, cell = scene.field.grid_line(resolution, scene.tensors, radius), 2 * radius / (resolution - 1)
     points = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1).view(-1, 3)
     with torch.no_grad():
-        values = _grid_values(scene, points)
+        values = scene.grid(resolution, radius).flatten(1)
         extremes = torch.stack([values.argmin(1), values.argmax(1)], 1)
         touched = touched_points(values.view(grids)).flatten(1)
         empty, counts = _looked_through(values, extremes, touched)
@@ -77,18 +73,6 @@ def surface_meshes(
     return split_meshes(vertices, faces, sizes)
 
 
-def touched_points(sdf: Float[Tensor, "*B X Y Z"]) -> Bool[Tensor, "*B X Y Z"]:
-    """The grid points at either end of a grid edge that crosses the surface; beyond the grid is outside."""
-    inside = F.pad(sdf < 0, [1] * 6)
-    touched = torch.zeros_like(inside)
-    for axis in (-3, -2, -1):
-        size = inside.shape[axis] - 1
-        crossed = inside.narrow(axis, 0, size) ^ inside.narrow(axis, 1, size)
-        touched.narrow(axis, 0, size).logical_or_(crossed)
-        touched.narrow(axis, 1, size).logical_or_(crossed)
-    return touched[..., 1:-1, 1:-1, 1:-1]
-
-
 def force_surface(sdf: Float[Tensor, "*B R R R"], extremes: Int[Tensor, "*B 2"]) -> Float[Tensor, "*B R R R"]:
     """Fields of one sign made to have a surface (InstantMesh, Xu et al. 2024): -1 - max is added to the centre
     point, 1 - min to the two outermost layers, and points that become exactly 0 keep their value.
@@ -103,13 +87,6 @@ def force_surface(sdf: Float[Tensor, "*B R R R"], extremes: Int[Tensor, "*B 2"])
     centre[tuple(n // 2 for n in outer.shape)] = 1
     forced = sdf + outer * (1 - low) - centre * (1 + high)
     return torch.where(forced == 0, sdf, forced)
-
-
-def _grid_values(scene: FieldScene, points: Tensor) -> Tensor:
-    """Every field at all the points, negative inside: [B, N]."""
-    chunk = (_CHUNK_GPU if points.is_cuda else _CHUNK_CPU) // len(scene)
-    parts = points.expand(len(scene), -1, -1).split(max(1, chunk), 1)
-    return scene.field.inside(torch.cat([scene.value(part) for part in parts], 1).squeeze(2))
 
 
 def _looked_through(values: Tensor, extremes: Tensor, touched: Tensor) -> tuple[Tensor, list[int]]:

@@ -13,7 +13,6 @@ from typing import ClassVar, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from triplaneturbo.base import Module
 from triplaneturbo.types import FieldSample
@@ -111,24 +110,23 @@ class Field(Module):
             return self.forward_differences(tensors, points, value, step)
         return self.central_differences(tensors, points, step, inside=how == "central_inside")
 
+    @torch.no_grad()
     def grid(
-        self, tensors: Tensors, resolution: int, prompts: int
-    ) -> tuple[Float[Tensor, "B R R R"], Float[Tensor, "B R R R 3"] | None]:
-        """`level_set` on the resolution^3 points that divide the cube evenly, axes in order x, y, z.
+        self, tensors: Tensors, resolution: int, prompts: int, radius: float | None = None
+    ) -> Float[Tensor, "B R R R"]:
+        """`inside` at the resolution^3 points that divide [-radius, radius]^3 evenly, axes in order x, y, z.
 
-        Differentiable; slabs along x are recomputed in the backward pass. prompts: B.
+        Without gradient: a surface depends on the few points next to it, which `level_set` gives. prompts: B. radius:
+        None: of the field's cube.
         """
-        line = self.grid_line(resolution, tensors)
+        line = self.grid_line(resolution, tensors, radius)
 
-        def slab(start: int, stop: int) -> tuple[Tensor, ...]:
+        def slab(start: int, stop: int) -> Tensor:
             points = torch.stack(torch.meshgrid(line[start:stop], line, line, indexing="ij"), -1)
-            everywhere = points.view(1, -1, 3).expand(prompts, -1, -1)
-            value, offset = self.level_set(tensors, everywhere, resolution=resolution)
-            found = (value,) if offset is None else (value, offset)
-            return tuple(x.unflatten(1, points.shape[:3]) for x in found)
+            value = self.value(tensors, points.view(1, -1, 3).expand(prompts, -1, -1))
+            return value.view(prompts, *points.shape[:3])
 
-        value, *offset = in_slabs(slab, resolution, prompts, line.device)
-        return value.squeeze(-1), (offset[0] if offset else None)
+        return self.inside(in_slabs(slab, resolution, prompts, line.device))
 
     def grid_line(self, resolution: int, tensors: Tensors, radius: float | None = None) -> Float[Tensor, " R"]:
         """The coordinates of grid points along an axis, on the device and of the type of the tensors or parameters.
@@ -140,26 +138,20 @@ class Field(Module):
         return torch.linspace(-extent, extent, resolution, device=like.device, dtype=like.dtype)
 
 
-def in_slabs(
-    slab: Callable[[int, int], tuple[Tensor, ...]], size: int, prompts: int, device: torch.device
-) -> list[Tensor]:
-    """`slab(start, stop)` for all parts of `size` grid planes, joined along axis 1; recomputed in the backward pass, if
-    there is one. What is alive at a time suits the device: hidden layers of half a million points, 8 thousand on CPU.
+def in_slabs(slab: Callable[[int, int], Tensor], size: int, prompts: int, device: torch.device) -> Tensor:
+    """`slab(start, stop)` for all parts of `size` grid planes, joined along axis 1, without gradient. What is alive at
+    a time suits the device: hidden layers of half a million points, 8 thousand on CPU.
     """
     at_once = _SLAB_ON_CPU if device.type == "cpu" else _SLAB
     thickness = max(1, at_once // (size**2 * prompts))
-    bounds = [(start, min(start + thickness, size)) for start in range(0, size, thickness)]
-    if torch.is_grad_enabled():
-        slabs = [checkpoint(slab, *bound, use_reentrant=False) for bound in bounds]
-        return [torch.cat(pieces, dim=1) for pieces in zip(*slabs, strict=True)]
     # Written in place: pieces that live on between the slabs' large temporaries fragment the heap of a thread, which
     # takes ten times the memory (10 GB for 256 points along an edge).
-    joined: list[Tensor] = []
-    for start, stop in bounds:
-        pieces = slab(start, stop)
-        joined = joined or [piece.new_empty(len(piece), size, *piece.shape[2:]) for piece in pieces]
-        for whole, piece in zip(joined, pieces, strict=True):
-            whole[:, start:stop] = piece
+    joined = None
+    for start in range(0, size, thickness):
+        piece = slab(start, min(start + thickness, size))
+        joined = piece.new_empty(len(piece), size, *piece.shape[2:]) if joined is None else joined
+        joined[:, start : start + thickness] = piece
+    assert joined is not None
     return joined
 
 
@@ -204,9 +196,9 @@ class FieldScene:
         """See `Field.level_set`."""
         return self.field.level_set(self.tensors, points, resolution=resolution)
 
-    def grid(self, resolution: int) -> tuple[Float[Tensor, "B R R R"], Float[Tensor, "B R R R 3"] | None]:
+    def grid(self, resolution: int, radius: float | None = None) -> Float[Tensor, "B R R R"]:
         """See `Field.grid`."""
-        return self.field.grid(self.tensors, resolution, len(self))
+        return self.field.grid(self.tensors, resolution, len(self), radius)
 
     def detached(self) -> tuple["FieldScene", Callable[[], None]]:
         """A copy whose tensors collect gradients of their own, and a function that sends these on, once, to what made

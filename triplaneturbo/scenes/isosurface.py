@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from triplaneturbo.errors import EmptyFieldError
-from triplaneturbo.ops.marching_cubes import marching_cubes
+from triplaneturbo.ops.marching_cubes import marching_cubes, touched_points
 from triplaneturbo.ops.mesh import keep_large_components
 from triplaneturbo.scenes.base import FieldScene
 from triplaneturbo.scenes.mesh import MeshScene
@@ -53,9 +53,9 @@ def _painted(scene: MeshScene, material: Callable[[Tensor], Tensor]) -> Mesh:
 def _searched(
     scene: FieldScene, material: Callable[[Tensor], Tensor], resolution: int, prompt: str, smallest_component: float
 ) -> Mesh:
-    values, offset = scene.grid(resolution)
-    check_surface(values[0], prompt)
-    vertices, faces = extract(values[0], None if offset is None else offset[0], scene.radius)
+    (values,) = scene.grid(resolution)
+    check_surface(values, prompt)
+    vertices, faces = extract(values, _offsets(scene, touched_points(values), resolution), scene.radius)
     if smallest_component:
         vertices, faces = keep_large_components(vertices, faces, smallest_component)
     surface = FieldSurface(scene, material, resolution)
@@ -81,6 +81,14 @@ def check_surface(values: Float[Tensor, "X Y Z"], prompt: str) -> None:
             "Try another seed or a simpler prompt; if no prompt works, the adapters are untrained or do not belong "
             "to this configuration."
         )
+
+
+def _offsets(scene: FieldScene, touched: Bool[Tensor, "R R R"], resolution: int) -> Float[Tensor, "R R R 3"] | None:
+    """How far the touched grid points of one prompt's scene are moved, in cells; 0 elsewhere. None: grids do not
+    deform."""
+    line, place = scene.field.grid_line(resolution, scene.tensors), touched.nonzero()
+    _, found = scene.level_set(line[place][None], resolution=resolution)
+    return None if found is None else found.new_zeros(*touched.shape, 3).index_put_(place.unbind(1), found[0])
 
 
 def extract(

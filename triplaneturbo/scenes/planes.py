@@ -208,43 +208,32 @@ class PlaneField(Field):
 
     # On a grid
 
+    @torch.no_grad()
     def grid(
-        self, tensors: Tensors, resolution: int, prompts: int
-    ) -> tuple[Float[Tensor, "B R R R"], Float[Tensor, "B R R R 3"] | None]:
+        self, tensors: Tensors, resolution: int, prompts: int, radius: float | None = None
+    ) -> Float[Tensor, "B R R R"]:
         """See `Field.grid`.
 
-        A plane's feature at a grid point depends on two coordinates only and the first layer of the networks is linear:
+        A plane's feature at a grid point depends on two coordinates only and the first layer of the network is linear:
         planes are read, and that layer is applied, at 3 R^2 points; their sums at R^3 points are what a point-wise
         query computes.
         """
-        line = self.grid_line(resolution, tensors)
-        networks = [self.sdf_network, *([self.deformation_network] if self.cfg.deformable else [])]
-        features = self._plane_grids(self._planes(tensors, "shape"), line)
-        parts = [self._first_layer(network, features) for network in networks]
+        line = self.grid_line(resolution, tensors, radius)
+        parts = self._first_layer(self._plane_grids(self._planes(tensors, "shape"), line))
         points = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), dim=-1)
-        if not torch.is_grad_enabled() and self._has_kernel(tensors, points):
+        if self._has_kernel(tensors, points):
             from triplaneturbo.ops.plane_field_triton import grid_values
 
-            raw, *moved = (
-                grid_values(part, *self._weights(network)[1:]) for network, part in zip(networks, parts, strict=True)
-            )
+            raw = grid_values(parts, *self._weights(self.sdf_network)[1:])
         else:
-            raw, *moved = self._in_slabs(networks, parts, resolution, prompts)
-        value = self.inside((raw + self.bias.value(points)).squeeze(-1))
-        return value, (moved[0] * self._cells(resolution) if moved else None)
+            xy, xz, yz = parts
 
-    def _in_slabs(
-        self, networks: Sequence[Mlp], parts: Sequence[Sequence[Tensor]], resolution: int, prompts: int
-    ) -> list[Tensor]:
-        """What networks say at grid points, given the first layer's parts of each."""
+            def slab(start: int, stop: int) -> Tensor:
+                first = xy[:, start:stop, :, None] + xz[:, start:stop, None, :] + yz[:, None, :, :]
+                return self.sdf_network.from_first_layer(first)
 
-        def slab(start: int, stop: int) -> tuple[Tensor, ...]:
-            return tuple(
-                network.from_first_layer(xy[:, start:stop, :, None] + xz[:, start:stop, None, :] + yz[:, None, :, :])
-                for network, (xy, xz, yz) in zip(networks, parts, strict=True)
-            )
-
-        return in_slabs(slab, resolution, prompts, parts[0][0].device)
+            raw = in_slabs(slab, resolution, prompts, line.device)
+        return self.inside((raw + self.bias.value(points)).squeeze(-1))
 
     def _plane_grids(self, planes: Tensor, line: Tensor) -> Float[Tensor, "B 3 R R C"]:
         """Features of the three shape planes on the grids they span, indexed by the two world axes in their order."""
@@ -257,9 +246,9 @@ class PlaneField(Field):
         values = sample_planes(planes, coords.expand(len(planes), -1, -1, -1))
         return values.unflatten(2, (len(line), len(line)))
 
-    def _first_layer(self, network: Mlp, features: Tensor) -> Sequence[Tensor]:
+    def _first_layer(self, features: Tensor) -> Sequence[Tensor]:
         """What each plane adds to the pre-activation of the first layer, 3 x [B, R, R, H]."""
-        weight = network.linears[0].weight
+        weight = self.sdf_network.linears[0].weight
         if self.cfg.shape_features == "concat":
             weights: Sequence[Tensor] = weight.chunk(3, dim=1)
         else:

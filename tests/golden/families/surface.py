@@ -217,10 +217,13 @@ def mesh_export(case: Case, workbench: Workbench, monkeypatch: pytest.MonkeyPatc
     geometry = workbench.geometry({**case.meta["geometry"], "isosurface_deformable_grid": deforms})
     scene = FieldScene(geometry.field, {"planes": case["planes"]})
     with torch.no_grad():
-        sdf, offset = scene.grid(resolution)
+        sdf = scene.grid(resolution)
+        line = geometry.field.grid_line(resolution, scene.tensors)
+        points = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1).view(1, -1, 3)
+        _, offset = scene.level_set(points.expand(len(scene), -1, -1), resolution=resolution)
     case.close("grid_sdf", sdf.reshape(len(scene), -1, 1), 1e-5)
     if deforms:
-        case.close("grid_deformation", offset.reshape(len(scene), -1, 3), 1e-5)
+        case.close("grid_deformation", offset, 1e-5)
     material = Unlit({"color_activation": "sigmoid-mipnerf"})
     (mesh,) = extract_meshes(scene, material, resolution, ["a recorded case"])
     order = match(case, "v_pos", mesh.vertices, 1e-5)

@@ -1,10 +1,8 @@
-"""scripts/train/scaledreamer_shapeworld.py: which trainings its tables have, and what it makes of their measures."""
+"""custom/scaledreamer/tables.py: which trainings its tables have, and what it makes of their measures."""
 
 import csv
-import importlib.util
 import json
 import signal
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,19 +11,10 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts/train/scaledreamer_shapeworld.py"
+from custom.scaledreamer import tables
 
 
-@pytest.fixture(scope="module")
-def tables() -> Any:
-    spec = importlib.util.spec_from_file_location("scaledreamer_shapeworld", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_tables_have_the_trainings_that_they_name(tables: Any) -> None:
+def test_tables_have_the_trainings_that_they_name() -> None:
     sizes = {name: [(row.name, len(row.trainings)) for row in make(3)] for name, make in tables.TABLES.items()}
     assert sizes["rules"] == [("sds", 3), ("csd", 3), ("asd", 3)]
     assert len(sizes["generators"]) == 9
@@ -39,7 +28,7 @@ def test_tables_have_the_trainings_that_they_name(tables: Any) -> None:
         assert len({(training.row.name, training.name) for training in trainings}) == len(trainings)
 
 
-def test_few_captions_are_those_that_the_evaluation_asks_for(tables: Any) -> None:
+def test_few_captions_are_those_that_the_evaluation_asks_for() -> None:
     few = tables.first_captions(tables.FEW)
     assert few == tables.split_prompts("train", tables.FEW)
     assert len(set(few)) == tables.FEW
@@ -65,7 +54,7 @@ def write_report(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture
-def calls(tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What would be run; evaluations write reports."""
     seen: list[list[str]] = []
     (single,) = tables.single(2)
@@ -88,7 +77,7 @@ def calls(tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[
     return seen
 
 
-def test_trainings_are_exported_and_measured_together(tables: Any, calls: list[list[str]], tmp_path: Path) -> None:
+def test_trainings_are_exported_and_measured_together(calls: list[list[str]], tmp_path: Path) -> None:
     arguments = ["single", "--out", str(tmp_path), "--jobs", "1", "--limit", "2", "--", "trainer.max_steps=7"]
     assert tables.main(arguments) == 0
     (row,) = tables.single(2)
@@ -109,7 +98,7 @@ def test_trainings_are_exported_and_measured_together(tables: Any, calls: list[l
     assert 0 < len(again) == len(stopped) < len(row.trainings)
 
 
-def test_folders_say_which_training_and_export_meshes_are_of(tables: Any, tmp_path: Path) -> None:
+def test_folders_say_which_training_and_export_meshes_are_of(tmp_path: Path) -> None:
     (row, *_) = tables.rules(2)
     write_report(tmp_path / "r.csv", meshes_of(row, 3, 2, float))
     folders = [f"out/{export}/seed{seed}-noise{k}" for export, seed in (("x", 4), ("y", 7)) for k in range(3)]
@@ -120,13 +109,13 @@ def test_folders_say_which_training_and_export_meshes_are_of(tables: Any, tmp_pa
     assert tables.cells(found)[:2] == [str(len({c for cs in row.asked.values() for c in cs})), "2"]
 
 
-def make_runner(tables: Any, out: Path, *options: str) -> Any:
+def make_runner(out: Path, *options: str) -> Any:
     return tables.Runner(tables.parse(["single", "--out", str(out), *options]))
 
 
-def test_trainings_are_spread_over_the_gpus(tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trainings_are_spread_over_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    runner = make_runner(tables, tmp_path, "--jobs", "3")
+    runner = make_runner(tmp_path, "--jobs", "3")
     places = [runner.places.get() for _ in range(3)]
     assert places == ["3", "5", "3"]
     for place in places[:2]:
@@ -136,8 +125,8 @@ def test_trainings_are_spread_over_the_gpus(tables: Any, tmp_path: Path, monkeyp
     assert said == ["on 3", "on 5", "on 3,5"]
 
 
-def test_a_signal_reaches_what_runs(tables: Any, tmp_path: Path) -> None:
-    runner = make_runner(tables, tmp_path)
+def test_a_signal_reaches_what_runs(tmp_path: Path) -> None:
+    runner = make_runner(tmp_path)
     log = tmp_path / "log"
     saving = "trap 'echo saved; exit 143' TERM; echo on; sleep 60 & wait"
     with ThreadPoolExecutor(1) as pool:

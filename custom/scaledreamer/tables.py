@@ -1,6 +1,6 @@
 """ScaleDreamer in the miniature world: train, export and measure the rows of a table.
 
-    python scripts/train/scaledreamer_shapeworld.py TABLE [--out DIR] [--jobs N] [--minutes M] [--limit L] [-- K=V ...]
+    python -m custom.scaledreamer.tables TABLE [--out DIR] [--jobs N] [--minutes M] [--limit L] [-- K=V ...]
 
 generators  Triplane-Transformer, Hyper-iNGP and 3DConv-net, with 15 and with all captions, with MVDream and with Stable
             Diffusion alone
@@ -345,9 +345,10 @@ def _effort(folder: Path, training: Training) -> str:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m custom.scaledreamer.tables", description=__doc__, formatter_class=raw)
     parser.add_argument("table", choices=TABLES)
-    parser.add_argument("--out", type=Path, default=Path("outputs/scaledreamer_shapeworld"))
+    parser.add_argument("--out", type=Path, default=Path("outputs/scaledreamer"))
     parser.add_argument("--jobs", type=int, default=4, help="trainings at a time")
     parser.add_argument("--minutes", type=float, default=5.0, help="of each training in this call")
     parser.add_argument("--limit", type=int, help="captions measured of each split, or trained of single; default: all")
@@ -374,7 +375,7 @@ def main(arguments: list[str] | None = None) -> int:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    print((runner.out / "table.md").read_text())
+    sys.stdout.write((runner.out / "table.md").read_text())
     return int(failed > 0)
 
 
@@ -387,7 +388,8 @@ def follow(runner: Runner, rows: Sequence[Row], todo: Mapping[Future[str], Train
         failed += done.exception() is not None
         passed = (time.monotonic() - started) / 60
         said = done.exception() or done.result()
-        print(f"[{number}/{len(todo)}] {passed:.1f} min  {training.row.name} {training.name}: {said}", flush=True)
+        sys.stdout.write(f"[{number}/{len(todo)}] {passed:.1f} min  {training.row.name} {training.name}: {said}\n")
+        sys.stdout.flush()
         left[training.row.name] -= 1
         if not left[training.row.name]:
             runner.measure(training.row)
