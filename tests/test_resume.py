@@ -26,13 +26,13 @@ FAST = (
 
 
 @pytest.mark.slow
-def test_twenty_kills_leave_no_trace(tiny_world, tmp_path):
+def test_kills_leave_no_trace(tiny_world, tmp_path):
     config = write_configuration(tiny_world, tmp_path)
     command = [sys.executable, str(ROOT / "scripts/test/kill_storm.py"), str(config), "--out", str(tmp_path / "storm")]
-    options = ["--kills", "20", "trainer.max_steps=45", "checkpoint.every_n_train_steps=1"]
+    options = ["--kills", "10", "trainer.max_steps=25", "checkpoint.every_n_train_steps=1"]
     result = subprocess.run([*command, *options, *FAST], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "20 signals; updates lost that may not be: 0; tracebacks: 0" in result.stdout
+    assert "10 signals; updates lost that may not be: 0; tracebacks: 0" in result.stdout
 
 
 @pytest.fixture
