@@ -206,7 +206,7 @@ def test_what_cannot_be_used_is_said(client, prompt, seed, resolution, message):
 
 
 def test_a_field_without_surface_is_said(client, monkeypatch):
-    monkeypatch.setattr("triplaneturbo.scenes.FieldScene.grid", lambda *_, **__: (torch.ones(1, 2, 2, 2), None))
+    monkeypatch.setattr("triplaneturbo.scenes.FieldScene.grid", lambda *_, **__: torch.ones(1, 2, 2, 2))
     with pytest.raises(AppError, match="the field of 'a red cube' has no surface"):
         generate(client, "a red cube")
 
