@@ -10,9 +10,10 @@ and going backward; the update after the last one is the stage `update`. Stages 
 so that one that waits for the host takes the time that it waits; `rest` is what is in none of them. On CUDA the
 profiler says of one more micro-batch how busy the device is and what runs on it.
 
-    --levels reference fast   measures levels of `performance` one after the other, in one process
+    --levels reference fast   measures levels of `performance` one after the other
     --points "data.batch_size=4" "data.batch_size=8 data.height=256 data.width=256"
                               measures the recipe at each of these points, one after the other, and prints a table
+                              (each in a process of its own: what one takes from the card is not counted for the next)
     --gradients 8             compares the gradients of trained weights over 8 draws with those of float32
 """
 
@@ -20,11 +21,13 @@ import argparse
 import gc
 import itertools
 import logging
+import multiprocessing
 import os
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,6 +134,15 @@ class Measured(pl.Callback):
             print(f"  micro-batch {batch_idx}: {total:.3f} s", flush=True)
 
 
+@dataclass
+class Times:
+    """What was measured at one point. rows: seconds of the stages of each micro-batch. peak: bytes."""
+
+    rows: list[dict[str, float]]
+    peak: int
+    profiled: dict[str, Any]
+
+
 def split(sums: dict[str, float]) -> dict[str, float]:
     """Stages that are part of others, as differences: each second counts once."""
     stages = dict(sums)
@@ -227,12 +239,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     flags = parser.parse_args(arguments)
     flags.config = flags.config or (WORLD if flags.world else FULL)
+    flags.cases = list(itertools.product(flags.levels, flags.points))
+    if flags.devices > 1 and (len(flags.cases) > 1 or flags.gradients):
+        parser.error("--devices above 1 measures one level at one point, and compares no gradients")
     flags.pretrained, flags.out = flags.pretrained.resolve(), flags.out.resolve()
     return flags
 
 
 def report(
-    flags: argparse.Namespace, path: Path | None, level: str, point: str, measured: Measured, gradients: dict[str, Any]
+    flags: argparse.Namespace, path: Path | None, level: str, point: str, measured: Times, gradients: dict[str, Any]
 ) -> Timing:
     """Print the stages, and write them if that is wanted; returns the time of a micro-batch."""
     names = list(dict.fromkeys(name for row in measured.rows for name in row))
@@ -257,19 +272,35 @@ def report(
     return total
 
 
+def prepare() -> None:
+    """What a process needs before it can measure."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    import_extensions(CUSTOM_FOLDER)
+
+
+def times(flags: argparse.Namespace, level: str, point: str) -> Times:
+    """Measure a level at a point."""
+    measured = run(flags, level, "auto", point=point)
+    return Times(measured.rows, measured.peak, measured.profiled)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure each level, and print what was found."""
     flags = parse(arguments)
-    cases = list(itertools.product(flags.levels, flags.points))
+    cases = flags.cases
     paths = [numbered(flags.json, number) if len(cases) > 1 else flags.json for number in range(len(cases))]
     for path in paths:
         require_new(path)
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    import_extensions(CUSTOM_FOLDER)
+    prepare()
     gradients = check_gradients(flags) if flags.gradients else {}
     rows = []
     for path, (level, point) in zip(paths, cases, strict=True):
-        measured = run(flags, level, "auto", point=point)
+        if len(cases) > 1 or gradients:
+            spawn = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, mp_context=spawn, initializer=prepare) as alone:
+                measured = alone.submit(times, flags, level, point).result()
+        else:
+            measured = times(flags, level, point)
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             total = report(flags, path, level, point, measured, gradients)
             rows.append(f"| {level} {point} | {1000 * total.median_s:.0f} | {measured.peak / 2**30:.1f} |")
