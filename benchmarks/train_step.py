@@ -62,15 +62,22 @@ class WatchedScene(FieldScene):
         return leaf, self.watch.timed("generator backward", send_back)
 
 
+@dataclass
+class Times:
+    """What was measured at one point. rows: seconds of the stages of each micro-batch. peak: bytes."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    peak: int = 0
+    profiled: dict[str, Any] = field(default_factory=dict)
+
+
 class Measured(pl.Callback):
     """Times micro-batches, and with `gradients` keeps the gradient of each instead of updating with it."""
 
     def __init__(self, system: Any, warmup: int, gradients: bool, profile: bool) -> None:
         self.warmup, self.keep, self.profile = warmup, gradients, profile
-        self.rows: list[dict[str, float]] = []
+        self.times = Times()
         self.gradients: list[Tensor] = []
-        self.profiled: dict[str, Any] = {}
-        self.peak = 0
         cuda = torch.cuda.is_available()
         self.watch = Stopwatch(cuda)
         prd_round = self.watch.timed("generator forward", system.geometry.prd_round)
@@ -123,24 +130,15 @@ class Measured(pl.Callback):
             system.zero_grad()
         if self.profile and batch_idx == trainer.limit_train_batches - 1:
             self.profiler.stop()
-            self.profiled = busy(self.profiler, total)
+            self.times.profiled = busy(self.profiler, total)
         elif batch_idx >= self.warmup:
             stages = split(self.watch.read())
-            self.rows.append({**stages, "rest": total - sum(stages.values()), "total": total})
+            self.times.rows.append({**stages, "rest": total - sum(stages.values()), "total": total})
             if torch.cuda.is_available():
                 # Of all that is taken from the card: what recordings work in counts as free for tensors.
-                self.peak = max(self.peak, torch.cuda.max_memory_reserved())
+                self.times.peak = max(self.times.peak, torch.cuda.max_memory_reserved())
         if trainer.is_global_zero:
             print(f"  micro-batch {batch_idx}: {total:.3f} s", flush=True)
-
-
-@dataclass
-class Times:
-    """What was measured at one point. rows: seconds of the stages of each micro-batch. peak: bytes."""
-
-    rows: list[dict[str, float]]
-    peak: int
-    profiled: dict[str, Any]
 
 
 def split(sums: dict[str, float]) -> dict[str, float]:
@@ -239,8 +237,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     flags = parser.parse_args(arguments)
     flags.config = flags.config or (WORLD if flags.world else FULL)
-    flags.cases = list(itertools.product(flags.levels, flags.points))
-    if flags.devices > 1 and (len(flags.cases) > 1 or flags.gradients):
+    if flags.devices > 1 and (len(flags.levels) > 1 or len(flags.points) > 1 or flags.gradients):
         parser.error("--devices above 1 measures one level at one point, and compares no gradients")
     flags.pretrained, flags.out = flags.pretrained.resolve(), flags.out.resolve()
     return flags
@@ -280,14 +277,13 @@ def prepare() -> None:
 
 def times(flags: argparse.Namespace, level: str, point: str) -> Times:
     """Measure a level at a point."""
-    measured = run(flags, level, "auto", point=point)
-    return Times(measured.rows, measured.peak, measured.profiled)
+    return run(flags, level, "auto", point=point).times
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure each level, and print what was found."""
     flags = parse(arguments)
-    cases = flags.cases
+    cases = list(itertools.product(flags.levels, flags.points))
     paths = [numbered(flags.json, number) if len(cases) > 1 else flags.json for number in range(len(cases))]
     for path in paths:
         require_new(path)

@@ -40,7 +40,7 @@ from triplaneturbo.draws import keyed_generator
 from triplaneturbo.guidance.camera_conditions import mvdream_camera, richdreamer_camera
 from triplaneturbo.guidance.multiview import install_cross_view_attention
 from triplaneturbo.types import Cameras
-from triplaneturbo.weights.folders import check_weights, load_unet, load_vae
+from triplaneturbo.weights.folders import load_model, load_unet, load_vae
 
 logger = logging.getLogger(__name__)
 _SHOWN = 4  # captions a split in the picture
@@ -61,12 +61,11 @@ class Teachers:
         """From the folder that scripts/train/shapeworld.sh wrote."""
         base = folder / "stable_diffusion"
         unets = {kind: load_unet(folder / kind).to(device) for kind in ("stable_diffusion", "mvdream", "richdreamer")}
-        check_weights(base / "text_encoder")
         for kind in ("mvdream", "richdreamer"):
             install_cross_view_attention(unets[kind], N_VIEW)
         return cls(
             CLIPTokenizer.from_pretrained(base / "tokenizer"),
-            CLIPTextModel.from_pretrained(base / "text_encoder").float().to(device),
+            load_model(CLIPTextModel, base, "text_encoder").to(device),
             load_vae(base).to(device),
             unets,
             NoiseSchedule.from_config(build_scheduler().config),

@@ -37,7 +37,7 @@ from triplaneturbo.guidance.camera_conditions import mvdream_camera, richdreamer
 from triplaneturbo.guidance.multiview import install_cross_view_attention
 from triplaneturbo.registry import register
 from triplaneturbo.storage import write_text
-from triplaneturbo.weights.folders import check_weights, load_unet, load_vae
+from triplaneturbo.weights.folders import load_model, load_unet, load_vae
 
 _AT_ONCE = 512  # pictures or captions that are encoded together before training
 
@@ -132,8 +132,7 @@ class DiffusionStage(TrainingStage):
 
     def _start_from_stable_diffusion(self) -> None:
         self.tokenizer = CLIPTokenizer.from_pretrained(self.base / "tokenizer")
-        check_weights(self.base / "text_encoder")
-        self.text_encoder = CLIPTextModel.from_pretrained(self.base / "text_encoder").float().requires_grad_(False)
+        self.text_encoder = load_model(CLIPTextModel, self.base, "text_encoder").requires_grad_(False)
         given = load_unet(self.base).state_dict()
         own = self.unet.state_dict()
         own.update({name: value for name, value in given.items() if name in own and own[name].shape == value.shape})

@@ -1,9 +1,11 @@
 """Text states: against transformers itself, and what becomes of prompts that are too long."""
 
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from triplaneturbo.cameras import orbit_cameras
@@ -79,6 +81,21 @@ def test_recent_prompts_are_not_encoded_again(encoders: tuple[str, str]) -> None
     encoder.encode(["b"])
     assert sizes == [1, 1, 1, 1]
     assert len(encoder._memory) == 2
+
+
+def test_weights_may_hold_more_but_lack_nothing(tmp_path: Path, encoders: tuple[str, str]) -> None:
+    """Files of CLIP have `position_ids`, which transformers counts by itself, and some a projection."""
+    folder = copytree(encoders[0], tmp_path / "encoder")
+    path = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    more = {"text_model.embeddings.position_ids": torch.arange(LENGTH)[None], "text_projection.weight": torch.eye(3)}
+    save_file(tensors | more, path, {"format": "pt"})
+    assert torch.equal(TextEncoder(folder).encode(["a b"])[0], TextEncoder(encoders[0]).encode(["a b"])[0])
+    name = next(name for name in tensors if name.endswith("final_layer_norm.bias"))
+    del tensors[name]
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(WeightsError, match=r"text_encoder: the weights do not fit config\.json: 1 missing"):
+        TextEncoder(folder)
 
 
 def test_moving_the_encoder_forgets_states_of_the_old_device(encoders: tuple[str, str]) -> None:

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -18,8 +18,7 @@ from triplaneturbo.offload import HostCopy
 from triplaneturbo.performance import graphs_run_on
 from triplaneturbo.precision import short_factors
 from triplaneturbo.prompts.cache import EncodingCache, fingerprint
-from triplaneturbo.weights.files import describe_mismatch
-from triplaneturbo.weights.folders import check_weights, require_part
+from triplaneturbo.weights.folders import load_model, require_part
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ class TextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.tokenizer = _load_tokenizer(folder)
-        self.model = _load_text_model(folder).requires_grad_(False)
+        self.model = load_model(CLIPTextModel, folder, "text_encoder").requires_grad_(False)
         self.max_length = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
         self.keep_end_token = keep_end_token
         self.remembered = remembered
@@ -171,20 +170,3 @@ def _load_tokenizer(folder: str | Path) -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(part, local_files_only=True)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise WeightsError(f"{part} cannot be loaded as a CLIP tokenizer: {error}") from error
-
-
-def _load_text_model(folder: str | Path) -> CLIPTextModel:
-    part = require_part(folder, "text_encoder", "config.json")
-    try:
-        check_weights(part)
-        # With the loading info it is a pair, which its annotation does not say.
-        loaded: tuple[CLIPTextModel, dict[str, Any]] = CLIPTextModel.from_pretrained(  # type: ignore[assignment]
-            part, local_files_only=True, output_loading_info=True
-        )
-        model, info = loaded
-    except (OSError, RuntimeError, ValueError) as error:
-        raise WeightsError(f"{part} cannot be loaded as a CLIP text model: {error}") from error
-    problem = describe_mismatch(info["missing_keys"], (), {n: (a, b) for n, a, b in info["mismatched_keys"]})
-    if problem:
-        raise WeightsError(f"{part}: the weights do not fit config.json: {problem}")
-    return model.float()

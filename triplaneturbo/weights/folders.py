@@ -5,13 +5,14 @@ from typing import Any, TypeVar
 
 from diffusers.models import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from diffusers.utils import is_accelerate_available
+from transformers import PreTrainedModel
 
 from triplaneturbo.diffusion import NoiseSchedule
 from triplaneturbo.errors import ConfigError, WeightsError
 from triplaneturbo.storage import read_json
 from triplaneturbo.weights.files import describe_mismatch, read_checkpoint
 
-Model = TypeVar("Model", bound=ModelMixin)
+Model = TypeVar("Model", bound=ModelMixin | PreTrainedModel)
 
 
 def load_unet(folder: str | Path) -> UNet2DConditionModel:
@@ -25,26 +26,27 @@ def load_vae(folder: str | Path) -> AutoencoderKL:
 
 
 def load_model(cls: type[Model], folder: str | Path, part: str) -> Model:
-    """The model in the subfolder `part`, every tensor accounted for.
+    """The model in the subfolder `part`, in float32 and evaluation mode, every tensor accounted for.
+
+    A file for a model of transformers may hold more: those of CLIP have positions, and some a projection.
 
     Raises:
         WeightsError: the folder, its configuration or its weights are missing, damaged or do not fit each other.
     """
     part_folder = require_part(folder, part, "config.json")
+    of_diffusers = issubclass(cls, ModelMixin)
+    options = {"low_cpu_mem_usage": is_accelerate_available()} if of_diffusers else {}
     try:
         check_weights(part_folder)
         # With the loading info it is a pair, which its annotation does not say.
         loaded: tuple[Model, dict[str, Any]] = cls.from_pretrained(  # type: ignore[assignment]
-            part_folder,
-            local_files_only=True,
-            output_loading_info=True,
-            low_cpu_mem_usage=is_accelerate_available(),
+            part_folder, local_files_only=True, output_loading_info=True, **options
         )
         model, info = loaded
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(f"{part_folder} cannot be loaded as {cls.__name__}: {error}") from error
     shapes = {name: (given, wanted) for name, given, wanted in info["mismatched_keys"]}
-    problem = describe_mismatch(info["missing_keys"], info["unexpected_keys"], shapes)
+    problem = describe_mismatch(info["missing_keys"], info["unexpected_keys"] if of_diffusers else (), shapes)
     if problem:
         raise WeightsError(f"{part_folder}: the weights do not fit config.json: {problem}")
     return model.float().eval()
