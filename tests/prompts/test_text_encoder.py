@@ -6,7 +6,7 @@ from shutil import copytree
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from triplaneturbo.cameras import orbit_cameras
 from triplaneturbo.errors import ConfigError, WeightsError
@@ -52,6 +52,22 @@ def test_states_do_not_depend_on_what_was_encoded_with_them(encoders: tuple[str,
     encoder.model.register_forward_hook(lambda model, inputs, output: seen.append(len(output.last_hidden_state)))
     encoder.encode(["a", "b c", "d"])
     assert seen == [1, 1, 1]
+
+
+@pytest.mark.gpu
+def test_states_on_a_gpu_are_the_same_to_the_bit_in_any_company(tmp_path: Path, encoders: tuple[str, str]) -> None:
+    """Four prompts are encoded at a time, on streams of their own; what is left is encoded one by one."""
+    small = CLIPTextModel.from_pretrained(Path(encoders[0]) / "text_encoder").config
+    config = CLIPTextConfig(**{**small.to_dict(), "hidden_size": 768, "intermediate_size": 3072})
+    config.num_attention_heads, config.num_hidden_layers = 12, 3  # as wide as Stable Diffusion's
+    (tmp_path / "tokenizer").symlink_to(Path(encoders[0]) / "tokenizer")
+    CLIPTextModel(config).save_pretrained(tmp_path / "text_encoder")
+    prompts = ["a", "b c", "d e", "f", "g a", "b"]
+    together = TextEncoder(tmp_path).to("cuda").encode(prompts)
+    encoder = TextEncoder(tmp_path).to("cuda")
+    for row, prompt in enumerate(prompts):
+        for found, alone in zip(together, encoder.encode([prompt]), strict=True):
+            assert torch.equal(found[row], alone[0]), prompt
 
 
 def test_weights_stored_in_half_precision_arrive_in_single(tmp_path: Path, encoders: tuple[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from triplaneturbo.errors import WeightsError
-from triplaneturbo.graphs import GraphReplay
+from triplaneturbo.graphs import GraphReplay, side_by_side
 from triplaneturbo.offload import HostCopy
 from triplaneturbo.performance import graphs_run_on
 from triplaneturbo.precision import short_factors
@@ -21,6 +21,9 @@ from triplaneturbo.prompts.cache import EncodingCache, fingerprint
 from triplaneturbo.weights.folders import load_model, require_part
 
 log = logging.getLogger(__name__)
+
+# Prompts that a recording encodes side by side; fewer have recordings of their own.
+_SIDE_BY_SIDE = (4, 1)
 
 
 class Encoding(NamedTuple):
@@ -60,7 +63,7 @@ class TextEncoder(nn.Module):
         self.keep_end_token = keep_end_token
         self.remembered = remembered
         self._host = HostCopy(self.model) if offload else None
-        self._replay = GraphReplay()
+        self._replays = {count: GraphReplay() for count in _SIDE_BY_SIDE}
         self.register_buffer("_place", torch.empty(0), persistent=False)  # says where the module is
         self._memory: OrderedDict[str, Encoding] = OrderedDict()
         self._told_of_long_prompts = False
@@ -77,7 +80,7 @@ class TextEncoder(nn.Module):
 
     def _apply(self, *args, **kwargs) -> "TextEncoder":
         self._memory.clear()  # encodings live on the module's device
-        self._replay = GraphReplay()
+        self._replays = {count: GraphReplay() for count in _SIDE_BY_SIDE}
         if self._host is None:
             return super()._apply(*args, **kwargs)
         self._place = args[0](self._place)
@@ -132,23 +135,33 @@ class TextEncoder(nn.Module):
         """Each on its own: beside others, a GPU may round its states differently, and which others there are depends on
         what is remembered, so that a resumed run would differ from one that was never stopped."""
         with nullcontext() if self._host is None else self._host.on(self._place.device):
-            found = [self._states(prompt) for prompt in prompts]
+            found = [states for part in self._parts(prompts) for states in self._states(part)]
         return [Encoding(states[:-1], states[-1]) for states in found]
 
-    def _states(self, prompt: str) -> Float[Tensor, "M C"]:
-        """The hidden states of a prompt's tokens, then the pooled one, float32. On CUDA recorded as a graph, with
+    def _parts(self, prompts: Sequence[str]) -> Iterator[Sequence[str]]:
+        """As many at a time as a recording encodes."""
+        start = 0
+        for count in _SIDE_BY_SIDE:
+            while len(prompts) - start >= count:
+                yield prompts[start : start + count]
+                start += count
+
+    def _states(self, prompts: Sequence[str]) -> Float[Tensor, "B M C"]:
+        """The hidden states of each prompt's tokens, then the pooled one, float32. On CUDA recorded as a graph, with
         factors of 10 bits in its products, unless `performance` is reference."""
 
         def states(ids: Tensor) -> Tensor:
             output = self.model(ids)
-            return torch.cat([output.last_hidden_state[0], output.pooler_output]).float()
+            return torch.cat([output.last_hidden_state, output.pooler_output[:, None]], dim=1).float()
 
         device = self._place.device
-        ids = self.tokenize([prompt]).to(device)
+        ids = self.tokenize(prompts).to(device)
         if not graphs_run_on(device) or self._host is not None:
-            return states(ids)
+            return torch.cat([states(row) for row in ids.split(1)])
         with short_factors():
-            return self._replay(states, (ids,), key=self.model.dtype)
+            return self._replays[len(ids)](
+                lambda ids: torch.cat(side_by_side(states, ids.split(1))), (ids,), key=self.model.dtype
+            )
 
     def precompute(self, prompts: Sequence[str]) -> int:
         """Write the encodings of those prompts that are not in the cache yet; returns their number.
