@@ -112,7 +112,9 @@ run_tests() {
     # One thread a worker: the pictures are tiny, and more threads only wait for each other.
     local workers
     workers=$("$python" -c 'import os; print(min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 4))')
-    OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false exec "$python" -m pytest -n "$workers" --dist worksteal "$@"
+    # What Python compiles is kept, whatever the shell says: tests start many processes, and with the checks of shapes each
+    # of them would compile the package for twelve seconds.
+    PYTHONDONTWRITEBYTECODE="" OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false exec "$python" -m pytest -n "$workers" --dist worksteal "$@"
 }
 
 case "${1:-}" in
