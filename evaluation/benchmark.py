@@ -1,7 +1,7 @@
 """The miniature world's benchmark: see shapeworld.py.
 
 Meshes are compared with the exact solids of their captions, without alignment: what they fill, how far their surfaces
-are apart, what they look like from four sides (azimuth 0, 90, 180 and 270, elevation 15), whether the scorer finds
+are apart, what they look like from four sides (azimuth 45, 135, 225 and 315, elevation 25), whether the scorer finds
 their captions among many, whether a front shows twice, and whether they are closed. docs/evaluation.md says what each
 number is.
 
@@ -33,7 +33,7 @@ from .measures import MEASURES
 from .page import Case, write_page
 from .sources import Exported, Source, Student, load_pipeline
 from .table import TABLE_HEAD, table_rows
-from .world import EVALUATION_SPLITS, Scorer, load_splits, parse_caption, whole_bank
+from .world import EVALUATION_SPLITS, Scorer, load_splits, parse_caption
 
 SEEDS = (0, 1, 2)
 STUDENT = PROJECT / "load" / "shapeworld"
@@ -141,10 +141,10 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     for source in sources:
         source.check([prompt for chosen in prompts.values() for prompt in chosen])
     report: dict[str, Any] = {"splits": {}, "controls": {}}
+    judge = Judge(scorer, device)
     rows: list[dict[str, Any]] = []
     cases: list[Case] = []
     for split, chosen in prompts.items():
-        judge = Judge(split, scorer, device, whole_bank(split) if given.bank == "all" else None)
         measured = [
             judge.measure(prompt, seed, mesh, training)
             for training, source in enumerate(sources)
@@ -180,7 +180,6 @@ def main(arguments: list[str] | None = None, program: str | None = None) -> None
     parser.add_argument("--limit", type=int, help="prompts a split; default: all")
     parser.add_argument("--splits", nargs="+", choices=EVALUATION_SPLITS, default=EVALUATION_SPLITS)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="of the noise, with --weights")
-    parser.add_argument("--bank", choices=("frozen", "all"), default="frozen", help="all: every stack, 9120, for R@1")
     parser.add_argument("--scorer", type=Path, default=STUDENT / "scorer")
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--csv", type=Path, help="write one line a mesh here; default: beside --json")
@@ -195,7 +194,6 @@ def main(arguments: list[str] | None = None, program: str | None = None) -> None
         "weights" if given.weights else "meshes": [str(path) for path in given.weights or given.meshes],
         "seeds": [0] if given.meshes else list(given.seeds),
         "limit": given.limit,
-        "bank": given.bank,
         "seconds": round(time.time() - start, 1),
     }
     if given.json:

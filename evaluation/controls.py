@@ -15,7 +15,7 @@ from triplaneturbo.types import Mesh
 from .judge import EXACT_RESOLUTION, Judge, Measured
 from .measures import psnr, silhouette_iou
 from .sources import Student, untrained
-from .world import GRID, best_constant, exact_mesh, iou, palette_rows, parse_caption
+from .world import GRID, PALETTE, best_constant, exact_mesh, iou, parse_caption
 
 
 def controls(judge: Judge, prompts: Sequence[str], student: TextToMeshPipeline) -> dict[str, list[Measured]]:
@@ -66,5 +66,6 @@ def _constant_mesh(inside: Bool[Tensor, " P"], prompts: Sequence[str]) -> Mesh:
     grid = inside.view(GRID, GRID, GRID)
     vertices, faces = marching_cubes(0.5 - grid.float())
     vertices = (vertices + 0.5) * (2 / GRID) - 1
-    color = palette_rows([parse_caption(prompt) for prompt in prompts], vertices).mean(dim=(0, 1))
+    colors = [PALETTE[part.color] for prompt in prompts for part in parse_caption(prompt).parts]
+    color = vertices.new_tensor(colors).mean(dim=0)
     return Mesh(vertices, faces, color.expand_as(vertices))

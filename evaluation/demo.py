@@ -24,8 +24,8 @@ from .world import SHAPES, Part, Solid, best_constant, iou, mesh_occupancy, pars
 
 STUDENT = PROJECT / "load" / "shapeworld"
 TRAINING = RECIPES / "shapeworld" / "prd_one_prompt.yaml"
-# A prompt of the student, a colour and shape it never saw together, and two objects it never saw together.
-PROMPTS = ("a red cube", "a blue pyramid", "a yellow torus on a green sphere")
+# A prompt of the student, a colour and shape it never saw together, and two shapes it never saw in this order.
+PROMPTS = ("a blue sphere", "a red cube", "a red star on a pink cube")
 TRAINED_PROMPT = "a yellow torus"
 
 

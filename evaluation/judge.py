@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from triplaneturbo.cameras import turntable
+from triplaneturbo.cameras import orbit_cameras
 from triplaneturbo.draws import keyed_generator
 from triplaneturbo.exporters.render import Sight, look_at
 from triplaneturbo.ops.mesh import Topology, topology
@@ -31,8 +31,8 @@ from .world import (
     solid_occupancy,
 )
 
-AZIMUTHS = (0, 90, 180, 270)
-DISTANCE, FOVY_DEG, ELEVATION_DEG, BACKGROUND, VIEW_SIZE = 1.55, 60.0, 15.0, 0.5, 64
+AZIMUTHS = (45.0, 135.0, 225.0, 315.0)  # from none of them does what stands beside hide behind the other part
+DISTANCE, FOVY_DEG, ELEVATION_DEG, BACKGROUND, VIEW_SIZE = 1.55, 60.0, 25.0, 0.5, 64
 SUPERSAMPLE = 2  # rays a pixel of the pictures and axis; silhouettes, normals and colours are compared ray by ray
 CHAMFER_POINTS = 4096
 EXACT_RESOLUTION = 128  # points an edge of the grid on which exact solids become meshes
@@ -76,19 +76,20 @@ class Measured:
 
 
 class Judge:
-    """Measures meshes against the captions of one split.
+    """Measures meshes against exact solids.
 
-    bank: the captions that R@1 chooses from; None: `retrieval_bank` of the split.
+    bank: the captions that R@1 chooses from.
     """
 
-    def __init__(
-        self, split: str, scorer: Scorer, device: str | torch.device, bank: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, scorer: Scorer, device: str | torch.device, bank: Sequence[str] | None = None) -> None:
         self.scorer = scorer
         self.device = device
-        self.bank = retrieval_bank(split) if bank is None else bank
+        self.bank = retrieval_bank() if bank is None else bank
         self.position = {caption: i for i, caption in enumerate(self.bank)}
-        self.cameras = turntable(len(AZIMUTHS), elevation_deg=ELEVATION_DEG, distance=DISTANCE, fovy_deg=FOVY_DEG)
+        n = len(AZIMUTHS)
+        fixed = (torch.full((n,), value) for value in (DISTANCE, FOVY_DEG))
+        azimuths = torch.tensor(AZIMUTHS)
+        self.cameras = orbit_cameras(torch.full((n,), ELEVATION_DEG), azimuths, *fixed, n_view=n, relative=False)
         self._truths: dict[str, Seen] = {}
 
     def see(self, mesh: Mesh | None, generator: torch.Generator) -> Seen:

@@ -27,8 +27,9 @@ from custom.shapeworld.measure import (
 from custom.shapeworld.render import MEASURES as EXACTLY
 from custom.shapeworld.render import render
 from custom.shapeworld.scorer import Scorer
-from custom.shapeworld.splits import EVALUATION_SPLITS, load_splits, retrieval_bank, whole_bank
-from custom.shapeworld.world import PALETTE, SHAPES, Part, Solid, palette_rows, parse_caption
+from custom.shapeworld.shapes import SHAPES
+from custom.shapeworld.splits import EVALUATION_SPLITS, load_splits, retrieval_bank
+from custom.shapeworld.world import PALETTE, Part, Solid, parse_caption
 
 __all__ = [
     "EVALUATION_SPLITS",
@@ -45,12 +46,10 @@ __all__ = [
     "iou",
     "load_splits",
     "mesh_occupancy",
-    "palette_rows",
     "parse_caption",
     "render",
     "retrieval_bank",
     "sample_mesh",
     "sample_solid",
     "solid_occupancy",
-    "whole_bank",
 ]

@@ -425,7 +425,7 @@ def test_every_prompt_stays_in_its_own_folder(student, tmp_path, caplog):
     assert all((out / folder / "model.glb").is_file() for folder in texts)
     assert len(files(tmp_path)) == 3 * len(texts)
     assert "1 prompts are there more than once" in caplog.text
-    assert "is longer than the 16 tokens" in caplog.text
+    assert "is longer than the 24 tokens" in caplog.text
     assert "differ from the original" not in caplog.text
 
 

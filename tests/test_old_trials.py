@@ -9,13 +9,17 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import miniature
 import pytest
 from golden.formula_weights import filled
 from miniature import write_world
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
+from custom.shapeworld.models import build_tokenizer
 
 ROOT = Path(__file__).parents[1]
 FIRST = ROOT / "tests/trials/first"
@@ -24,9 +28,17 @@ FIRST = ROOT / "tests/trials/first"
 ONE_INSTRUCTION_SET = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
 
 
+# What the tokenizer of its world had a token for, in this order, in texts of 16 tokens.
+FIRST_WORDS = (
+    *("blue", "capsule", "cone", "cross", "cube", "cyan", "cylinder", "diamond", "disk", "dome", "green", "purple"),
+    *("pyramid", "red", "sphere", "torus", "wedge", "white", "yellow", "orange", "on", "an", "a"),
+)
+
+
 @pytest.fixture
-def trial(tmp_path):
+def trial(tmp_path, monkeypatch):
     """A copy of the old trial beside the networks it was trained with."""
+    monkeypatch.setattr(miniature, "build_tokenizer", partial(build_tokenizer, FIRST_WORDS, 16))
     world = write_world(tmp_path / "world")
     for path in world.rglob("*.safetensors"):
         with safe_open(path, "pt") as file:

@@ -28,7 +28,7 @@ def test_the_snippet_makes_meshes(tmp_path, tiny_world, monkeypatch):
     assert "from_pretrained" in snippet
     exec(compile(snippet, "README.md", "exec"), {})
     assert (tmp_path / "cube.glb").stat().st_size > 1000
-    written = {path.name for path in (tmp_path / "outputs" / "batch" / "a_blue_pyramid").iterdir()}
+    written = {path.name for path in (tmp_path / "outputs" / "batch" / "a_tall_blue_pyramid").iterdir()}
     assert written == {"model.glb", "turntable.png", "prompt.txt", "origin.json"}
 
 

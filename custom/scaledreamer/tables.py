@@ -19,33 +19,25 @@ ended, of the rows that are there; PRD's is that of load/shapeworld.
 import argparse
 import csv
 import json
-import os
-import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import torch
 
+from custom.shapeworld.runs import ROOT, Runs, effort, parse_with_overrides, with_interval
 from triplaneturbo.evaluation.benchmark import split_prompts
-from triplaneturbo.evaluation.bootstrap import format_interval, mean_interval
+from triplaneturbo.evaluation.bootstrap import mean_interval
 from triplaneturbo.evaluation.world import EVALUATION_SPLITS, load_splits, parse_caption
 from triplaneturbo.interruption import interruption, stoppable
 from triplaneturbo.naming import slug
 from triplaneturbo.storage import write_text
-from triplaneturbo.systems.losslog import read_losses
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "custom" / "scaledreamer" / "configs" / "shapeworld"
 STUDENT = ROOT / "load" / "shapeworld"
-VALIDATION = "validation" if "validation" in EVALUATION_SPLITS else "unseen_pairs"
+VALIDATION = "validation"
 FEW = 15
 LEVELS = (1, 2, 5, 10, 20)
 NOISES = (0, 1, 2)
@@ -53,7 +45,6 @@ _RULES = {
     name: f"system.guidance.teachers.mvdream.rule={{type: {name}, weighting: dmd, eps: 0.1}}"
     for name in ("sds", "csd", "asd")
 }
-_OUT_OF_TIME = 124  # of `timeout`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,17 +164,12 @@ TABLES: dict[str, Callable[[int | None], list[Row]]] = {
 }
 
 
-class Runner:
+class Runner(Runs):
     """Trains, exports and measures in a folder."""
 
     def __init__(self, flags: argparse.Namespace) -> None:
+        super().__init__(flags.jobs)
         self.flags, self.out = flags, flags.out / flags.table
-        self.children: set[subprocess.Popen[bytes]] = set()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-        gpus = visible.split(",")  # [""] without any, which hides none from a CPU
-        self.places: SimpleQueue[str] = SimpleQueue()
-        for i in range(flags.jobs):
-            self.places.put(gpus[i % len(gpus)])
 
     def folder(self, training: Training) -> Path:
         return self.out / "runs" / training.row.name / training.name
@@ -199,24 +185,17 @@ class Runner:
             return "done before"
         library = {"train": training.captions, "val": training.captions[:1], "test": training.asked}
         write_text(folder / "captions.json", json.dumps(library))
-        place = self.places.get()
-        try:
-            start = time.monotonic()
-            limited = ["timeout", f"{self.flags.minutes}m", *self._launch(training)]
+        with self.place() as place:
             given = ["--train", "trainer.limit_test_batches=0", f"seed={training.seed}"]
-            stopped = self._call(folder / "train.log", [*limited, *given], place) == _OUT_OF_TIME
-            with (folder / "seconds").open("a") as file:
-                file.write(f"{time.monotonic() - start:.0f}\n")
+            finished = self.train_in(folder, [*self._launch(training), *given], self.flags.minutes, place)
             for export, options in row.exports.items():
                 for noise in row.noises:
                     where = ["--out", str(self.meshes(training, export, noise)), "system.exporter.overwrite=true"]
                     command = [*self._launch(training), "--export", *where, f"seed={noise}", *options]
-                    self._call(folder / "export.log", command, place, allowed="gave no mesh")
-        finally:
-            self.places.put(place)
-        if not stopped:
+                    self.call(folder / "export.log", command, place, allowed="gave no mesh")
+        if finished:
             (folder / "done").touch()
-        return f"stopped after {self.flags.minutes:g} minutes" if stopped else "done"
+        return "done" if finished else f"stopped after {self.flags.minutes:g} minutes"
 
     def _launch(self, training: Training) -> list[str]:
         row = training.row
@@ -232,7 +211,7 @@ class Runner:
         limit = [] if row.limit is None else ["--limit", str(row.limit)]
         report = self.out / "measures" / f"{row.name}.json"
         command = [sys.executable, "evaluation/shapeworld.py", "--meshes", *folders, "--splits", *row.asked, *limit]
-        self._call(report.with_suffix(".log"), [*command, "--json", str(report)])
+        self.call(report.with_suffix(".log"), [*command, "--json", str(report)])
 
     def measure_prd(self, rows: Sequence[Row]) -> None:
         """The measures of PRD's student, with the controls."""
@@ -241,35 +220,7 @@ class Runner:
             splits = dict.fromkeys(split for row in rows for split in row.asked)
             limit = [] if self.flags.limit is None else ["--limit", str(self.flags.limit)]
             command = [sys.executable, "evaluation/shapeworld.py", "--weights", str(STUDENT), *limit]
-            self._call(report.with_suffix(".log"), [*command, "--splits", *splits, "--json", str(report)])
-
-    def _call(self, log: Path, command: Sequence[str], place: str = "", allowed: str | None = None) -> int:
-        """Run a command, on this GPU; returns its exit status, which is 0, or _OUT_OF_TIME.
-
-        Raises:
-            RuntimeError: it failed, and did not say what is allowed.
-        """
-        interruption.check()
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": place} if place else None
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as output:
-            output.write(f"$ {shlex.join(command)}\n")
-            output.flush()
-            told = {"stdout": output, "stderr": subprocess.STDOUT, "env": environment}
-            # In a session of its own a terminal's SIGINT reaches it through `tell` alone.
-            with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **told) as child:
-                self.children.add(child)
-                code = child.wait()
-                self.children.discard(child)
-        if code not in (0, _OUT_OF_TIME) and not (allowed and allowed in log.read_text()):
-            raise RuntimeError(f"exit status {code}, see {log}")
-        return code
-
-    def tell(self, number: int) -> None:
-        """Pass a signal on to all that runs; trainings save before they stop."""
-        for child in tuple(self.children):
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, number)
+            self.call(report.with_suffix(".log"), [*command, "--splits", *splits, "--json", str(report)])
 
 
 @dataclass(frozen=True)
@@ -305,8 +256,8 @@ def cells(meshes: Sequence[Mesh]) -> list[str]:
     trainings = torch.tensor([mesh.seed for mesh in meshes])
     found = []
     for values in ([mesh.iou for mesh in meshes], [mesh.r_at_1 for mesh in meshes]):
-        interval = format_interval(mean_interval(torch.tensor(values), owners, trainings), digits=3)
-        found.append(f"{sum(values) / len(values):.3f} ({interval})")
+        interval = mean_interval(torch.tensor(values), owners, trainings)
+        found.append(with_interval(sum(values) / len(values), interval))
     return [str(len(number)), str(len(trainings.unique())), *found]
 
 
@@ -336,12 +287,10 @@ def markdown(runner: Runner, rows: Sequence[Row]) -> str:
 
 def _effort(folder: Path, training: Training) -> str:
     """What a training took; one that was stopped is marked."""
-    log, seconds, name = folder / "losses.jsonl", folder / "seconds", f"{training.row.name}, {training.name}"
-    if not (log.is_file() and seconds.is_file()):
+    name, took = f"{training.row.name}, {training.name}", effort(folder)
+    if took is None:
         return f"| {name} | | | not yet |"
-    rows = [row for row, _ in read_losses(log)[0]]
-    took = sum(map(int, seconds.read_text().split()))
-    return f"| {name} | {rows[-1]['step']} | {took} | {'' if (folder / 'done').is_file() else 'stopped'} |"
+    return f"| {name} | {took[0]} | {took[1]} | {'' if (folder / 'done').is_file() else 'stopped'} |"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -353,10 +302,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=5.0, help="of each training in this call")
     parser.add_argument("--limit", type=int, help="captions measured of each split, or trained of single; default: all")
     parser.add_argument("--only", nargs="+", default=[""], help="rows whose names begin so")
-    own = sys.argv[1:] if arguments is None else arguments
-    end = own.index("--") if "--" in own else len(own)
-    flags = parser.parse_args(own[:end])
-    flags.overrides = own[end + 1 :]  # for all trainings
+    flags = parse_with_overrides(parser, arguments)
     flags.out = flags.out.resolve()
     return flags
 
@@ -368,33 +314,19 @@ def main(arguments: list[str] | None = None) -> int:
     interruption.signal_children = runner.tell
     rows = [row for row in TABLES[flags.table](flags.limit) if row.name.startswith(tuple(flags.only))]
     runner.measure_prd(rows)
-    with ThreadPoolExecutor(flags.jobs) as pool:
-        todo = {pool.submit(runner.train, training): training for row in rows for training in row.trainings}
-        try:
-            failed = follow(runner, rows, todo)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    sys.stdout.write((runner.out / "table.md").read_text())
-    return int(failed > 0)
-
-
-def follow(runner: Runner, rows: Sequence[Row], todo: Mapping[Future[str], Training]) -> int:
-    """Say how each training ended, and measure the rows whose trainings all have; returns how many failed."""
     left = {row.name: len(row.trainings) for row in rows}
-    failed, started = 0, time.monotonic()
-    for number, done in enumerate(as_completed(todo), 1):
-        training = todo[done]
-        failed += done.exception() is not None
-        passed = (time.monotonic() - started) / 60
-        said = done.exception() or done.result()
-        sys.stdout.write(f"[{number}/{len(todo)}] {passed:.1f} min  {training.row.name} {training.name}: {said}\n")
-        sys.stdout.flush()
+
+    def ended(training: Training) -> None:
+        """Measure a row when all of its trainings have ended."""
         left[training.row.name] -= 1
         if not left[training.row.name]:
             runner.measure(training.row)
             write_text(runner.out / "table.md", markdown(runner, rows))
-    return failed
+
+    trainings = [training for row in rows for training in row.trainings]
+    failed = runner.side_by_side(trainings, runner.train, lambda t: f"{t.row.name} {t.name}", ended)
+    sys.stdout.write((runner.out / "table.md").read_text())
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Importing this package registers its data module and trainings.
 """
 
+from custom.shapeworld.bound import ExactPictures
 from custom.shapeworld.data import ShapeWorldData
 from custom.shapeworld.stages import DiffusionStage, ScorerStage, VaeStage
 
-__all__ = ["DiffusionStage", "ScorerStage", "ShapeWorldData", "VaeStage"]
+__all__ = ["DiffusionStage", "ExactPictures", "ScorerStage", "ShapeWorldData", "VaeStage"]

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
 from typing import Annotated, Literal
 
 import torch
@@ -15,17 +14,19 @@ from torch import Tensor
 
 from custom.shapeworld.models import IMAGE_SIZE, build_tokenizer, token_ids
 from custom.shapeworld.render import render
-from custom.shapeworld.splits import scorer_captions, teacher_captions
+from custom.shapeworld.splits import retrieval_bank, teacher_captions
 from custom.shapeworld.world import Solid, parse_caption
 from triplaneturbo.bounds import Count, FieldOfView, Length, Range, Share
 from triplaneturbo.cameras import orbit_cameras
 from triplaneturbo.data.stream import StreamData
 from triplaneturbo.draws import keyed_generator
+from triplaneturbo.errors import ConfigError
 from triplaneturbo.registry import register
 from triplaneturbo.types import Cameras
 
 logger = logging.getLogger(__name__)
-_RAYS_AT_ONCE = 2**22
+_RAYS_AT_ONCE = 2**23
+ELEVATION = (-45.0, 60.0)  # degrees: the range from which every solid of the world can be known
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def sample_cameras(
     fovy: tuple[float, float] = (60.0, 60.0),
     distance: tuple[float, float] = (0.8, 1.0),
 ) -> Cameras:
-    """Random cameras of n objects as the recipe draws them: elevation 0 to 30 degrees, views equally spaced around.
+    """Random cameras of n objects as the recipe draws them: within ELEVATION, views equally spaced around.
 
     fovy, distance: ranges of the field of view (degrees) and of the relative distance.
     """
@@ -67,7 +68,7 @@ def sample_cameras(
     k = torch.arange(n_view, device=generator.device)
     azimuth = (draws[0] + k) / n_view * 360 - 180
     return orbit_cameras(
-        30 * draws[1].flatten(),
+        (ELEVATION[0] + (ELEVATION[1] - ELEVATION[0]) * draws[1]).flatten(),
         azimuth.flatten(),
         (distance[0] + (distance[1] - distance[0]) * draws[2]).flatten(),
         (fovy[0] + (fovy[1] - fovy[0]) * draws[3]).flatten(),
@@ -97,32 +98,37 @@ def render_pool(solids: Sequence[Solid], cameras: Cameras, background: tuple[flo
     )
     generator = keyed_generator(seed, "background", device=device)
     at_once = max(1, _RAYS_AT_ONCE // (4 * n_view * size * size))
-    order = sorted(range(len(solids)), key=lambda row: solids[row].shapes)
-    for _, group in groupby(order, key=lambda row: solids[row].shapes):
-        members = list(group)
-        for start in range(0, len(members), at_once):
-            chunk = members[start : start + at_once]
-            rows = torch.tensor(chunk, device=device)
-            views = render([solids[row] for row in chunk], pool.views_of(rows), size, background=0.0)
-            grey = torch.rand(len(chunk), 1, generator=generator, device=device).expand(-1, n_view)
-            grey = (background[0] + (background[1] - background[0]) * grey).reshape(-1, 1, 1, 1)
-            pool.rgb[rows] = _bytes(views.rgb + grey * (1 - views.opacity), n_view)
-            pool.geometry[rows] = _bytes(torch.cat([views.normal, views.disparity], dim=-1), n_view)
+    order = sorted(range(len(solids)), key=lambda row: [part.shape for part in solids[row].placed_parts])
+    for start in range(0, len(order), at_once):
+        chunk = order[start : start + at_once]
+        rows = torch.tensor(chunk, device=device)
+        views = render([solids[row] for row in chunk], pool.views_of(rows), size, background=0.0)
+        grey = torch.rand(len(chunk), 1, generator=generator, device=device).expand(-1, n_view)
+        grey = (background[0] + (background[1] - background[0]) * grey).reshape(-1, 1, 1, 1)
+        pool.rgb[rows] = _bytes(views.rgb + grey * (1 - views.opacity), n_view)
+        pool.geometry[rows] = _bytes(torch.cat([views.normal, views.disparity], dim=-1), n_view)
     return pool
 
 
-def draw_captions(singles: Sequence[str], stacks: Sequence[str], n: int, single_share: float, seed: int) -> list[str]:
-    """n captions, `single_share` of them single solids; each list is gone through evenly, in random order."""
+def draw_solids(captions: Sequence[str], n: int, single_share: float, seed: int, *, reword: bool) -> list[Solid]:
+    """n solids in the order of their captions, `single_share` of them of one part; each kind is gone through evenly.
+
+    reword: whether `on` or `under` is drawn anew for each stack, or as in its caption.
+    """
     generator = keyed_generator(seed, "captions")
+    solids = [parse_caption(caption) for caption in captions]
+    singles = [i for i, solid in enumerate(solids) if len(solid.parts) == 1]
+    others = [i for i, solid in enumerate(solids) if len(solid.parts) > 1]
+
+    def cycle(kind: Sequence[int], count: int) -> list[int]:
+        laps = -(-count // len(kind)) if kind else 0
+        order = [torch.randperm(len(kind), generator=generator) for _ in range(laps)]
+        return [kind[i] for i in torch.cat(order)[:count].tolist()] if order else []
+
     n_single = round(n * single_share)
-
-    def cycle(captions: Sequence[str], count: int) -> list[str]:
-        laps = -(-count // len(captions))
-        order = torch.cat([torch.randperm(len(captions), generator=generator) for _ in range(laps)])[:count]
-        return [captions[i] for i in order.tolist()]
-
-    drawn = cycle(singles, n_single) + cycle(stacks, n - n_single) if n > n_single else cycle(singles, n_single)
-    return drawn
+    drawn = sorted(cycle(singles, n_single) + cycle(others, n - n_single))
+    words = ["on" if word < 0.5 else "under" for word in torch.rand(len(drawn), generator=generator).tolist()]
+    return [solids[i].rephrased(word) if reword else solids[i] for i, word in zip(drawn, words, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -152,15 +158,18 @@ class ShapeWorldData(StreamData):
     @dataclass(kw_only=True)
     class Config(StreamData.Config):
         captions: Literal["teachers", "scorer"] = "teachers"
-        """Whose captions."""
+        """Whose captions: the teachers', whose stacks are worded anew each time, or the whole bank as it is."""
         n_objects: Annotated[int, Range(1, 2**24)] = 16384
         """Size of the pool."""
         n_view: Annotated[int, Range(1, 1024)] = 1
         """Views of an object."""
         batch_size: Count = 256
         """Objects in a micro-batch of one process."""
-        single_share: Share = 0.4
-        """Share of single solids among the objects; the rest are stacks."""
+        single_share: Share = 0.3
+        """Share of solids of one part among the objects."""
+        neighbours: Count = 1
+        """Objects of a batch are drawn in runs of so many whose captions follow each other in their list, which are of
+        the same shapes for the most part; it divides the batch."""
         background: tuple[Share, Share] = (0.4, 0.6)
         """Range of the grey levels behind the objects; the teachers' pictures are on a middle grey."""
         fovy: tuple[FieldOfView, FieldOfView] = (60.0, 60.0)
@@ -171,6 +180,10 @@ class ShapeWorldData(StreamData):
     pool: Pool
 
     def configure(self) -> None:
+        if self.cfg.batch_size % self.cfg.neighbours:
+            raise ConfigError(
+                f"data.batch_size={self.cfg.batch_size} is no multiple of data.neighbours={self.cfg.neighbours}"
+            )
         self.samples_per_batch, self.samples_per_epoch = self.cfg.batch_size, self.cfg.n_objects
         pool = [value for name, value in asdict(self.cfg).items() if name != "batch_size"]
         self.fingerprint = hashlib.blake2b(json.dumps(pool).encode(), digest_size=8).hexdigest()
@@ -179,14 +192,18 @@ class ShapeWorldData(StreamData):
         """Render the pictures; `stage` is ignored, there is only training."""
         start, cfg, seed = time.monotonic(), self.cfg, self.run.seed
         device = self.trainer.strategy.root_device
-        singles, stacks = teacher_captions() if cfg.captions == "teachers" else scorer_captions()
-        captions = draw_captions(singles, stacks, cfg.n_objects, cfg.single_share, seed)
+        of_teachers = cfg.captions == "teachers"
+        captions = teacher_captions() if of_teachers else retrieval_bank()
+        solids = draw_solids(captions, cfg.n_objects, cfg.single_share, seed, reword=of_teachers)
         generator = keyed_generator(seed, "cameras", device=device)
-        cameras = sample_cameras(len(captions), cfg.n_view, generator, fovy=cfg.fovy, distance=cfg.distance)
-        self.pool = render_pool([parse_caption(c) for c in captions], cameras, cfg.background, seed)
-        logger.info("rendered %d objects x %d views in %.1f s", len(captions), cfg.n_view, time.monotonic() - start)
+        cameras = sample_cameras(len(solids), cfg.n_view, generator, fovy=cfg.fovy, distance=cfg.distance)
+        self.pool = render_pool(solids, cameras, cfg.background, seed)
+        logger.info("rendered %d objects x %d views in %.1f s", len(solids), cfg.n_view, time.monotonic() - start)
 
     def training_batch(self, step: int, samples: range) -> PoolBatch:
         """See `StreamData.training_batch`."""
         generator = keyed_generator(self.run.seed, "batches", samples.start)
-        return PoolBatch(step, samples.start, torch.randint(len(self.pool), (len(samples),), generator=generator))
+        runs = len(samples) // self.cfg.neighbours
+        first = torch.randint(len(self.pool), (runs, 1), generator=generator)
+        rows = (first + torch.arange(self.cfg.neighbours)).flatten() % len(self.pool)
+        return PoolBatch(step, samples.start, rows)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -130,19 +129,29 @@ def sample_mesh(mesh: Mesh, n: int, generator: torch.Generator) -> Float[Tensor,
 
 
 def sample_solid(solid: Solid, n: int, generator: torch.Generator) -> Float[Tensor, "n 3"]:
-    """n points on the exact surface: uniform points of a thin shell around it, moved along the gradient."""
+    """n points on the exact surface: uniform points of a thin shell around it, moved along the gradient.
+
+    The shell is equally thick where the signed distance rises slower than 1, as that of stretched shapes does.
+    """
     shell, kept = 0.01, []
     while sum(map(len, kept)) < n:
         cube = torch.rand(64 * n, 3, generator=generator, device=generator.device) * 2 - 1
         points = cube * (BALL_RADIUS + shell)
-        kept.append(points[sdf([solid], points[None])[0].abs() < shell])
-    points = torch.cat(kept)[:n]
-    for _ in range(4):
+        points = points[sdf([solid], points[None])[0].abs() < shell]
+        points = points[_way_to_surface(solid, points).norm(dim=-1) < shell]
+        for _ in range(12):
+            points = points + _way_to_surface(solid, points)
+        kept.append(points[sdf([solid], points[None])[0].abs() < 1e-4])  # a few go back and forth across an edge
+    return torch.cat(kept)[:n]
+
+
+def _way_to_surface(solid: Solid, points: Float[Tensor, "P 3"]) -> Float[Tensor, "P 3"]:
+    """A step of Newton's method along the gradient of the signed distance."""
+    with torch.enable_grad():
         points = points.detach().requires_grad_(True)
         distance = sdf([solid], points[None])[0]
         (gradient,) = torch.autograd.grad(distance.sum(), points)
-        points = points - distance[:, None] * F.normalize(gradient, dim=-1)
-    return points.detach()
+    return -(distance[:, None] * gradient / gradient.square().sum(-1, keepdim=True).clamp(min=0.01)).detach()
 
 
 def chamfer(a: Float[Tensor, "N 3"], b: Float[Tensor, "M 3"]) -> float:

@@ -7,6 +7,7 @@ scorer            a CLIP model that judges pictures by caption
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -17,24 +18,30 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from custom.shapeworld.world import PALETTE, SHAPES
+from custom.shapeworld.shapes import SHAPES
+from custom.shapeworld.world import PALETTE, PATTERNS, PROPORTIONS, RELATIONS
 from triplaneturbo.storage import copy_file
 from triplaneturbo.weights.files import add_digests
 
 IMAGE_SIZE, ND_SIZE, LATENT_SIZE, LATENT_CHANNELS = 64, 32, 16, 4
-TEXT_LENGTH, TEXT_WIDTH = 16, 128
+TEXT_LENGTH, TEXT_WIDTH = 24, 128
 LATENT_SCALE = 0.18215  # the usual one; the VAE's latents are brought to a deviation of 1 / LATENT_SCALE
 N_VIEW = 4
 TeacherKind = Literal["stable_diffusion", "mvdream", "richdreamer"]
 
 
-def build_tokenizer() -> CLIPTokenizer:
-    """A CLIP byte-pair tokenizer: one token for every word of the world, letters for other words.
+# So that no earlier merge of the tokenizer breaks a later word apart: short ones that others begin with come last.
+WORDS = sorted(
+    [*PALETTE, *SHAPES, *PATTERNS, *PROPORTIONS, *RELATIONS, "small", "an", "a"],
+    key=lambda word: (word in ("orange", "on", "an", "a"), -len(word), word),
+)
 
-    A merge joins the beginning of a word with its next letter. Words are listed so that no earlier merge breaks a
-    later word apart.
+
+def build_tokenizer(words: Sequence[str] = WORDS, length: int = TEXT_LENGTH) -> CLIPTokenizer:
+    """A CLIP byte-pair tokenizer of so many tokens a text: one for each of the words, letters for other words.
+
+    A merge joins the beginning of a word with its next letter.
     """
-    words = [*sorted([*PALETTE, *SHAPES], key=lambda word: (word == "orange", word)), "on", "an", "a"]
     letters = "abcdefghijklmnopqrstuvwxyz"
     vocabulary = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
     merges: list[tuple[str, str]] = []
@@ -48,7 +55,7 @@ def build_tokenizer() -> CLIPTokenizer:
                 merges.append(merge)
                 vocabulary.append(start)
     ids = {token: index for index, token in enumerate(vocabulary)}
-    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=TEXT_LENGTH)
+    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=length)
 
 
 def _text_config(tokenizer: CLIPTokenizer, layers: int) -> CLIPTextConfig:
@@ -58,7 +65,7 @@ def _text_config(tokenizer: CLIPTokenizer, layers: int) -> CLIPTextConfig:
         intermediate_size=3 * TEXT_WIDTH,
         num_hidden_layers=layers,
         num_attention_heads=4,
-        max_position_embeddings=TEXT_LENGTH,
+        max_position_embeddings=tokenizer.model_max_length,
         projection_dim=TEXT_WIDTH,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

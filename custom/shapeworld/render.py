@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from custom.shapeworld.world import BALL_RADIUS, Solid, palette_rows, part_sdf, sdf
+from custom.shapeworld.world import BALL_RADIUS, Layout, Solid
 from triplaneturbo.cameras import ray_directions
 from triplaneturbo.types import Cameras, Views
 
@@ -30,41 +30,47 @@ class Precision:
     hit: float
 
 
-PICTURES = Precision(56, 2e-3)  # what comes as near as 0.14 of 64 pixels counts as seen
-MEASURES = Precision(200, 2e-4)
+PICTURES = Precision(72, 2e-3)  # what comes as near as 0.14 of 64 pixels counts as seen
+MEASURES = Precision(300, 2e-4)
+
+
+def _layout(solids: Sequence[Solid] | Layout, like: Tensor) -> Layout:
+    return solids if isinstance(solids, Layout) else Layout(solids, like)
 
 
 def surface_color(
-    solids: Sequence[Solid], points: Float[Tensor, "N P 3"], normals: Float[Tensor, "N P 3"]
+    solids: Sequence[Solid] | Layout, points: Float[Tensor, "N P 3"], normals: Float[Tensor, "N P 3"]
 ) -> Float[Tensor, "N P 3"]:
-    """The colour of the nearest part times AMBIENT + (1 - AMBIENT) (1 + n . light) / 2."""
-    part = part_sdf(solids, points).argmin(dim=1)
-    color = palette_rows(solids, points).gather(1, part[..., None].expand(-1, -1, 3))
+    """The colour of the nearest part, or of its pattern, times AMBIENT + (1 - AMBIENT) (1 + n . light) / 2."""
     light = F.normalize(points.new_tensor(LIGHT), dim=0)
-    return color * (AMBIENT + (1 - AMBIENT) * (0.5 + 0.5 * normals @ light))[..., None]
+    shade = AMBIENT + (1 - AMBIENT) * (0.5 + 0.5 * normals @ light)
+    return _layout(solids, points).albedo(points) * shade[..., None]
 
 
-def surface_normal(solids: Sequence[Solid], points: Float[Tensor, "N P 3"]) -> Float[Tensor, "N P 3"]:
+def surface_normal(solids: Sequence[Solid] | Layout, points: Float[Tensor, "N P 3"]) -> Float[Tensor, "N P 3"]:
     """Unit gradients of the signed distance."""
+    layout = _layout(solids, points)
     with torch.enable_grad():
         points = points.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(sdf(solids, points).sum(), points)
+        (gradient,) = torch.autograd.grad(layout.part_sdf(points).amin(dim=1).sum(), points)
     return F.normalize(gradient, dim=-1)
 
 
 def _trace(
-    solids: Sequence[Solid], origin: Float[Tensor, "N P 3"], direction: Float[Tensor, "N P 3"], precision: Precision
+    layout: Layout, origin: Float[Tensor, "N P 3"], direction: Float[Tensor, "N P 3"], precision: Precision
 ) -> tuple[Float[Tensor, "N P"], Float[Tensor, "N P"]]:
     """Distance along each ray to the surface, and 1 where there is one. Rays start where they enter the ball."""
+
+    def distance(travelled: Tensor) -> Tensor:
+        return layout.part_sdf(origin + direction * travelled[..., None]).amin(dim=1)
+
     middle = -(origin * direction).sum(-1)
     half_squared = BALL_RADIUS**2 - (origin + middle[..., None] * direction).square().sum(-1)
     half = half_squared.clamp(min=0).sqrt()
     travelled = middle - half
     for _ in range(precision.steps):
-        travelled = travelled + sdf(solids, origin + direction * travelled[..., None])
-        travelled = torch.minimum(travelled, middle + half)
-    distance = sdf(solids, origin + direction * travelled[..., None])
-    hit = (distance < precision.hit) & (half_squared > 0)
+        travelled = torch.minimum(travelled + distance(travelled), middle + half)
+    hit = (distance(travelled) < precision.hit) & (half_squared > 0)
     return travelled, hit.to(origin.dtype)
 
 
@@ -98,10 +104,11 @@ def render(
     n, v, fine = len(solids), cameras.n_view, size * supersample
     direction = ray_directions(cameras, fine, fine).reshape(n, v * fine * fine, 3)
     origin = cameras.positions.reshape(n, v, 1, 3).expand(-1, -1, fine * fine, -1).reshape(n, -1, 3)
-    travelled, hit = _trace(solids, origin, direction, precision)
+    layout = Layout(solids, origin)
+    travelled, hit = _trace(layout, origin, direction, precision)
     points = origin + direction * travelled[..., None]
-    normals = surface_normal(solids, points)
-    colors = surface_color(solids, points, normals)
+    normals = surface_normal(layout, points)
+    colors = surface_color(layout, points, normals)
 
     def pictures(flat: Tensor) -> Tensor:
         channels_first = flat.reshape(n * v, fine, fine, -1).permute(0, 3, 1, 2)

@@ -128,7 +128,7 @@ def report_split(teachers: Teachers, scorer: Scorer, split: str, arguments: argp
     cameras = sample_cameras(len(captions), N_VIEW, generator)
     truth = render([parse_caption(c) for c in captions], cameras, IMAGE_SIZE)
     true_rgb = truth.rgb.permute(0, 3, 1, 2)
-    bank, pictures = list(retrieval_bank(split)), {"truth": true_rgb}
+    bank, pictures = list(retrieval_bank()), {"truth": true_rgb}
     for kind in teachers.unets:
         pictures[kind] = teachers.sample(
             kind, captions, cameras, generator, steps=arguments.steps, scale=arguments.guidance_scale

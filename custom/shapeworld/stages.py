@@ -7,14 +7,16 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from custom.shapeworld.data import PoolBatch
 from custom.shapeworld.models import (
     IMAGE_PROCESSOR,
+    LATENT_CHANNELS,
     LATENT_SCALE,
+    LATENT_SIZE,
     N_VIEW,
     ND_SIZE,
     PIPELINE,
@@ -79,12 +81,17 @@ class VaeStage(TrainingStage):
         ghosts = torch.lerp(rgb[n : 2 * n], _blur(rgb[2 * n : 3 * n], 4), share)
         return torch.cat([normals, ghosts, _blur(rgb[2 * n : 3 * n], 2), _blur(rgb[3 * n : 4 * n], 4), rgb[4 * n :]])
 
-    def losses(self, batch: PoolBatch) -> dict[str, Tensor]:
+    def inputs(self, batch: PoolBatch) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B 4 h w"]]:
+        """Pictures in [-1, 1], channels last, and the noise of their latents."""
         generator = self.generator(batch)
         pictures = self.pictures(batch.rows, generator).contiguous(memory_format=torch.channels_last)
+        shape = len(pictures), LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE
+        return pictures, torch.randn(shape, generator=generator, device=self.device)
+
+    def terms(self, pictures: Float[Tensor, "B 3 H W"], noise: Float[Tensor, "B 4 h w"]) -> dict[str, Tensor]:
+        """How far decoded pictures are from what they were, and the latents from standard normal ones."""
         with self.autocast():
             moments = self.vae.encode(pictures).latent_dist
-            noise = torch.randn(moments.mean.shape, generator=generator, device=self.device)
             decoded = self.vae.decode(moments.mean + moments.std * noise).sample
         decoded, mean, logvar = decoded.float(), moments.mean.float(), moments.logvar.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
@@ -165,13 +172,11 @@ class DiffusionStage(TrainingStage):
         latents = [LATENT_SCALE * vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in parts]
         return torch.cat(latents).unflatten(0, self.pool.rgb.shape[:2])
 
-    def _condition(self, rows: Tensor, generator: torch.Generator) -> Float[Tensor, "B L C"]:
+    def _chosen_captions(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """[B, L] tokens while their encoder is being trained, else [B, L, C] text states; some of the empty caption."""
         dropped = torch.rand(len(rows), generator=generator, device=self.device) < self.cfg.empty_share
         chosen = self.captions[rows]
-        chosen = torch.where(dropped.reshape(-1, *[1] * (chosen.dim() - 1)), self.empty, chosen)
-        if self.cfg.kind == "stable_diffusion":
-            return self.text_encoder(chosen).last_hidden_state
-        return chosen
+        return torch.where(dropped.reshape(-1, *[1] * (chosen.dim() - 1)), self.empty, chosen)
 
     def _camera_conditions(self) -> Float[Tensor, "N V 16"] | None:
         if self.cfg.kind == "stable_diffusion":
@@ -179,20 +184,33 @@ class DiffusionStage(TrainingStage):
         embed = mvdream_camera if self.cfg.kind == "mvdream" else richdreamer_camera
         return embed(self.pool.cameras).unflatten(0, (-1, N_VIEW))
 
-    def losses(self, batch: PoolBatch) -> dict[str, Tensor]:
-        """Mean squared error of v = alpha eps - sigma x_0; the views of an object share their timestep."""
+    def inputs(self, batch: PoolBatch) -> tuple[Tensor, ...]:
+        """Noisy pictures and v = alpha eps - sigma x_0, [B V, 4, h, w], timesteps [B V], captions of the B objects, and
+        cameras [B V, 16] if the teacher knows any. The views of an object share their timestep."""
         rows, generator = batch.rows, self.generator(batch)
         clean = self.clean[rows].flatten(0, 1)
         n_view = self.clean.shape[1]
-        camera = None if self.cameras is None else self.cameras[rows].flatten(0, 1)
         t = torch.randint(1000, (len(rows),), generator=generator, device=self.device).repeat_interleave(n_view)
         noise = torch.randn(clean.shape, generator=generator, device=self.device)
         alpha, sigma = self.schedule.alpha_sigma(t, clean)
         noisy = (alpha * clean + sigma * noise).contiguous(memory_format=torch.channels_last)
+        cameras = () if self.cameras is None else (self.cameras[rows].flatten(0, 1),)
+        return noisy, alpha * noise - sigma * clean, t, self._chosen_captions(rows, generator), *cameras
+
+    def terms(
+        self,
+        noisy: Float[Tensor, "N 4 h w"],
+        velocity: Float[Tensor, "N 4 h w"],
+        t: Int[Tensor, " N"],
+        captions: Tensor,
+        cameras: Float[Tensor, "N 16"] | None = None,
+    ) -> dict[str, Tensor]:
+        """Mean squared error of the predicted velocity."""
         with self.autocast():
-            text = self._condition(rows, generator).repeat_interleave(n_view, dim=0)
-            predicted = self.unet(noisy, t, text, class_labels=camera).sample
-        return {"velocity": F.mse_loss(predicted.float(), alpha * noise - sigma * clean)}
+            text = self.text_encoder(captions).last_hidden_state if captions.dim() == 2 else captions
+            text = text.repeat_interleave(len(noisy) // len(text), dim=0)
+            predicted = self.unet(noisy, t, text, class_labels=cameras).sample
+        return {"velocity": F.mse_loss(predicted.float(), velocity)}
 
     def save(self, folder: Path) -> None:
         target = folder / self.cfg.kind
@@ -243,9 +261,13 @@ class ScorerStage(TrainingStage):
         contrast, tint = 1 + 0.15 * normal(n, 1, 1, 1), 0.04 * normal(n, 3, 1, 1)
         return ((soft - 0.5) * contrast + 0.5 + tint + 0.02 * normal(*pictures.shape)).clamp(0, 1)
 
-    def losses(self, batch: PoolBatch) -> dict[str, Tensor]:
-        tokens = self.pool.tokens[batch.rows]
+    def inputs(self, batch: PoolBatch) -> tuple[Int[Tensor, "B L"], Float[Tensor, "B 3 H W"]]:
+        """Tokens of the captions, and augmented pictures in [-1, 1]."""
         pictures = self.augment(self.pool.rgb[batch.rows, 0].float() / 255, self.generator(batch)) * 2 - 1
+        return self.pool.tokens[batch.rows], pictures
+
+    def terms(self, tokens: Int[Tensor, "B L"], pictures: Float[Tensor, "B 3 H W"]) -> dict[str, Tensor]:
+        """Cross-entropy of the captions of each picture, and of the pictures of each caption."""
         with self.autocast():
             output = self.model(input_ids=tokens, pixel_values=pictures)
         logits = output.logits_per_image.float()

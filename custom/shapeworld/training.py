@@ -3,15 +3,20 @@
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from custom.shapeworld.data import Pool, PoolBatch
 from triplaneturbo.bounds import ProjectPath
 from triplaneturbo.draws import keyed_generator
+from triplaneturbo.graphs import TrainingReplay
+from triplaneturbo.performance import graphs_run_on
 from triplaneturbo.storage import write_text
 from triplaneturbo.systems.training import TrainingSystem
 
@@ -24,20 +29,33 @@ _NEWEST = 0.02
 class TrainingStage(TrainingSystem):
     """A training that writes averaged networks in half precision, and a record of itself, when all steps are done.
 
-    Subclasses name the stage and define `assemble`, `losses` and `save`.
+    Subclasses name the stage and define `assemble`, `inputs`, `terms` and `save`. The networks are small: a step has
+    thousands of kernels, more than the host can issue while the device runs them. On CUDA `terms` and its way back are
+    recorded as graphs (`graphs.TrainingReplay`).
     """
 
     @dataclass(kw_only=True)
     class Config(TrainingSystem.Config):
         out_dir: ProjectPath = "load/shapeworld"
         """Folder of the miniature world: networks of earlier stages are read there, this one's are written."""
+        graphs: bool = True
+        """Record a step as CUDA graphs; without CUDA it changes nothing."""
 
     stage: str
 
+    terms: Callable[..., dict[str, Tensor]]
+    """terms(*inputs): terms of the loss by name, weighted. The networks and what is computed of their answers; nothing
+    random, no waiting for the device, and of the batch and the pool only what `inputs` gave."""
+
     def configure(self) -> None:
+        self._replay = TrainingReplay()
         super().configure()
         self.register_buffer("mean_loss", torch.zeros(()))
         self.seconds = 0.0
+
+    def inputs(self, batch: PoolBatch) -> tuple[Tensor, ...]:
+        """All that a step draws or picks from the pool; the same shapes from step to step."""
+        raise NotImplementedError
 
     def save(self, folder: Path) -> None:
         """Write the networks below `folder`, which holds all of the miniature world."""
@@ -57,7 +75,32 @@ class TrainingStage(TrainingSystem):
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        self._trained = list(self._trainable().values())
         self._clock = time.monotonic()
+
+    def losses(self, batch: PoolBatch) -> dict[str, Tensor]:
+        """See `TrainingSystem.losses`."""
+        return self.terms(*self.inputs(batch))
+
+    def accumulate(self, batch: PoolBatch) -> None:
+        """As for any training; from the second step on replayed, where that is wanted and possible."""
+        if not (self.cfg.graphs and graphs_run_on(self.device)):
+            super().accumulate(batch)
+            return
+        *values, total = self._replay(self._terms_and_total, self.inputs(batch), self._trained, key=self.training)
+        self.measure({f"loss_{name}": value for name, value in zip(self._names, values, strict=True)}, self.share)
+        self.manual_backward(self.share * total)
+
+    def _terms_and_total(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The terms of the loss, whose names are noted, and their sum, which is what gradients come back to."""
+        terms = self.terms(*inputs)
+        self._names = tuple(terms)
+        return *terms.values(), reduce(torch.add, terms.values())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TrainingStage":
+        """Moving weights leaves recordings with their old addresses."""
+        self._replay = TrainingReplay()
+        return super()._apply(fn, recurse)
 
     def update(self, batch: PoolBatch) -> None:
         """As for any training; also keeps time and the running mean of the loss."""

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Trains the networks of the miniature world from nothing, on one GPU (or, slowly, on the CPU).
+# Trains the networks of the miniature world from nothing, on one or two GPUs (or, slowly, on the CPU).
 #
 #   scripts/train/shapeworld.sh [--out DIR] [--minutes M] [--force] [STAGE...] [-- key=value...]
 #
 # Stages: vae, stable_diffusion, mvdream, richdreamer, scorer, student; `all` (the default) runs the first five in
-# order, those that do not depend on each other side by side: scorer and vae, stable_diffusion, mvdream and richdreamer.
+# order, those that do not depend on each other side by side, over two GPUs where there are as many: vae, stable_diffusion
+# and mvdream on the first, scorer and richdreamer on the second.
 # A stage that is done (DIR/training/STAGE.json exists and says what it took) is skipped; one that was stopped goes on
 # where it stopped. Runs are kept in outputs/, with --out in DIR/outputs/. --force starts each named stage anew.
 # --minutes: each named stage is stopped after M minutes of this call, the student after 8.5 if M is not given; call
@@ -54,15 +55,28 @@ student() {
   "$python" scripts/train/pack_student.py "$trial" "$out"
 }
 
-both() { # the second in the background; fails if either does
-  train "$2" & local other=$! code=0
-  train "$1" || code=$?
-  wait "$other" && return $code
+gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
+second() { # STAGE: on the second GPU, if there is one
+  if [ "$gpus" -gt 1 ] && [ -z "${CUDA_VISIBLE_DEVICES:-}" ]; then CUDA_VISIBLE_DEVICES=1 train "$1"; else train "$1"; fi
+}
+
+all() { # fails if any stage does
+  second scorer & local scorer=$! code=0
+  { train vae && train stable_diffusion; } || code=$?
+  if [ $code -eq 0 ]; then
+    wait "$scorer" || code=$?
+    second richdreamer & local richdreamer=$!
+    train mvdream || code=$?
+    wait "$richdreamer" || code=$?
+  else
+    wait "$scorer" || true
+  fi
+  return $code
 }
 
 for stage in "${stages[@]:-all}"; do
   case $stage in
-    all) both vae scorer; train stable_diffusion; both mvdream richdreamer ;;
+    all) all ;;
     vae | stable_diffusion | mvdream | richdreamer | scorer) train "$stage" ;;
     student) student ;;
     *) echo "unknown stage '$stage'; allowed: vae stable_diffusion mvdream richdreamer scorer student all" >&2; exit 2 ;;

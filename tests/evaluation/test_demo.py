@@ -7,6 +7,7 @@ from tiny_student import write_pipeline
 
 from custom.shapeworld.splits import load_splits
 from triplaneturbo.evaluation import demo
+from triplaneturbo.naming import slug
 
 
 @pytest.fixture
@@ -21,8 +22,8 @@ def test_meshes_and_a_training(student, tiny_world, tmp_path, monkeypatch, capsy
     out = tmp_path / "out"
     small = ["trainer.max_steps=1", "system.exporter.turntable_size=16"]
     demo.main(["--student", str(student), "--out", str(out), "--minutes", "0.5", *small])
-    assert (out / "a_red_cube" / "model.glb").is_file()
-    assert Image.open(out / "a_red_cube" / "turntable.png").size == (1024, 512)
+    assert (out / slug(demo.PROMPTS[0]) / "model.glb").is_file()
+    assert Image.open(out / slug(demo.PROMPTS[0]) / "turntable.png").size == (1024, 512)
     printed = capsys.readouterr().out
     for when in ("before", "after"):
         assert (out / when / "a_yellow_torus" / "model.glb").is_file()
@@ -34,10 +35,10 @@ def test_meshes_and_a_training(student, tiny_world, tmp_path, monkeypatch, capsy
 def test_prompts_are_known_and_unknown_to_the_student():
     lists = load_splits()
     seen, pair, stack = demo.PROMPTS
-    assert seen in lists["train"]
+    assert seen in lists["student"]
     assert pair in lists["unseen_pairs"]
-    assert stack in lists["unseen_compositions"]
-    assert demo.TRAINED_PROMPT in lists["train"]
+    assert stack in lists["unseen_orders"]
+    assert demo.TRAINED_PROMPT in lists["student"]
 
 
 def test_without_weights_it_says_where_they_come_from(tmp_path):

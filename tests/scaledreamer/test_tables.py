@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from custom.scaledreamer import tables
+from custom.shapeworld.runs import OUT_OF_TIME
 
 
 def test_tables_have_the_trainings_that_they_name() -> None:
@@ -71,9 +72,9 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             folders = [word for word in command if "-noise" in word]
             controls = {split: {"exact_solids": exact} for split in single.asked}
             report.write_text(json.dumps({"controls": controls, "settings": {"meshes": folders} if folders else {}}))
-        return tables._OUT_OF_TIME if log.name == "train.log" and "sphere" in log.parent.name else 0
+        return OUT_OF_TIME if log.name == "train.log" and "sphere" in log.parent.name else 0
 
-    monkeypatch.setattr(tables.Runner, "_call", call)
+    monkeypatch.setattr(tables.Runner, "call", call)
     return seen
 
 
@@ -119,8 +120,8 @@ def test_trainings_are_spread_over_the_gpus(tmp_path: Path, monkeypatch: pytest.
     places = [runner.places.get() for _ in range(3)]
     assert places == ["3", "5", "3"]
     for place in places[:2]:
-        runner._call(tmp_path / "log", ["sh", "-c", "echo on $CUDA_VISIBLE_DEVICES"], place)
-    runner._call(tmp_path / "log", ["sh", "-c", "echo on $CUDA_VISIBLE_DEVICES"])
+        runner.call(tmp_path / "log", ["sh", "-c", "echo on $CUDA_VISIBLE_DEVICES"], place)
+    runner.call(tmp_path / "log", ["sh", "-c", "echo on $CUDA_VISIBLE_DEVICES"])
     said = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("on")]
     assert said == ["on 3", "on 5", "on 3,5"]
 
@@ -131,7 +132,7 @@ def test_a_signal_reaches_what_runs(tmp_path: Path) -> None:
     saving = "trap 'echo saved; exit 143' TERM; echo on; sleep 60 & wait"
     with ThreadPoolExecutor(1) as pool:
         # As trainings run: behind `timeout`, which is not what has to be told.
-        running = pool.submit(runner._call, log, ["timeout", "1m", "sh", "-c", saving])
+        running = pool.submit(runner.call, log, ["timeout", "1m", "sh", "-c", saving])
         while "\non\n" not in (log.read_text() if log.exists() else ""):
             time.sleep(0.01)
         runner.tell(signal.SIGTERM)

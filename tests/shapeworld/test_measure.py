@@ -16,7 +16,8 @@ from custom.shapeworld.measure import (
     sample_solid,
     solid_occupancy,
 )
-from custom.shapeworld.world import BALL_RADIUS, SHAPES, parse_caption, sdf
+from custom.shapeworld.shapes import SHAPES
+from custom.shapeworld.world import BALL_RADIUS, parse_caption, placements, sdf
 from triplaneturbo.types import Mesh
 
 CUBE_FACES = [
@@ -92,8 +93,9 @@ def test_the_exact_cube_as_a_mesh_scores_one():
 @pytest.mark.parametrize("n", [1024, 4096])
 def test_the_floor_of_the_distance_is_that_of_random_points(n):
     """A random point is at half the root of the area a sample away from the nearest of n others."""
-    area = 4 * math.pi * BALL_RADIUS**2
-    samples = [sample_solid(parse_caption("a red sphere"), n, generator(seed)) for seed in (0, 1)]
+    solid = parse_caption("a red sphere")
+    area = 4 * math.pi * (placements(solid.form)[0].radius * placements(solid.form)[0].stretch[0]) ** 2
+    samples = [sample_solid(solid, n, generator(seed)) for seed in (0, 1)]
     assert chamfer(*samples) == pytest.approx((area / n) ** 0.5 / 2, rel=0.03)
 
 

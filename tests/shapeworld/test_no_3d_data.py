@@ -8,9 +8,9 @@ import pytest
 import torch
 from miniature import assemble
 
-from custom.shapeworld import data, measure, render, scorer, world
+from custom.shapeworld import data, measure, render, scorer, shapes, world
 
-MODULES = (world, render, scorer, measure)
+MODULES = (shapes, world, render, scorer, measure)
 
 
 def refuse(*args, **kwargs):
@@ -29,13 +29,13 @@ def nothing_exact(monkeypatch):
             monkeypatch.setattr(module, name, refuse)
     for name in ("load", "similarity", "recall"):
         monkeypatch.setattr(scorer.Scorer, name, refuse)
-    for name, shape in world.SHAPES.items():
-        monkeypatch.setitem(world.SHAPES, name, dataclasses.replace(shape, sdf=refuse))
+    for name, shape in shapes.SHAPES.items():
+        monkeypatch.setitem(shapes.SHAPES, name, dataclasses.replace(shape, sdf=refuse))
 
 
 def test_the_refusal_reaches_every_way_to_the_solids(nothing_exact):
     calls = (world.sdf, world.parse_caption, world.placements, render.render, measure.solid_occupancy, measure.chamfer)
-    for call in (*calls, data.render, data.parse_caption, scorer.Scorer.load, world.SHAPES["cube"].sdf):
+    for call in (*calls, data.render, data.parse_caption, scorer.Scorer.load, shapes.SHAPES["cube"].sdf):
         with pytest.raises(AssertionError, match="exact solids"):
             call()
 

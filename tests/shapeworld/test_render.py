@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from custom.shapeworld.render import AMBIENT, LIGHT, render
-from custom.shapeworld.world import BALL_RADIUS, PALETTE, parse_caption
+from custom.shapeworld.world import PALETTE, parse_caption, placements
 from triplaneturbo.cameras import orbit_cameras, ray_directions
 
 
@@ -26,14 +26,16 @@ def cameras(azimuths, *, elevation=20.0, distance=1.6, n_view=None):
 def sphere():
     """A sphere seen by two cameras without supersampling, and its closed-form ray distances and normals."""
     cams = cameras([30.0, 200.0])
-    views = render([parse_caption("a blue sphere")], cams, 32, supersample=1)
+    solid = parse_caption("a blue sphere")
+    radius = placements(solid.form)[0].radius * placements(solid.form)[0].stretch[0]
+    views = render([solid], cams, 32, supersample=1)
     direction = ray_directions(cams, 32, 32).double()
     origin = cams.positions.double()[:, None, None]
     middle = -(origin * direction).sum(-1)
-    inside = middle.square() - origin.square().sum(-1) + BALL_RADIUS**2
+    inside = middle.square() - origin.square().sum(-1) + radius**2
     hit = inside > 1e-3
     distance = middle - inside.clamp(min=0).sqrt()
-    normal = (origin + distance[..., None] * direction) / BALL_RADIUS
+    normal = (origin + distance[..., None] * direction) / radius
     return cams, views, hit, distance, normal
 
 

@@ -43,6 +43,11 @@ def batch(*rows):
     return PoolBatch(0, 0, torch.tensor(rows))
 
 
+def total(kind, stage, batch):
+    """The loss that a stage of class `kind` has on the stand-in `stage`."""
+    return sum(kind.terms(stage, *kind.inputs(stage, batch)).values()).item()
+
+
 def test_a_teacher_that_knows_the_pictures_has_no_loss():
     """It answers v = alpha eps - sigma x_0 (Salimans and Ho 2022) with the noise that is left without x_0."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -60,9 +65,9 @@ def test_a_teacher_that_knows_the_pictures_has_no_loss():
         cameras=None,
         schedule=NoiseSchedule.from_config(build_scheduler().config),
         unet=unet,
-        _condition=lambda rows, generator: torch.zeros(len(rows), 1, 1),
+        _chosen_captions=lambda rows, generator: torch.zeros(len(rows), 1, 1),
     )
-    assert sum(DiffusionStage.losses(stage, batch(0, 2)).values()) < 1e-6
+    assert total(DiffusionStage, stage, batch(0, 2)) < 1e-6
     assert torch.equal(seen[0].view(2, 4), seen[0].view(2, 4)[:, :1].expand(-1, 4))  # an object's views share their t
 
 
@@ -71,7 +76,7 @@ def test_the_share_of_dropped_captions_is_that_of_the_options(share):
     n = 4000
     cfg = SimpleNamespace(kind="mvdream", empty_share=share)
     stage = stand_in(cfg=cfg, captions=torch.ones(5, 2, 3), empty=torch.zeros(1, 2, 3))
-    dropped = DiffusionStage._condition(stage, torch.arange(n) % 5, generator()) == 0
+    dropped = DiffusionStage._chosen_captions(stage, torch.arange(n) % 5, generator()) == 0
     assert torch.equal(dropped, dropped[:, :1, :1].expand(-1, 2, 3))
     assert dropped[:, 0, 0].float().mean().item() == pytest.approx(share, abs=4 * (share * (1 - share) / n) ** 0.5)
 
@@ -112,7 +117,7 @@ def test_all_pictures_of_a_caption_are_right_answers():
         model=lambda input_ids, pixel_values: SimpleNamespace(logits_per_image=logits),
     )
     expected = math.log(1 + math.exp(-10)) + 5
-    assert sum(ScorerStage.losses(stage, batch(0, 1)).values()).item() == pytest.approx(expected)
+    assert total(ScorerStage, stage, batch(0, 1)) == pytest.approx(expected)
 
 
 def test_an_update_leaves_the_temperature_of_the_scorer_at_its_limit():

@@ -35,7 +35,7 @@ def train(tmp_path):
         out = tmp_path / world
         if not out.exists() and stage != "vae":  # what earlier stages wrote
             shutil.copytree(ROOT / "load/shapeworld/stable_diffusion", out / "stable_diffusion")
-        small = ["data.batch_size=2"] if stage == "mvdream" else []  # of four views each
+        small = {"mvdream": ["data.batch_size=2"], "scorer": ["data.neighbours=4"]}.get(stage, [])  # of four views each
         options = [f"exp_root_dir={out / 'outputs'}", f"system.out_dir={out}", *TINY, *small, *overrides]
         config = ROOT / f"configs/shapeworld/{stage}.yaml"
         assert launch.main(["--config", str(config), "--train", *options]) == 0
@@ -114,6 +114,12 @@ def test_every_batch_has_draws_of_its_own_and_has_them_again():
 def test_other_pictures_cannot_continue_a_stage(train, capsys, tmp_path):
     train("scorer", "world", "trainer.max_steps=1")
     config, out = str(ROOT / "configs/shapeworld/scorer.yaml"), tmp_path / "world"
-    options = [f"exp_root_dir={out / 'outputs'}", f"system.out_dir={out}", *TINY, "data.background=[0.0,0.1]"]
+    options = [
+        f"exp_root_dir={out / 'outputs'}",
+        f"system.out_dir={out}",
+        *TINY,
+        "data.neighbours=4",
+        "data.background=[0,0.1]",
+    ]
     assert launch.main(["--config", config, "--train", *options]) == 2
     assert "trained on other" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
-from custom.shapeworld.data import ShapeWorldData, draw_captions, render_pool, sample_cameras
+from custom.shapeworld.data import ELEVATION, ShapeWorldData, draw_solids, render_pool, sample_cameras
 from custom.shapeworld.models import (
     LATENT_SCALE,
     build_scorer,
@@ -22,9 +22,11 @@ from custom.shapeworld.models import (
 )
 from custom.shapeworld.render import render
 from custom.shapeworld.scorer import Scorer
+from custom.shapeworld.shapes import SHAPES
+from custom.shapeworld.splits import retrieval_bank
 from custom.shapeworld.stages import DiffusionStage, ScorerStage, VaeStage
-from custom.shapeworld.world import PALETTE, SHAPES, parse_caption
-from triplaneturbo.errors import WeightsError
+from custom.shapeworld.world import PALETTE, PATTERNS, PROPORTIONS, RELATIONS, parse_caption
+from triplaneturbo.errors import ConfigError, WeightsError
 from triplaneturbo.weights.checksums import has_digest
 from triplaneturbo.weights.files import read_safetensors
 
@@ -40,7 +42,7 @@ def fit(system, max_steps, **data):
 
 def test_every_word_is_one_token():
     tokenizer = build_tokenizer()
-    for word in ("a", "an", "on", *PALETTE, *SHAPES):
+    for word in ("a", "an", "small", *PALETTE, *SHAPES, *PATTERNS, *PROPORTIONS, *RELATIONS):
         assert tokenizer.tokenize(word) == [word + "</w>"]
     assert len(set(map(tuple, token_ids(tokenizer, [*PALETTE, *SHAPES]).tolist()))) == len(PALETTE) + len(SHAPES)
     assert tokenizer.unk_token_id not in tokenizer("zebra").input_ids[1:-1]
@@ -51,8 +53,32 @@ def test_token_ids_are_padded_and_survive_saving(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     captions = ["", "an orange torus on a purple capsule"]
     ids = token_ids(tokenizer, captions)
-    assert ids.shape == (2, 16)
+    assert ids.shape == (2, 24)
     assert torch.equal(token_ids(CLIPTokenizer.from_pretrained(tmp_path), captions), ids)
+
+
+def test_runs_of_a_batch_are_neighbours_in_the_list_of_captions():
+    """The scorer must tell captions apart that are alike: those that follow each other have the same shapes mostly."""
+    captions = retrieval_bank()[::100]
+    places = [captions.index(str(solid)) for solid in draw_solids(captions, 300, 0.3, seed=1, reword=False)]
+    assert places == sorted(places)
+    data = ShapeWorldData(TINY_DATA | {"batch_size": 12, "neighbours": 4})
+    data.pool = range(100)
+    rows = data.training_batch(0, range(12)).rows.view(3, 4)
+    assert torch.equal(rows % 100, (rows[:, :1] + torch.arange(4)) % 100)
+    assert len(rows[:, 0].unique()) == 3
+    with pytest.raises(ConfigError, match=r"batch_size=8 is no multiple of data\.neighbours=3"):
+        ShapeWorldData(TINY_DATA | {"neighbours": 3})
+
+
+def test_every_caption_fits_and_has_tokens_of_its_own():
+    tokenizer = build_tokenizer()
+    ids = token_ids(tokenizer, list(retrieval_bank()))
+    assert ids.shape == (10_000, 24)
+    assert (ids[:, -1] == tokenizer.eos_token_id).all()
+    assert len(ids.unique(dim=0)) == 10_000
+    longest = max(retrieval_bank(), key=lambda caption: len(caption.split()))
+    assert len(tokenizer(longest).input_ids) == len(longest.split()) + 2 <= 24
 
 
 def test_all_weights_fit_in_36_mebibytes_as_fp16():
@@ -81,14 +107,31 @@ def test_standardised_latents_have_the_usual_scale_and_decode_as_before():
 
 
 def test_captions_are_drawn_evenly():
-    drawn = draw_captions(["s1", "s2"], ["c1", "c2", "c3"], 20, 0.4, seed=3)
-    assert [drawn.count(name) for name in ("s1", "s2")] == [4, 4]
-    assert [drawn.count(name) for name in ("c1", "c2", "c3")] == [4, 4, 4]
+    singles = ["a red cube", "a blue dome"]
+    others = [
+        "a red cube beside a blue dome",
+        "a red cone on a blue star",
+        "a red disk under a blue star beside a red cube",
+    ]
+    drawn = list(map(str, draw_solids([*others, *singles], 20, 0.4, seed=3, reword=False)))
+    assert [drawn.count(name) for name in singles] == [4, 4]
+    assert [drawn.count(name) for name in others] == [4, 4, 4]
+    assert len(draw_solids(singles, 20, 1.0, seed=3, reword=False)) == 20
+
+
+def test_stacks_are_worded_anew():
+    caption = "a red cone on a blue star beside a red cube"
+    drawn = draw_solids([caption], 400, 0.0, seed=3, reword=True)
+    assert {solid.form for solid in drawn} == {parse_caption(caption).form}
+    words = [solid.relations[0] for solid in drawn]
+    assert abs(words.count("on") - 200) < 4 * 10
+    assert set(words) == {"on", "under"}
 
 
 def test_cameras_are_the_recipes():
     cameras = sample_cameras(50, 4, torch.Generator().manual_seed(0))
-    assert ((cameras.elevation_deg >= 0) & (cameras.elevation_deg <= 30)).all()
+    assert ((cameras.elevation_deg >= ELEVATION[0]) & (cameras.elevation_deg <= ELEVATION[1])).all()
+    assert cameras.elevation_deg.max() - cameras.elevation_deg.min() > 80
     assert ((cameras.distance > 1.38) & (cameras.distance < 1.74)).all()
     azimuth = cameras.azimuth_deg.reshape(50, 4)
     torch.testing.assert_close(azimuth.diff(dim=1), torch.full((50, 3), 90.0), atol=1e-3, rtol=0)
@@ -126,9 +169,9 @@ def test_a_teacher_without_its_predecessor_says_what_to_train(tmp_path):
 
 def test_the_scorer_learns_to_tell_solids_apart(tmp_path):
     torch.manual_seed(0)
-    optimizer = {"name": "AdamW", "args": {"lr": [0, 2e-4, 1e-3, 5, 1e-5, 40], "betas": [0.9, 0.99]}}
+    optimizer = {"name": "AdamW", "args": {"lr": [0, 2e-4, 1e-3, 5, 1e-5, 100], "betas": [0.9, 0.99]}}
     options = {"out_dir": str(tmp_path), "ema_decay": 0.5, "max_gradient_norm": 1.0, "optimizer": optimizer}
-    fit(ScorerStage(options), max_steps=40, captions="scorer", single_share=1.0)
+    fit(ScorerStage(options), max_steps=100, captions="scorer", single_share=1.0)
     scorer = Scorer.load(tmp_path / "scorer")
     pool = ShapeWorldData(TINY_DATA | {"captions": "scorer", "single_share": 1.0})
     pool.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)

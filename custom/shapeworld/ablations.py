@@ -1,0 +1,285 @@
+"""What the recipe of the miniature world owes to its parts: one command a table.
+
+    python -m custom.shapeworld.ablations TABLE [--out DIR] [--jobs N] [--gpus G ...] [--minutes M] [-- K=V ...]
+
+steps      1, 2 and 4 denoising rounds
+adapters   plane-wise adapters, plain LoRA, full fine-tuning at two learning rates
+teachers   all three, and without each
+renderers  volume, mesh, and both
+rules      SDS, CSD and ASD, the same for all teachers
+prompts    10, 100, 1000 and all captions
+guidance   guidance scale of MVDream and its weight
+recipe     from configs/shapeworld/prd.yaml towards published.yaml, one change each, and the published recipe
+
+Each row is prd.yaml with the options that the row names, on 600 captions of its library, for --updates rounds: an
+update of prd.yaml is one round, and a row that updates once for all rounds makes as many fewer updates, so that all
+rows see equally many pictures. All schedules are compressed to that length. --jobs trainings go side by side, spread
+over the GPUs. After --minutes of this call everything stops; given again, the command goes on with what is left.
+Meshes of the averaged weights, if there are any, are measured by evaluation/shapeworld.py on `train` and
+`unseen_pairs`, --limit captions each, evenly spread; `train` is of the whole library, and the table says how many of
+these captions a row has learned. DIR/TABLE/table.md, .csv, .json and .png hold the rows that are measured so far; a
+row's own report, with pictures, is in DIR/measures. Tables share the trainings of prd.yaml itself, DIR/runs/base.
+"""
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from custom.shapeworld.charts import Dot, dot_chart
+from custom.shapeworld.lengths import compressed
+from custom.shapeworld.rows import CONFIGS, TABLES, Row, Training, Tree
+from custom.shapeworld.runs import Runs, effort, parse_with_overrides, with_interval
+from triplaneturbo.base import as_tree
+from triplaneturbo.config import ExperimentConfig, load_config
+from triplaneturbo.data.library import PromptLibrary
+from triplaneturbo.evaluation.benchmark import split_prompts
+from triplaneturbo.extensions import custom_folders, provide
+from triplaneturbo.interruption import interruption, stoppable
+from triplaneturbo.storage import replacing, write_text
+
+LIBRARY = "shapeworld_prompt_library"
+UPDATES = 600
+SPLITS = ("train", "unseen_pairs")
+SHOWN = {"iou": "IoU", "r_at_1": "R@1", "chamfer": "Chamfer", "color_error": "colour error"}
+CONTROLS = ("exact_meshes", "best_constant_mesh", "random_student")
+
+
+def library_captions(n: int | None) -> tuple[str, ...]:
+    """n captions of those that the student is trained on, evenly spread; None, or more than there are: all."""
+    captions = tuple(dict.fromkeys(PromptLibrary.read(LIBRARY).train))
+    n = len(captions) if n is None else min(n, len(captions))
+    return tuple(captions[i * len(captions) // n] for i in range(n))
+
+
+class Ablations(Runs):
+    """Trains and measures rows in a folder, until the time is over."""
+
+    def __init__(self, flags: argparse.Namespace) -> None:
+        super().__init__(flags.jobs, flags.gpus)
+        self.flags, self.out = flags, flags.out
+        self.end = time.monotonic() + 60 * (flags.minutes or float("inf"))
+
+    @property
+    def minutes_left(self) -> float:
+        return min((self.end - time.monotonic()) / 60, 1e6)
+
+    def folder(self, row: Row) -> Path:
+        return self.out / "runs" / row.key
+
+    def trial(self, training: Training) -> Path:
+        return self.folder(training.row) / f"seed{training.seed}"
+
+    def is_done(self, training: Training) -> bool:
+        return (self.trial(training) / "done").is_file()
+
+    def write_recipe(self, row: Row) -> ExperimentConfig:
+        """Write what a row trains, OUT/runs/ROW/options.yaml, and with all options and compressed, recipe.yaml.
+
+        Raises:
+            ValueError: there is another recipe, whose trainings these would be mixed with.
+        """
+        folder = self.folder(row)
+        captions = library_captions(row.captions)
+        library = {"train": captions, "val": captions[:1], "test": captions[:1]}
+        write_text(folder / "captions.json", json.dumps(library))
+        data = {"prompt_library": "captions", "prompt_library_dir": str(folder)}
+        base = {"base": str(CONFIGS / f"{row.config}.yaml")}
+        trial = {"name": folder.name, "exp_root_dir": str(folder.parent), "use_timestamp": False, "resume": "auto"}
+        options = {**base, **trial, "data": data, **row.options}
+        write_text(folder / "options.yaml", yaml.safe_dump(options, sort_keys=False))
+        experiment = compressed(load_config([folder / "options.yaml"], self.flags.overrides), self.flags.updates)
+        text = yaml.safe_dump(as_tree(experiment), sort_keys=False, default_flow_style=None, width=120)
+        path = folder / "recipe.yaml"
+        if path.is_file() and path.read_text() != text and any(folder.glob("seed*")):
+            raise ValueError(f"{path} is another recipe than this call's; give another --out, or remove {folder}")
+        write_text(path, text)
+        return experiment
+
+    def train(self, training: Training) -> str:
+        """Train until all steps are done, or the time is over; returns what is to be said of it."""
+        folder = self.trial(training)
+        if self.is_done(training):
+            return "done before"
+        with self.place() as place:
+            if self.minutes_left <= 0:
+                return "not begun"
+            own = [f"tag={folder.name}", f"seed={training.seed}"]
+            recipe = str(self.folder(training.row) / "recipe.yaml")
+            command = [sys.executable, "launch.py", "--config", recipe, "--train", *own]
+            finished = self.train_in(folder, command, self.minutes_left, place)
+        if not finished:
+            return "stopped"
+        (folder / "done").touch()
+        return "done"
+
+    def report(self, row: Row) -> Path:
+        return self.out / "measures" / f"{row.key}-seeds-{'-'.join(map(str, row.seeds))}.json"
+
+    def is_measured(self, row: Row) -> bool:
+        """Whether the report is of just these trainings and captions."""
+        path = self.report(row)
+        settings = json.loads(path.read_text())["settings"] if path.is_file() else {}
+        return settings.get("weights") == self._weights(row) and settings.get("limit") == self.flags.limit
+
+    def _weights(self, row: Row) -> list[str]:
+        return [str(self.trial(t) / "ckpts" / "last.ckpt") for t in row.trainings if self.is_done(t)]
+
+    def measure(self, row: Row) -> str:
+        """Measure the trainings of a row that are done; returns what is to be said of it."""
+        if self.is_measured(row):
+            return "measured before"
+        with self.place() as place:
+            if self.minutes_left <= 0:
+                return "not measured yet"
+            command = [sys.executable, "evaluation/shapeworld.py", "--weights", *self._weights(row)]
+            asked = ["--splits", *SPLITS, "--limit", str(self.flags.limit), "--seeds", "0"]
+            report = self.report(row)
+            limited = ["timeout", f"{self.minutes_left:.3f}m", *command, *asked, "--json", str(report)]
+            code = self.call(report.with_suffix(".log"), limited, place)
+        return "not measured yet" if code else "measured"
+
+    def run(self, rows: Sequence[Row]) -> int:
+        """Train all, then measure all rows whose trainings have ended; 1 if anything failed or is left."""
+        for row in rows:
+            self.write_recipe(row)
+        failed = self.side_by_side([t for row in rows for t in row.trainings], self.train, lambda t: t.name)
+        ready = [
+            row for row in rows if self._weights(row) and all(self.is_done(t) or t in failed for t in row.trainings)
+        ]
+        unmeasured = self.side_by_side(ready, self.measure, lambda row: row.name)
+        left = [row.name for row in rows if not self.is_measured(row)]
+        if left:
+            sys.stdout.write(f"not measured: {', '.join(left)}; give the command again\n")
+        return int(bool(failed or unmeasured or left))
+
+
+@dataclass(frozen=True)
+class Result:
+    """The measures of a row on a split, as evaluation/shapeworld.py reports them."""
+
+    row: Row
+    split: str
+    numbers: Tree
+
+    def dot(self) -> Dot:
+        """What is drawn of it."""
+        each = [training["iou"] for training in self.numbers["per_training"]]
+        return Dot(self.row.name, self.split, self.numbers["iou"], self.numbers["intervals"]["iou"], each)
+
+    def flat(self) -> Tree:
+        """One line of the CSV: means, and where there are several prompts their 95 % intervals."""
+        line: Tree = {"row": self.row.name, "split": self.split, "trainings": len(self.numbers["per_training"])}
+        for measure in SHOWN:
+            low, high = self.numbers["intervals"][measure] or (None, None)
+            line |= {measure: self.numbers[measure], f"{measure}_low": low, f"{measure}_high": high}
+        return line
+
+
+def write_results(runner: Ablations, table: str, rows: Sequence[Row]) -> str:
+    """Write the table's files from the rows that are measured; returns the table as text."""
+    measured = [row for row in rows if runner.is_measured(row)]
+    reports = {row.name: json.loads(runner.report(row).read_text()) for row in measured}
+    results = [Result(row, split, reports[row.name]["splits"][split]) for row in measured for split in SPLITS]
+    folder = runner.out / table
+    text = markdown(runner, table, rows, results, next((r["controls"] for r in reports.values()), {}))
+    write_text(folder / "table.md", text)
+    summary = {"table": table, "updates": runner.flags.updates, "limit": runner.flags.limit}
+    rows_said = {row.name: {"config": row.config, "options": row.options, "captions": row.captions} for row in rows}
+    lines = [result.flat() for result in results]
+    write_text(folder / "table.json", json.dumps({**summary, "rows": rows_said, "results": lines}, indent=2) + "\n")
+    if results:
+        with replacing(folder / "table.csv") as path, path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(lines[0]))
+            writer.writeheader()
+            writer.writerows(lines)
+        chart = dot_chart([result.dot() for result in results], f"{table}: IoU")
+        with replacing(folder / "table.png") as path:
+            chart.save(path, format="PNG")
+    return text
+
+
+def markdown(
+    runner: Ablations, table: str, rows: Sequence[Row], results: Sequence[Result], controls: Mapping[str, Tree]
+) -> str:
+    """The table: a line for each row and split, the controls, and what the trainings took."""
+    lines = [
+        f"# {table}",
+        "",
+        f"{runner.flags.updates} rounds of training a row, {runner.flags.limit} captions a split.",
+    ]
+    lines += ["In brackets 95 % intervals over prompts and, of several, trainings."]
+    if any(len(row.seeds) == 1 for row in rows):
+        lines += ["Rows of one training: what another seed would change is not in the interval."]
+    lines += ["", f"| split | | trainings | {' | '.join(SHOWN.values())} |", "|---" * (3 + len(SHOWN)) + "|"]
+    for split in SPLITS:
+        for result in results:
+            if result.split == split:
+                cells = (_cell(result.numbers[m], result.numbers["intervals"][m]) for m in SHOWN)
+                trainings = len(result.numbers["per_training"])
+                lines.append(f"| {split} | {result.row.name} | {trainings} | {' | '.join(cells)} |")
+        for name in CONTROLS:
+            numbers = controls.get(split, {}).get(name, {})
+            if numbers:
+                cells = (_cell(numbers.get(m)) for m in SHOWN)
+                lines.append(f"| {split} | {name.replace('_', ' ')} | | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| training | captions | of the measured ones | updates | seconds, loading included | |",
+        "|---" * 6 + "|",
+    ]
+    asked = set(split_prompts("train", runner.flags.limit))
+    for training in (t for row in rows for t in row.trainings):
+        took = effort(runner.trial(training)) or ("", "")
+        state = "" if runner.is_done(training) else "not done"
+        learned = library_captions(training.row.captions)
+        captions = f"{len(learned)} | {len(asked.intersection(learned))}"
+        lines.append(f"| {training.name} | {captions} | {took[0]} | {took[1]} | {state} |")
+    return "\n".join([*lines, ""])
+
+
+def _cell(value: float | None, interval: Sequence[float] | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if interval is None else with_interval(value, (interval[0], interval[1]))
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m custom.shapeworld.ablations", description=__doc__, formatter_class=raw)
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--out", type=Path, default=Path("outputs/ablations"))
+    parser.add_argument("--jobs", type=int, default=4, help="trainings at a time; several share a GPU")
+    parser.add_argument("--gpus", nargs="+", help="their numbers; default: all")
+    parser.add_argument("--minutes", type=float, help="of this call; default: until all is done")
+    parser.add_argument("--updates", type=int, default=UPDATES, help="rounds of a training")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of the trainings; default: as the table says")
+    parser.add_argument("--limit", type=int, default=48, help="captions measured of each split")
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose names begin so")
+    flags = parse_with_overrides(parser, arguments)
+    flags.out = flags.out.resolve()
+    return flags
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a table; 1 if a training failed, or something is left to do."""
+    flags = parse(arguments)
+    provide(*custom_folders())
+    runner = Ablations(flags)
+    interruption.signal_children = runner.tell
+    rows = [row for row in TABLES[flags.table]() if row.name.startswith(tuple(flags.only))]
+    rows = [replace(row, seeds=tuple(flags.seeds)) if flags.seeds else row for row in rows]
+    code = runner.run(rows)
+    sys.stdout.write(write_results(runner, flags.table, rows))
+    return code
+
+
+if __name__ == "__main__":
+    with stoppable():
+        sys.exit(main())
