@@ -80,19 +80,19 @@ class Part:
 class Solid:
     """One to three parts. `str(solid)` is its caption: the parts as they are named, with the relations between them.
 
-    relations: of RELATIONS, one fewer than parts; None: every part is on the next.
+    relations: of RELATIONS, one fewer than parts; if none are given, every part is on the next.
     """
 
     parts: tuple[Part, ...]
-    relations: tuple[str, ...] | None = None
+    relations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.relations is None:
+        if not self.relations:
             object.__setattr__(self, "relations", ("on",) * (len(self.parts) - 1))
 
     def __str__(self) -> str:
         text = str(self.parts[0])
-        for relation, part in zip(self.relations or (), self.parts[1:], strict=True):
+        for relation, part in zip(self.relations, self.parts[1:], strict=True):
             text += f" {relation} {part}"
         return text
 
