@@ -171,9 +171,9 @@ def job(config, tmp_path):
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / "bin" / name).chmod(0o755)
 
-    def submit(*overrides):
+    def submit(*overrides, number="4711"):
         words = [word for word in training(config, "job", *overrides)[3:] if not word.startswith("tag=")]
-        environment = {"JOB_ID": "4711", "JOB_NODELIST": "nodes[1-2]", "JOB_NUM_NODES": "2"}
+        environment = {"JOB_ID": number, "JOB_NODELIST": "nodes[1-2]", "JOB_NUM_NODES": "2"}
         path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
         own = {"HERE": str(tmp_path), "PYTHON": sys.executable, "PROCESSES": "1", "RESTARTS": "0", "PATH": path}
         slurm = {f"SLURM_{name}": value for name, value in environment.items()}
@@ -206,7 +206,7 @@ def test_a_job_whose_time_is_over_is_queued_again_and_goes_on(job, tmp_path):
 
 
 def test_a_job_that_fails_is_not_queued_again(job, tmp_path):
-    process = job("trainer.max_stepz=1")
+    process = job("trainer.max_stepz=1", number="4712")  # its port, too, is made from it: both tests may run at once
     said = process.communicate(timeout=200)[1]
     assert process.returncode != 0
     assert "trainer has no option 'max_stepz'" in said
