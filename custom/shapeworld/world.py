@@ -323,7 +323,6 @@ class Layout:
     """
 
     def __init__(self, solids: Sequence[Solid], like: Tensor) -> None:
-        self.solids = solids
         placed = [placements(solid.form) for solid in solids]
         parts = [solid.placed_parts for solid in solids]
 
