@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from custom.shapeworld.world import BALL_RADIUS, Layout, Solid
@@ -18,6 +18,7 @@ from triplaneturbo.cameras import ray_directions
 from triplaneturbo.types import Cameras, Views
 
 LIGHT = (0.45, 0.30, 0.84)
+_STEPS_TOGETHER = 8
 AMBIENT = 0.5  # share of the colour that does not depend on the light
 NORMAL_BACKGROUND = (0.5, 0.5, 1.0)
 
@@ -56,22 +57,49 @@ def surface_normal(solids: Sequence[Solid] | Layout, points: Float[Tensor, "N P 
     return F.normalize(gradient, dim=-1)
 
 
+def _front(chosen: Bool[Tensor, "N P"]) -> Int[Tensor, "N Q"]:
+    """The numbers of the chosen rays of each solid, filled up with others to the most that a solid has."""
+    most = int(chosen.sum(dim=1).amax()) if chosen.numel() else 0
+    return chosen.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+
+
+def _pick(values: Shaped[Tensor, "N P *C"], rays: Int[Tensor, "N Q"]) -> Shaped[Tensor, "N Q *C"]:
+    return values[torch.arange(len(rays), device=rays.device)[:, None], rays]
+
+
 def _trace(
     layout: Layout, origin: Float[Tensor, "N P 3"], direction: Float[Tensor, "N P 3"], precision: Precision
-) -> tuple[Float[Tensor, "N P"], Float[Tensor, "N P"]]:
-    """Distance along each ray to the surface, and 1 where there is one. Rays start where they enter the ball."""
+) -> tuple[Float[Tensor, "N P"], Bool[Tensor, "N P"]]:
+    """Distance along each ray to the surface, and whether there is one. Rays start where they enter the ball.
 
-    def distance(travelled: Tensor) -> Tensor:
-        return layout.part_sdf(origin + direction * travelled[..., None]).amin(dim=1)
-
+    Every few steps those that have left the ball, or come to a hundredth of `precision.hit`, are left alone: what a ray
+    gives does not depend on the others.
+    """
     middle = -(origin * direction).sum(-1)
     half_squared = BALL_RADIUS**2 - (origin + middle[..., None] * direction).square().sum(-1)
     half = half_squared.clamp(min=0).sqrt()
-    travelled = middle - half
-    for _ in range(precision.steps):
-        travelled = torch.minimum(travelled + distance(travelled), middle + half)
-    hit = (distance(travelled) < precision.hit) & (half_squared > 0)
-    return travelled, hit.to(origin.dtype)
+    travelled, end = middle - half, middle + half
+    distance = torch.full_like(travelled, torch.inf)
+    going = half_squared > 0
+    for start in range(0, precision.steps, _STEPS_TOGETHER):
+        rays = _front(going)
+        if rays.shape[1] == 0:
+            break
+        own_origin, own_direction, before, last = (
+            _pick(values, rays) for values in (origin, direction, travelled, end)
+        )
+        after = before
+        for _ in range(min(_STEPS_TOGETHER, precision.steps - start)):
+            after = torch.minimum(after + _distance(layout, own_origin, own_direction, after), last)
+        away, moved = _distance(layout, own_origin, own_direction, after), _pick(going, rays)
+        travelled = travelled.scatter(1, rays, torch.where(moved, after, before))
+        distance = distance.scatter(1, rays, torch.where(moved, away, _pick(distance, rays)))
+        going = going & (distance > 0.01 * precision.hit) & (travelled < end)
+    return travelled, distance < precision.hit
+
+
+def _distance(layout: Layout, origin: Tensor, direction: Tensor, travelled: Tensor) -> Float[Tensor, "N Q"]:
+    return layout.part_sdf(origin + direction * travelled[..., None]).amin(dim=1)
 
 
 @torch.no_grad()
@@ -106,9 +134,14 @@ def render(
     origin = cameras.positions.reshape(n, v, 1, 3).expand(-1, -1, fine * fine, -1).reshape(n, -1, 3)
     layout = Layout(solids, origin)
     travelled, hit = _trace(layout, origin, direction, precision)
-    points = origin + direction * travelled[..., None]
-    normals = surface_normal(layout, points)
-    colors = surface_color(layout, points, normals)
+    rays = _front(hit)
+    points = _pick(origin, rays) + _pick(direction, rays) * _pick(travelled, rays)[..., None]
+    seen_normals = surface_normal(layout, points)
+    seen_colors = surface_color(layout, points, seen_normals)
+    normals, colors = (
+        torch.zeros_like(origin).scatter(1, rays[..., None].expand(-1, -1, 3), seen)
+        for seen in (seen_normals, seen_colors)
+    )
 
     def pictures(flat: Tensor) -> Tensor:
         channels_first = flat.reshape(n * v, fine, fine, -1).permute(0, 3, 1, 2)
@@ -119,6 +152,7 @@ def render(
     camera_normals = camera_normals * normals.new_tensor((-1, 1, 1)) * 0.5 + 0.5
     far = (cameras.distance + math.sqrt(3)).reshape(n, v, 1).expand(-1, -1, fine * fine).reshape(n, -1)
     disparity = ((far - travelled) / (2 * math.sqrt(3))).clamp(0, 1)
+    hit = hit.to(origin.dtype)
     cover = hit[..., None]
     return Views(
         rgb=pictures(colors * cover + background * (1 - cover)),
