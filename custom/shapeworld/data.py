@@ -111,24 +111,38 @@ def render_pool(solids: Sequence[Solid], cameras: Cameras, background: tuple[flo
 
 
 def draw_solids(captions: Sequence[str], n: int, single_share: float, seed: int, *, reword: bool) -> list[Solid]:
-    """n solids in the order of their captions, `single_share` of them of one part; each kind is gone through evenly.
+    """n solids, `single_share` of them of one part; each kind is gone through evenly, in laps.
+
+    What is alike follows each other: in the first and every other lap solids in the order of their captions, which are
+    of the same shapes for the most part, in the other laps those of the same colours.
 
     reword: whether `on` or `under` is drawn anew for each stack, or as in its caption.
     """
     generator = keyed_generator(seed, "captions")
     solids = [parse_caption(caption) for caption in captions]
-    singles = [i for i, solid in enumerate(solids) if len(solid.parts) == 1]
-    others = [i for i, solid in enumerate(solids) if len(solid.parts) > 1]
+    looks = sorted(range(len(solids)), key=lambda i: _look(solids[i]))
+    orders = torch.arange(len(solids)), torch.tensor(looks, dtype=torch.long).argsort()
 
     def cycle(kind: Sequence[int], count: int) -> list[int]:
-        laps = -(-count // len(kind)) if kind else 0
-        order = [torch.randperm(len(kind), generator=generator) for _ in range(laps)]
-        return [kind[i] for i in torch.cat(order)[:count].tolist()] if order else []
+        drawn: list[int] = []
+        while kind and len(drawn) < count:
+            chosen = torch.randperm(len(kind), generator=generator)[: count - len(drawn)]
+            order = orders[len(drawn) // len(kind) % 2].tolist()
+            drawn += sorted((kind[i] for i in chosen.tolist()), key=order.__getitem__)
+        return drawn
 
     n_single = round(n * single_share)
-    drawn = sorted(cycle(singles, n_single) + cycle(others, n - n_single))
+    singles = cycle([i for i, solid in enumerate(solids) if len(solid.parts) == 1], n_single)
+    drawn = singles + cycle([i for i, solid in enumerate(solids) if len(solid.parts) > 1], n - n_single)
     words = ["on" if word < 0.5 else "under" for word in torch.rand(len(drawn), generator=generator).tolist()]
     return [solids[i].rephrased(word) if reword else solids[i] for i, word in zip(drawn, words, strict=True)]
+
+
+def _look(solid: Solid) -> tuple[object, ...]:
+    """What a solid looks like, its shapes last."""
+    parts = solid.parts
+    colors, details = [p.color for p in parts], [(p.pattern, p.proportion, p.small) for p in parts]
+    return len(parts), colors, solid.relations, details, solid.shapes
 
 
 @dataclass(frozen=True)
@@ -168,8 +182,8 @@ class ShapeWorldData(StreamData):
         single_share: Share = 0.3
         """Share of solids of one part among the objects."""
         neighbours: Count = 1
-        """Objects of a batch are drawn in runs of so many whose captions follow each other in their list, which are of
-        the same shapes for the most part; it divides the batch."""
+        """Objects of a batch are drawn in runs of so many that are alike, in their shapes or in their colours; it
+        divides the batch."""
         background: tuple[Share, Share] = (0.4, 0.6)
         """Range of the grey levels behind the objects; the teachers' pictures are on a middle grey."""
         fovy: tuple[FieldOfView, FieldOfView] = (60.0, 60.0)

@@ -1,6 +1,7 @@
 """Networks, pictures and trainings of the miniature world, at tiny sizes."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import pytorch_lightning as pl
@@ -57,11 +58,32 @@ def test_token_ids_are_padded_and_survive_saving(tmp_path):
     assert torch.equal(token_ids(CLIPTokenizer.from_pretrained(tmp_path), captions), ids)
 
 
-def test_runs_of_a_batch_are_neighbours_in_the_list_of_captions():
-    """The scorer must tell captions apart that are alike: those that follow each other have the same shapes mostly."""
-    captions = retrieval_bank()[::100]
-    places = [captions.index(str(solid)) for solid in draw_solids(captions, 300, 0.3, seed=1, reword=False)]
-    assert places == sorted(places)
+def test_what_is_alike_follows_each_other():
+    """The scorer must tell captions apart that are alike: of the same shapes, and of the same colours."""
+    captions = [caption for caption in retrieval_bank() if len(parse_caption(caption).parts) == 1]
+    drawn = draw_solids(captions, 2 * len(captions), 1.0, seed=1, reword=False)
+    first, second = drawn[: len(captions)], drawn[len(captions) :]
+    assert list(map(str, first)) == captions
+    assert sorted(map(str, second)) == sorted(captions)
+    for start in range(0, len(captions), 16):  # a look in all of its shapes
+        run = second[start : start + 16]
+        assert len({(solid.parts[0].color, solid.parts[0].pattern, solid.parts[0].proportion) for solid in run}) == 1
+        assert len({solid.shapes for solid in run}) == 16
+    pairs = [caption for caption in retrieval_bank() if len(parse_caption(caption).parts) == 2]
+    drawn = draw_solids(pairs, 2 * len(pairs), 0.0, seed=1, reword=False)
+
+    def shared(what):
+        rows = [what(solid) for solid in drawn]
+        return [
+            sum(a == b for a, b in pairwise(half)) / len(pairs) for half in (rows[: len(pairs)], rows[len(pairs) :])
+        ]
+
+    in_shapes, in_colors = shared(lambda s: s.shapes), shared(lambda s: [part.color for part in s.parts])
+    assert in_shapes[0] > 0.5 > in_shapes[1]
+    assert in_colors[1] > 0.9 > in_colors[0]
+
+
+def test_a_batch_has_runs_of_the_pool():
     data = ShapeWorldData(TINY_DATA | {"batch_size": 12, "neighbours": 4})
     data.pool = range(100)
     rows = data.training_batch(0, range(12)).rows.view(3, 4)
