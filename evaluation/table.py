@@ -54,8 +54,9 @@ def heads() -> list[str]:
 
 
 def named_rows(split: str, report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """The row of a split and those of its controls."""
-    controls = [(name.replace("_", " "), cells(numbers)) for name, numbers in report["controls"][split].items()]
+    """The row of a split, and those of its controls if they were measured."""
+    blind = report["controls"].get(split, {})
+    controls = [(name.replace("_", " "), cells(numbers)) for name, numbers in blind.items()]
     return [(split, cells(report["splits"][split])), *controls]
 
 

@@ -1,12 +1,13 @@
-"""What the recipe of the miniature world owes to its parts: one command a table.
+"""What the recipe of the miniature world owes to its parts: one command for each table, or for several.
 
-    python -m custom.shapeworld.ablations TABLE [--out DIR] [--jobs N] [--gpus G ...] [--minutes M] [-- K=V ...]
+    python -m custom.shapeworld.ablations TABLE... [--out DIR] [--jobs N] [--gpus G ...] [--minutes M] [-- K=V ...]
 
 steps      1, 2 and 4 denoising rounds
 adapters   plane-wise adapters, plain LoRA, full fine-tuning at two learning rates
 teachers   all three, and without each
 renderers  volume, mesh, and both
 rules      SDS, CSD and ASD, the same for all teachers
+bound      the teachers, and exact pictures in their place (configs/shapeworld/bound.yaml)
 prompts    10, 100, 1000 and all captions
 guidance   guidance scale of MVDream and its weight
 recipe     from configs/shapeworld/prd.yaml towards published.yaml, one change each, and the published recipe
@@ -34,7 +35,7 @@ import yaml
 
 from custom.shapeworld.charts import Dot, dot_chart
 from custom.shapeworld.lengths import compressed
-from custom.shapeworld.rows import CONFIGS, TABLES, Row, Training, Tree
+from custom.shapeworld.rows import BASE, CONFIGS, TABLES, Row, Training, Tree
 from custom.shapeworld.runs import Runs, effort, parse_with_overrides, with_interval
 from triplaneturbo.base import as_tree
 from triplaneturbo.config import ExperimentConfig, load_config
@@ -126,10 +127,15 @@ class Ablations(Runs):
         """Whether the report is of just these trainings and captions."""
         path = self.report(row)
         settings = json.loads(path.read_text())["settings"] if path.is_file() else {}
-        return settings.get("weights") == self._weights(row) and settings.get("limit") == self.flags.limit
+        return settings.get("weights", []) == self._weights(row) != [] and settings.get("limit") == self.flags.limit
 
     def _weights(self, row: Row) -> list[str]:
         return [str(self.trial(t) / "ckpts" / "last.ckpt") for t in row.trainings if self.is_done(t)]
+
+    def controls(self) -> Mapping[str, Tree]:
+        """By split, what was measured of the controls beside prd.yaml; nothing yet: none."""
+        found = sorted(self.out.glob(f"measures/{BASE}-*.json"))
+        return json.loads(found[0].read_text())["controls"] if found else {}
 
     def measure(self, row: Row) -> str:
         """Measure the trainings of a row that are done; returns what is to be said of it."""
@@ -140,23 +146,28 @@ class Ablations(Runs):
                 return "not measured yet"
             command = [sys.executable, "evaluation/shapeworld.py", "--weights", *self._weights(row)]
             asked = ["--splits", *SPLITS, "--limit", str(self.flags.limit), "--seeds", "0"]
+            asked += [] if row.key == BASE else ["--no-controls"]
             report = self.report(row)
             limited = ["timeout", f"{self.minutes_left:.3f}m", *command, *asked, "--json", str(report)]
             code = self.call(report.with_suffix(".log"), limited, place)
         return "not measured yet" if code else "measured"
 
     def run(self, rows: Sequence[Row]) -> int:
-        """Train all, then measure all rows whose trainings have ended; 1 if anything failed or is left."""
+        """Train all, then measure what there is of every row; 1 if anything failed or is left.
+
+        One training of every row comes first, then those with the other seeds. What several rows have in common is
+        done once.
+        """
+        rows = list({self.report(row): row for row in rows}.values())
         for row in rows:
             self.write_recipe(row)
-        failed = self.side_by_side([t for row in rows for t in row.trainings], self.train, lambda t: t.name)
-        ready = [
-            row for row in rows if self._weights(row) and all(self.is_done(t) or t in failed for t in row.trainings)
-        ]
+        trainings = list({self.trial(t): t for row in rows for t in row.trainings}.values())
+        failed = self.side_by_side(sorted(trainings, key=lambda t: t.seed), self.train, lambda t: t.name)
+        ready = [row for row in rows if self._weights(row)]
         unmeasured = self.side_by_side(ready, self.measure, lambda row: row.name)
-        left = [row.name for row in rows if not self.is_measured(row)]
+        left = [row.name for row in rows if not (self.is_measured(row) and all(map(self.is_done, row.trainings)))]
         if left:
-            sys.stdout.write(f"not measured: {', '.join(left)}; give the command again\n")
+            sys.stdout.write(f"not done: {', '.join(left)}; give the command again\n")
         return int(bool(failed or unmeasured or left))
 
 
@@ -188,7 +199,7 @@ def write_results(runner: Ablations, table: str, rows: Sequence[Row]) -> str:
     reports = {row.name: json.loads(runner.report(row).read_text()) for row in measured}
     results = [Result(row, split, reports[row.name]["splits"][split]) for row in measured for split in SPLITS]
     folder = runner.out / table
-    text = markdown(runner, table, rows, results, next((r["controls"] for r in reports.values()), {}))
+    text = markdown(runner, table, rows, results, runner.controls())
     write_text(folder / "table.md", text)
     summary = {"table": table, "updates": runner.flags.updates, "limit": runner.flags.limit}
     rows_said = {row.name: {"config": row.config, "options": row.options, "captions": row.captions} for row in rows}
@@ -253,7 +264,7 @@ def _cell(value: float | None, interval: Sequence[float] | None = None) -> str:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m custom.shapeworld.ablations", description=__doc__, formatter_class=raw)
-    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("tables", choices=TABLES, nargs="+", metavar="TABLE")
     parser.add_argument("--out", type=Path, default=Path("outputs/ablations"))
     parser.add_argument("--jobs", type=int, default=4, help="trainings at a time; several share a GPU")
     parser.add_argument("--gpus", nargs="+", help="their numbers; default: all")
@@ -267,16 +278,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return flags
 
 
+def rows_of(table: str, flags: argparse.Namespace) -> list[Row]:
+    """The rows of a table that were asked for."""
+    rows = [row for row in TABLES[table]() if row.name.startswith(tuple(flags.only))]
+    return [replace(row, seeds=tuple(flags.seeds)) if flags.seeds else row for row in rows]
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run a table; 1 if a training failed, or something is left to do."""
+    """Run tables; 1 if a training failed, or something is left to do."""
     flags = parse(arguments)
     provide(*custom_folders())
     runner = Ablations(flags)
     interruption.signal_children = runner.tell
-    rows = [row for row in TABLES[flags.table]() if row.name.startswith(tuple(flags.only))]
-    rows = [replace(row, seeds=tuple(flags.seeds)) if flags.seeds else row for row in rows]
-    code = runner.run(rows)
-    sys.stdout.write(write_results(runner, flags.table, rows))
+    tables = {table: rows_of(table, flags) for table in flags.tables}
+    code = runner.run([row for rows in tables.values() for row in rows])
+    for table, rows in tables.items():
+        sys.stdout.write(write_results(runner, table, rows))
     return code
 
 

@@ -14,6 +14,7 @@ from triplaneturbo.schedule import Schedule
 
 CONFIGS = ROOT / "configs" / "shapeworld"
 SUBSET = 600  # captions
+BASE = "base"  # the key of prd.yaml itself
 THREE = (0, 1, 2)
 TEACHERS = ("richdreamer", "mvdream", "stable_diffusion")
 
@@ -37,7 +38,7 @@ class Row:
     def key(self) -> str:
         """Of its files; rows that are the same recipe have the same."""
         same = not self.options and self.config == "prd" and self.captions == SUBSET
-        return "base" if same else re.sub(r"[^A-Za-z0-9.=]+", "-", f"{self.config}-{self.name}")
+        return BASE if same else re.sub(r"[^A-Za-z0-9.=]+", "-", f"{self.config}-{self.name}")
 
     @property
     def trainings(self) -> list["Training"]:
@@ -145,6 +146,10 @@ def guidance() -> list[Row]:
     ]
 
 
+def bound() -> list[Row]:
+    return [Row(name="three teachers"), Row(name="exact pictures in place of teachers", config="bound")]
+
+
 def recipe() -> list[Row]:
     """What is changed is taken from published.yaml, as it is in as many updates as prd.yaml has."""
     prd = _recipe("prd")
@@ -175,6 +180,7 @@ TABLES: Mapping[str, Callable[[], list[Row]]] = {
     "teachers": without_teachers,
     "renderers": renderers,
     "rules": rules,
+    "bound": bound,
     "prompts": prompts,
     "guidance": guidance,
     "recipe": recipe,

@@ -26,6 +26,7 @@ ALLOWED = {
     "teachers": (TEACHERS,),
     "renderers": ("system.renderers", "system.losses"),
     "rules": tuple(f"{TEACHERS}.{name}.rule" for name in ("richdreamer", "mvdream", "stable_diffusion")),
+    "bound": (TEACHERS, "system.losses"),
     "prompts": (),
     "guidance": (f"{TEACHERS}.mvdream.guidance_scale", f"{TEACHERS}.mvdream.weight"),
 }
@@ -218,21 +219,28 @@ def trained(calls: list[list[str]]) -> int:
 
 def test_a_table_goes_on_where_it_was_stopped(calls: list[list[str]], tmp_path: Path) -> None:
     arguments = ["steps", "--out", str(tmp_path), "--jobs", "2", "--limit", "3"]
-    assert ablations.main(arguments) == 1  # one row is left
-    assert (trained(calls), len(calls)) == (9, 9 + 2)
+    assert ablations.main(arguments) == 1  # one training is left
+    assert (trained(calls), len(calls)) == (9, 9 + 3)
+    assert [command[-1] for command in calls[:3]] == ["seed=0"] * 3
+    assert [command[-1] for command in calls if "--json" not in command][3:6] == ["seed=1"] * 3
     assert "| train | K=2 | 3 | 0.500 (0.400 .. 0.600) |" in (tmp_path / "steps/table.md").read_text()
+    assert "| train | K=1 | 2 |" in (tmp_path / "steps/table.md").read_text()
     assert "| K=1 seed1 | 600 |" in (tmp_path / "steps/table.md").read_text()
+    assert ["--no-controls" in command for command in calls if "--json" in command].count(False) == 1
     calls.clear()
     assert ablations.main(arguments) == 0
     assert (trained(calls), len(calls)) == (1, 2)
+    assert "| train | K=1 | 3 |" in (tmp_path / "steps/table.md").read_text()
     for name in ("table.md", "table.csv", "table.json", "table.png"):
         assert (tmp_path / "steps" / name).stat().st_size > 100
     calls.clear()
     assert ablations.main(arguments) == 0
     assert not calls
-    # Another table takes the trainings of prd.yaml itself from here, and a measure of one of them.
-    assert ablations.main(["renderers", *arguments[1:]]) == 0
-    assert (trained(calls), len(calls)) == (2, 2 + 3)
+    # Other tables take the trainings of prd.yaml itself from here, and share a measure of one of them.
+    assert ablations.main(["renderers", "bound", *arguments[1:]]) == 0
+    assert (trained(calls), len(calls)) == (3, 3 + 4)
+    for table in ("renderers", "bound"):
+        assert "| train | exact meshes | |" in (tmp_path / table / "table.md").read_text()
 
 
 def test_other_lengths_are_not_mixed(calls: list[list[str]], tmp_path: Path) -> None:
