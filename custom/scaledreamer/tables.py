@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from custom.shapeworld.runs import ROOT, Runs, effort, parse_with_overrides, with_interval
+from custom.shapeworld.runs import ROOT, Runs, effort, parse_with_overrides, table_parser, with_interval
 from triplaneturbo.evaluation.benchmark import split_prompts
 from triplaneturbo.evaluation.bootstrap import mean_interval
 from triplaneturbo.evaluation.world import EVALUATION_SPLITS, load_splits, parse_caption
@@ -294,14 +294,9 @@ def _effort(folder: Path, training: Training) -> str:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m custom.scaledreamer.tables", description=__doc__, formatter_class=raw)
+    parser = table_parser("custom.scaledreamer.tables", __doc__, Path("outputs/scaledreamer"), limit=None)
     parser.add_argument("table", choices=TABLES)
-    parser.add_argument("--out", type=Path, default=Path("outputs/scaledreamer"))
-    parser.add_argument("--jobs", type=int, default=4, help="trainings at a time")
     parser.add_argument("--minutes", type=float, default=5.0, help="of each training in this call")
-    parser.add_argument("--limit", type=int, help="captions measured of each split, or trained of single; default: all")
-    parser.add_argument("--only", nargs="+", default=[""], help="rows whose names begin so")
     flags = parse_with_overrides(parser, arguments)
     flags.out = flags.out.resolve()
     return flags

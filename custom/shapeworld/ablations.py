@@ -36,7 +36,7 @@ import yaml
 from custom.shapeworld.charts import Dot, dot_chart
 from custom.shapeworld.lengths import compressed
 from custom.shapeworld.rows import BASE, CONFIGS, TABLES, Row, Training, Tree
-from custom.shapeworld.runs import Runs, effort, parse_with_overrides, with_interval
+from custom.shapeworld.runs import Runs, effort, parse_with_overrides, table_parser, with_interval
 from triplaneturbo.base import as_tree
 from triplaneturbo.config import ExperimentConfig, load_config
 from triplaneturbo.data.library import PromptLibrary
@@ -262,17 +262,12 @@ def _cell(value: float | None, interval: Sequence[float] | None = None) -> str:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m custom.shapeworld.ablations", description=__doc__, formatter_class=raw)
+    parser = table_parser("custom.shapeworld.ablations", __doc__, Path("outputs/ablations"), limit=48)
     parser.add_argument("tables", choices=TABLES, nargs="+", metavar="TABLE")
-    parser.add_argument("--out", type=Path, default=Path("outputs/ablations"))
-    parser.add_argument("--jobs", type=int, default=4, help="trainings at a time; several share a GPU")
     parser.add_argument("--gpus", nargs="+", help="their numbers; default: all")
     parser.add_argument("--minutes", type=float, help="of this call; default: until all is done")
     parser.add_argument("--updates", type=int, default=UPDATES, help="rounds of a training")
     parser.add_argument("--seeds", type=int, nargs="+", help="of the trainings; default: as the table says")
-    parser.add_argument("--limit", type=int, default=48, help="captions measured of each split")
-    parser.add_argument("--only", nargs="+", default=[""], help="rows whose names begin so")
     flags = parse_with_overrides(parser, arguments)
     flags.out = flags.out.resolve()
     return flags

@@ -143,6 +143,17 @@ def with_interval(mean: float, interval: Interval | None) -> str:
     return f"{mean:.3f} ({format_interval(interval, digits=3)})"
 
 
+def table_parser(program: str, description: str | None, out: Path, limit: int | None) -> argparse.ArgumentParser:
+    """The flags that the programs which make tables have in common. out, limit: their defaults."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(f"python -m {program}", description=description, formatter_class=raw)
+    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--jobs", type=int, default=4, help="trainings at a time; several share a GPU")
+    parser.add_argument("--limit", type=int, default=limit, help="captions measured of each split")
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose names begin so")
+    return parser
+
+
 def parse_with_overrides(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """Flags, and behind ` -- ` options for all trainings, as `overrides`."""
     own = sys.argv[1:] if arguments is None else arguments

@@ -38,9 +38,10 @@ def main() -> None:
     pipeline = TextToMeshPipeline.from_training(config, given.trial / "ckpts" / "last.ckpt", "cpu")
     pipeline.save_pretrained(given.out, copy_base=False, half=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    record = {"stage": "student", "seconds": seconds, "device": device}
+    stage = given.trial.name
+    record = {"stage": stage, "seconds": seconds, "device": device}
     record |= {"steps": last["step"], "prompts": last["prompts"]}
-    write_text(given.out / "training" / "student.json", json.dumps(record, indent=2) + "\n")
+    write_text(given.out / "training" / f"{stage}.json", json.dumps(record, indent=2) + "\n")
     print(f"wrote {given.out}/student.safetensors: {record}")
 
 

@@ -3,13 +3,14 @@
 #
 #   scripts/train/shapeworld.sh [--out DIR] [--minutes M] [--force] [STAGE...] [-- key=value...]
 #
-# Stages: vae, stable_diffusion, mvdream, richdreamer, scorer, student; `all` (the default) runs the first five in
-# order, those that do not depend on each other side by side, over two GPUs where there are as many: vae, stable_diffusion
-# and mvdream on the first, scorer and richdreamer on the second.
+# Stages: vae, stable_diffusion, mvdream, richdreamer, scorer, student, student_longer; `all` (the default) runs the
+# first five in order, those that do not depend on each other side by side, over two GPUs where there are as many: vae,
+# stable_diffusion and mvdream on the first, scorer and richdreamer on the second.
 # A stage that is done (DIR/training/STAGE.json exists and says what it took) is skipped; one that was stopped goes on
 # where it stopped. Runs are kept in outputs/, with --out in DIR/outputs/. --force starts each named stage anew.
-# --minutes: each named stage is stopped after M minutes of this call, the student after 8.5 if M is not given; call
-# again until all is done. When all steps of the student are done, it goes to DIR/student.safetensors.
+# --minutes: each named stage is stopped after M minutes of this call, the student's after 8.5 if M is not given; call
+# again until all is done. When all steps of the student are done, it goes to DIR/student.safetensors. student_longer
+# goes on from it with less noise, however far it came, and takes its place.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -45,11 +46,11 @@ train() {
   [ -f "$record" ] || { echo "$1 is not done yet: give the command again" >&2; return 1; }
 }
 
-student() {
-  local trial=$runs/shapeworld-student/student started=$SECONDS
-  limited "${minutes:-8.5}" "$python" launch.py --config configs/shapeworld/prd.yaml --train "exp_root_dir=$runs" \
-    name=shapeworld-student tag=student use_timestamp=false resume=auto trainer.limit_test_batches=0 \
-    ${given[@]+"${given[@]}"}
+student() { # STAGE CONFIG [key=value...]
+  local trial=$runs/shapeworld-student/$1 started=$SECONDS
+  limited "${minutes:-8.5}" "$python" launch.py --config "configs/shapeworld/$2.yaml" --train "exp_root_dir=$runs" \
+    name=shapeworld-student "tag=$1" use_timestamp=false resume=auto trainer.limit_test_batches=0 \
+    "${@:3}" ${given[@]+"${given[@]}"}
   mkdir -p "$trial"
   echo $((SECONDS - started)) >>"$trial/seconds"
   "$python" scripts/train/pack_student.py "$trial" "$out"
@@ -78,7 +79,11 @@ for stage in "${stages[@]:-all}"; do
   case $stage in
     all) all ;;
     vae | stable_diffusion | mvdream | richdreamer | scorer) train "$stage" ;;
-    student) student ;;
-    *) echo "unknown stage '$stage'; allowed: vae stable_diffusion mvdream richdreamer scorer student all" >&2; exit 2 ;;
+    student) student student prd ;;
+    student_longer) student student_longer prd_longer "system.weights=$runs/shapeworld-student/student/ckpts/last.ckpt" ;;
+    *)
+      echo "unknown stage '$stage'; allowed: vae stable_diffusion mvdream richdreamer scorer student student_longer all" >&2
+      exit 2
+      ;;
   esac
 done
