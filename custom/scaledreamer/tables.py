@@ -9,11 +9,12 @@ rules       SDS, CSD and ASD on one generator, three seeds (Hyper-iNGP)
 level       the single solids of the validation, one training each, exported at several levels of the density
 single      all single solids of the other splits, one training each
 
---jobs trainings go side by side, spread over the GPUs. A training is stopped after --minutes of this call and measured
-as it is; given again, the command goes on with those that have steps left, and measures them again. Meshes are those of
-`launch.py --export`, for three noise seeds where noise matters, and measures those of `evaluation/shapeworld.py`, on
---limit captions of each split, evenly spread. OUT/TABLE/table.md is made anew whenever the trainings of a row have
-ended, of the rows that are there; PRD's is that of load/shapeworld.
+--jobs trainings go side by side, spread over the GPUs, and rows are measured on the CPU meanwhile. A training is
+stopped after --minutes of this call and measured as it is; given again, the command goes on with those that have steps
+left, and measures them again. Meshes are those of `launch.py --export`, for three noise seeds where noise matters, and
+measures those of `evaluation/shapeworld.py`, on --limit captions of each split, evenly spread. OUT/TABLE/table.md is
+made anew whenever a row is measured, of the rows that are there; PRD's is that of load/shapeworld, whose controls are
+those of all rows.
 """
 
 import argparse
@@ -22,12 +23,13 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from custom.shapeworld.runs import ROOT, Runs, effort, parse_with_overrides, table_parser, with_interval
+from custom.shapeworld.runs import ROOT, Runs, effort, on_gpu, parse_with_overrides, table_parser, with_interval
 from triplaneturbo.evaluation.benchmark import split_prompts
 from triplaneturbo.evaluation.bootstrap import mean_interval
 from triplaneturbo.evaluation.world import EVALUATION_SPLITS, load_splits, parse_caption
@@ -168,7 +170,7 @@ class Runner(Runs):
     """Trains, exports and measures in a folder."""
 
     def __init__(self, flags: argparse.Namespace) -> None:
-        super().__init__(flags.jobs)
+        super().__init__(flags.jobs, flags.measuring)
         self.flags, self.out = flags, flags.out / flags.table
 
     def folder(self, training: Training) -> Path:
@@ -192,7 +194,7 @@ class Runner(Runs):
                 for noise in row.noises:
                     where = ["--out", str(self.meshes(training, export, noise)), "system.exporter.overwrite=true"]
                     command = [*self._launch(training), "--export", *where, f"seed={noise}", *options]
-                    self.call(folder / "export.log", command, place, allowed="gave no mesh")
+                    self.call(folder / "export.log", command, on_gpu(place), allowed="gave no mesh")
         if finished:
             (folder / "done").touch()
         return "done" if finished else f"stopped after {self.flags.minutes:g} minutes"
@@ -204,23 +206,30 @@ class Runner(Runs):
         config = str(CONFIGS / f"{row.config}.yaml")
         return [sys.executable, "launch.py", "--config", config, *own, *row.options, *self.flags.overrides]
 
-    def measure(self, row: Row) -> None:
-        """Measure what there is of a row, all trainings together."""
+    def measure(self, row: Row) -> str:
+        """Measure what there is of a row, all trainings together; returns what is to be said of it."""
         found = (self.meshes(t, export, noise) for export in row.exports for t in row.trainings for noise in row.noises)
         folders = [str(folder) for folder in dict.fromkeys(found) if folder.is_dir()]
         limit = [] if row.limit is None else ["--limit", str(row.limit)]
         report = self.out / "measures" / f"{row.name}.json"
         command = [sys.executable, "evaluation/shapeworld.py", "--meshes", *folders, "--splits", *row.asked, *limit]
-        self.call(report.with_suffix(".log"), [*command, "--json", str(report)])
+        self.call(report.with_suffix(".log"), [*command, "--no-controls", "--json", str(report)], self.on_cpu)
+        return "measured"
 
-    def measure_prd(self, rows: Sequence[Row]) -> None:
-        """The measures of PRD's student, with the controls."""
+    @property
+    def is_prd_measured(self) -> bool:
+        """Whether there is the row that all tables have, and the controls."""
+        return (self.out / "measures" / "PRD.json").is_file()
+
+    def measure_prd(self, rows: Sequence[Row]) -> str:
+        """The measures of PRD's student, with the controls; returns what is to be said of it."""
         report = self.out / "measures" / "PRD.json"
-        if not report.is_file():
+        if not self.is_prd_measured:
             splits = dict.fromkeys(split for row in rows for split in row.asked)
             limit = [] if self.flags.limit is None else ["--limit", str(self.flags.limit)]
             command = [sys.executable, "evaluation/shapeworld.py", "--weights", str(STUDENT), *limit]
-            self.call(report.with_suffix(".log"), [*command, "--splits", *splits, "--json", str(report)])
+            self.call(report.with_suffix(".log"), [*command, "--splits", *splits, "--json", str(report)], self.on_cpu)
+        return "measured"
 
 
 @dataclass(frozen=True)
@@ -308,20 +317,30 @@ def main(arguments: list[str] | None = None) -> int:
     runner = Runner(flags)
     interruption.signal_children = runner.tell
     rows = [row for row in TABLES[flags.table](flags.limit) if row.name.startswith(tuple(flags.only))]
-    runner.measure_prd(rows)
     left = {row.name: len(row.trainings) for row in rows}
 
     def ended(training: Training) -> None:
         """Measure a row when all of its trainings have ended."""
         left[training.row.name] -= 1
         if not left[training.row.name]:
-            runner.measure(training.row)
-            write_text(runner.out / "table.md", markdown(runner, rows))
+            measure = partial(runner.measure, training.row)
+            runner.measure_later(f"measure of {training.row.name}", partial(tabled, measure))
 
-    trainings = [training for row in rows for training in row.trainings]
-    failed = runner.side_by_side(trainings, runner.train, lambda t: f"{t.row.name} {t.name}", ended)
-    sys.stdout.write((runner.out / "table.md").read_text())
-    return int(bool(failed))
+    def tabled(measure: Callable[[], str]) -> str:
+        """Measure, and write the table of what there is."""
+        said = measure()
+        if runner.is_prd_measured:
+            write_text(runner.out / "table.md", markdown(runner, rows))
+        return said
+
+    with runner.measurers:
+        runner.measure_later("measure of PRD", partial(tabled, partial(runner.measure_prd, rows)))
+        trainings = [training for row in rows for training in row.trainings]
+        failed = runner.side_by_side(trainings, runner.train, lambda t: f"{t.row.name} {t.name}", ended)
+        failed_measures = runner.unmeasured()
+    if runner.is_prd_measured:
+        sys.stdout.write((runner.out / "table.md").read_text())
+    return int(bool(failed or failed_measures))
 
 
 if __name__ == "__main__":

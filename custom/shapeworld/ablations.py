@@ -15,11 +15,12 @@ recipe     from configs/shapeworld/prd.yaml towards published.yaml, one change e
 Each row is prd.yaml with the options that the row names, on 600 captions of its library, for --updates rounds: an
 update of prd.yaml is one round, and a row that updates once for all rounds makes as many fewer updates, so that all
 rows see equally many pictures. All schedules are compressed to that length. --jobs trainings go side by side, spread
-over the GPUs. After --minutes of this call everything stops; given again, the command goes on with what is left.
-Meshes of the averaged weights, if there are any, are measured by evaluation/shapeworld.py on `train` and
-`unseen_pairs`, --limit captions each, evenly spread; `train` is of the whole library, and the table says how many of
-these captions a row has learned. DIR/TABLE/table.md, .csv, .json and .png hold the rows that are measured so far; a
-row's own report, with pictures, is in DIR/measures. Tables share the trainings of prd.yaml itself, DIR/runs/base.
+over the GPUs, and rows whose trainings have ended are measured on the CPU meanwhile. After --minutes of this call
+everything stops; given again, the command goes on with what is left. Meshes of the averaged weights, if there are any,
+are measured by evaluation/shapeworld.py on `train` and `unseen_pairs`, --limit captions each, evenly spread; `train` is
+of the whole library, and the table says how many of these captions a row has learned. DIR/TABLE/table.md, .csv, .json
+and .png hold the rows that are measured so far; a row's own report, with pictures, is in DIR/measures. Tables share the
+trainings of prd.yaml itself, DIR/runs/base; controls are measured with these, for all tables.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -63,7 +65,7 @@ class Ablations(Runs):
     """Trains and measures rows in a folder, until the time is over."""
 
     def __init__(self, flags: argparse.Namespace) -> None:
-        super().__init__(flags.jobs, flags.gpus)
+        super().__init__(flags.jobs, flags.measuring, flags.gpus)
         self.flags, self.out = flags, flags.out
         self.end = time.monotonic() + 60 * (flags.minutes or float("inf"))
 
@@ -141,19 +143,18 @@ class Ablations(Runs):
         """Measure the trainings of a row that are done; returns what is to be said of it."""
         if self.is_measured(row):
             return "measured before"
-        with self.place() as place:
-            if self.minutes_left <= 0:
-                return "not measured yet"
-            command = [sys.executable, "evaluation/shapeworld.py", "--weights", *self._weights(row)]
-            asked = ["--splits", *SPLITS, "--limit", str(self.flags.limit), "--seeds", "0"]
-            asked += [] if row.key == BASE else ["--no-controls"]
-            report = self.report(row)
-            limited = ["timeout", f"{self.minutes_left:.3f}m", *command, *asked, "--json", str(report)]
-            code = self.call(report.with_suffix(".log"), limited, place)
+        if self.minutes_left <= 0:
+            return "not measured yet"
+        command = [sys.executable, "evaluation/shapeworld.py", "--weights", *self._weights(row)]
+        asked = ["--splits", *SPLITS, "--limit", str(self.flags.limit), "--seeds", "0"]
+        asked += [] if row.key == BASE else ["--no-controls"]
+        report = self.report(row)
+        limited = ["timeout", f"{self.minutes_left:.3f}m", *command, *asked, "--json", str(report)]
+        code = self.call(report.with_suffix(".log"), limited, self.on_cpu)
         return "not measured yet" if code else "measured"
 
     def run(self, rows: Sequence[Row]) -> int:
-        """Train all, then measure what there is of every row; 1 if anything failed or is left.
+        """Train all, and measure what there is of a row when its trainings have ended; 1 if anything failed or is left.
 
         One training of every row comes first, then those with the other seeds. What several rows have in common is
         done once.
@@ -161,14 +162,24 @@ class Ablations(Runs):
         rows = list({self.report(row): row for row in rows}.values())
         for row in rows:
             self.write_recipe(row)
-        trainings = list({self.trial(t): t for row in rows for t in row.trainings}.values())
-        failed = self.side_by_side(sorted(trainings, key=lambda t: t.seed), self.train, lambda t: t.name)
-        ready = [row for row in rows if self._weights(row)]
-        unmeasured = self.side_by_side(ready, self.measure, lambda row: row.name)
-        left = [row.name for row in rows if not (self.is_measured(row) and all(map(self.is_done, row.trainings)))]
-        if left:
-            sys.stdout.write(f"not done: {', '.join(left)}; give the command again\n")
-        return int(bool(failed or unmeasured or left))
+        trainings = {self.trial(t): t for row in rows for t in row.trainings}
+        left = {row.name: {self.trial(t) for t in row.trainings} for row in rows}
+
+        def ended(training: Training) -> None:
+            for row in rows:
+                waiting = self.trial(training) in left[row.name]
+                left[row.name].discard(self.trial(training))
+                if waiting and not left[row.name] and self._weights(row):
+                    self.measure_later(f"measure of {row.name}", partial(self.measure, row))
+
+        with self.measurers:
+            ordered = sorted(trainings.values(), key=lambda t: t.seed)
+            failed = self.side_by_side(ordered, self.train, lambda t: t.name, ended)
+            failed_measures = self.unmeasured()
+        undone = [row.name for row in rows if not (self.is_measured(row) and all(map(self.is_done, row.trainings)))]
+        if undone:
+            sys.stdout.write(f"not done: {', '.join(undone)}; give the command again\n")
+        return int(bool(failed or failed_measures or undone))
 
 
 @dataclass(frozen=True)

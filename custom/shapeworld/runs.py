@@ -6,8 +6,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -26,16 +26,21 @@ Task = TypeVar("Task")
 
 
 class Runs:
-    """Starts commands in the repository, `jobs` at a time, each on one GPU, which several may share.
+    """Starts commands in the repository: trainings, `jobs` at a time, each on one GPU, which several may share, and
+    evaluations, `measuring` at a time, on the CPU, so that no training waits for them.
 
     gpus: their numbers; None: all that are visible.
     """
 
-    def __init__(self, jobs: int, gpus: Sequence[str] | None = None) -> None:
+    def __init__(self, jobs: int, measuring: int, gpus: Sequence[str] | None = None) -> None:
         self.jobs = jobs
+        self.measurers = ThreadPoolExecutor(measuring)
+        self.measures: dict[Future[str], str] = {}
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // (2 * measuring)))
+        self.on_cpu = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": threads}
         self.children: set[subprocess.Popen[bytes]] = set()
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-        gpus = gpus or visible.split(",")  # [""] without any, which hides none from a CPU
+        gpus = gpus or visible.split(",")  # [""] without any
         self.places: SimpleQueue[str] = SimpleQueue()
         for i in range(jobs):
             self.places.put(gpus[i % len(gpus)])
@@ -53,26 +58,32 @@ class Runs:
         """Train for so many minutes at most; returns whether all steps are done. How long it took is added to
         FOLDER/seconds, what it said to FOLDER/train.log."""
         start = time.monotonic()
-        code = self.call(folder / "train.log", ["timeout", f"{minutes:.3f}m", *command], place)
+        code = self.call(folder / "train.log", ["timeout", f"{minutes:.3f}m", *command], on_gpu(place))
         with (folder / "seconds").open("a") as file:
             file.write(f"{time.monotonic() - start:.0f}\n")
         return code == 0
 
-    def call(self, log: Path, command: Sequence[str], place: str = "", allowed: str | None = None) -> int:
-        """Run a command, on this GPU; returns its exit status, which is 0, or OUT_OF_TIME.
+    def call(
+        self, log: Path, command: Sequence[str], environment: Mapping[str, str], allowed: str | None = None
+    ) -> int:
+        """Run a command, with these variables set; returns its exit status, which is 0, or OUT_OF_TIME.
 
         Raises:
             RuntimeError: it failed, and did not say what is allowed.
         """
         interruption.check()
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": place} if place else None
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as output:
             output.write(f"$ {shlex.join(command)}\n")
             output.flush()
             # In a session of its own a terminal's SIGINT reaches it through `tell` alone.
             with subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                cwd=ROOT,
+                env={**os.environ, **environment},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             ) as child:
                 self.children.add(child)
                 code = child.wait()
@@ -128,6 +139,25 @@ class Runs:
                 raise
         return failed
 
+    def measure_later(self, name: str, measure: Callable[[], str]) -> None:
+        """Call `measure`, which says what came of it, when the CPU is free."""
+        self.measures[self.measurers.submit(measure)] = name
+
+    def unmeasured(self) -> list[str]:
+        """Wait for all measures, and say how each ended; returns the names of those that failed."""
+        failed = []
+        for done in as_completed(self.measures):
+            if done.exception():
+                failed.append(self.measures[done])
+            sys.stdout.write(f"{self.measures[done]}: {done.exception() or done.result()}\n")
+            sys.stdout.flush()
+        return failed
+
+
+def on_gpu(place: str) -> dict[str, str]:
+    """The environment of a command on the GPU of this number."""
+    return {"CUDA_VISIBLE_DEVICES": place}
+
 
 def effort(folder: Path) -> tuple[int, int] | None:
     """Steps and seconds, loading included, that the training in a folder has taken; None: it has not begun."""
@@ -149,6 +179,13 @@ def table_parser(program: str, description: str | None, out: Path, limit: int | 
     parser = argparse.ArgumentParser(f"python -m {program}", description=description, formatter_class=raw)
     parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--jobs", type=int, default=4, help="trainings at a time; several share a GPU")
+    cores = os.cpu_count() or 1
+    parser.add_argument(
+        "--measuring",
+        type=int,
+        default=max(1, cores // 8),
+        help=f"evaluations at a time, on the CPU; default: one for eight cores, here {max(1, cores // 8)}",
+    )
     parser.add_argument("--limit", type=int, default=limit, help="captions measured of each split")
     parser.add_argument("--only", nargs="+", default=[""], help="rows whose names begin so")
     return parser

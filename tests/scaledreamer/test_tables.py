@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from custom.scaledreamer import tables
-from custom.shapeworld.runs import OUT_OF_TIME
+from custom.shapeworld.runs import OUT_OF_TIME, on_gpu
 
 
 def test_tables_have_the_trainings_that_they_name() -> None:
@@ -60,7 +60,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     seen: list[list[str]] = []
     (single,) = tables.single(2)
 
-    def call(self: Any, log: Path, command: list[str], place: str = "", allowed: str | None = None) -> int:
+    def call(self: Any, log: Path, command: list[str], environment: dict[str, str], allowed: str | None = None) -> int:
         seen.append(command)
         if "--out" in command:
             Path(command[command.index("--out") + 1]).mkdir(parents=True, exist_ok=True)
@@ -120,10 +120,11 @@ def test_trainings_are_spread_over_the_gpus(tmp_path: Path, monkeypatch: pytest.
     places = [runner.places.get() for _ in range(3)]
     assert places == ["3", "5", "3"]
     for place in places[:2]:
-        runner.call(tmp_path / "log", ["sh", "-c", "echo on $CUDA_VISIBLE_DEVICES"], place)
-    runner.call(tmp_path / "log", ["sh", "-c", "echo on $CUDA_VISIBLE_DEVICES"])
+        runner.call(tmp_path / "log", ["sh", "-c", "echo on $CUDA_VISIBLE_DEVICES"], on_gpu(place))
+    runner.call(tmp_path / "log", ["sh", "-c", "echo on $CUDA_VISIBLE_DEVICES"], {})
+    runner.call(tmp_path / "log", ["sh", "-c", "echo on $CUDA_VISIBLE_DEVICES"], runner.on_cpu)
     said = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("on")]
-    assert said == ["on 3", "on 5", "on 3,5"]
+    assert said == ["on 3", "on 5", "on 3,5", "on"]
 
 
 def test_a_signal_reaches_what_runs(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_a_signal_reaches_what_runs(tmp_path: Path) -> None:
     saving = "trap 'echo saved; exit 143' TERM; echo on; sleep 60 & wait"
     with ThreadPoolExecutor(1) as pool:
         # As trainings run: behind `timeout`, which is not what has to be told.
-        running = pool.submit(runner.call, log, ["timeout", "1m", "sh", "-c", saving])
+        running = pool.submit(runner.call, log, ["timeout", "1m", "sh", "-c", saving], {})
         while "\non\n" not in (log.read_text() if log.exists() else ""):
             time.sleep(0.01)
         runner.tell(signal.SIGTERM)

@@ -198,7 +198,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What would be run; evaluations write reports, and the first training of K=1 with seed 1 is stopped."""
     seen: list[list[str]] = []
 
-    def call(self: Any, log: Path, command: list[str], place: str = "", allowed: str | None = None) -> int:
+    def call(self: Any, log: Path, command: list[str], environment: dict[str, str], allowed: str | None = None) -> int:
         first = not log.exists()
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
@@ -218,11 +218,11 @@ def trained(calls: list[list[str]]) -> int:
 
 
 def test_a_table_goes_on_where_it_was_stopped(calls: list[list[str]], tmp_path: Path) -> None:
-    arguments = ["steps", "--out", str(tmp_path), "--jobs", "2", "--limit", "3"]
+    arguments = ["steps", "--out", str(tmp_path), "--jobs", "1", "--limit", "3"]
     assert ablations.main(arguments) == 1  # one training is left
     assert (trained(calls), len(calls)) == (9, 9 + 3)
-    assert [command[-1] for command in calls[:3]] == ["seed=0"] * 3
-    assert [command[-1] for command in calls if "--json" not in command][3:6] == ["seed=1"] * 3
+    seeds = [command[-1] for command in calls if "--train" in command]
+    assert seeds == sorted(seeds)  # one training of each row comes first
     assert "| train | K=2 | 3 | 0.500 (0.400 .. 0.600) |" in (tmp_path / "steps/table.md").read_text()
     assert "| train | K=1 | 2 |" in (tmp_path / "steps/table.md").read_text()
     assert "| K=1 seed1 | 600 |" in (tmp_path / "steps/table.md").read_text()
