@@ -7,7 +7,7 @@ generators  Triplane-Transformer, Hyper-iNGP and 3DConv-net, with 15 and with al
 corpus      ASD and SDS over the number of training captions: 15, 150, 1500 (3DConv-net)
 rules       SDS, CSD and ASD on one generator, three seeds (Hyper-iNGP)
 level       the single solids of the validation, one training each, exported at several levels of the density
-single      all single solids of the other splits, one training each
+single      all single solids of the other splits, or --limit of each, one training each
 
 --jobs trainings go side by side, spread over the GPUs, and rows are measured on the CPU meanwhile. A training is
 stopped after --minutes of this call and measured as it is; given again, the command goes on with those that have steps
@@ -337,7 +337,7 @@ def main(arguments: list[str] | None = None) -> int:
         runner.measure_later("measure of PRD", partial(tabled, partial(runner.measure_prd, rows)))
         trainings = [training for row in rows for training in row.trainings]
         failed = runner.side_by_side(trainings, runner.train, lambda t: f"{t.row.name} {t.name}", ended)
-        failed_measures = runner.unmeasured()
+        failed_measures = runner.finish_measures()
     if runner.is_prd_measured:
         sys.stdout.write((runner.out / "table.md").read_text())
     return int(bool(failed or failed_measures))

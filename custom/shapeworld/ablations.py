@@ -163,19 +163,20 @@ class Ablations(Runs):
         for row in rows:
             self.write_recipe(row)
         trainings = {self.trial(t): t for row in rows for t in row.trainings}
-        left = {row.name: {self.trial(t) for t in row.trainings} for row in rows}
+        left = {self.report(row): {self.trial(t) for t in row.trainings} for row in rows}
 
         def ended(training: Training) -> None:
             for row in rows:
-                waiting = self.trial(training) in left[row.name]
-                left[row.name].discard(self.trial(training))
-                if waiting and not left[row.name] and self._weights(row):
+                own = left[self.report(row)]
+                waiting = self.trial(training) in own
+                own.discard(self.trial(training))
+                if waiting and not own and self._weights(row):
                     self.measure_later(f"measure of {row.name}", partial(self.measure, row))
 
         with self.measurers:
             ordered = sorted(trainings.values(), key=lambda t: t.seed)
             failed = self.side_by_side(ordered, self.train, lambda t: t.name, ended)
-            failed_measures = self.unmeasured()
+            failed_measures = self.finish_measures()
         undone = [row.name for row in rows if not (self.is_measured(row) and all(map(self.is_done, row.trainings)))]
         if undone:
             sys.stdout.write(f"not done: {', '.join(undone)}; give the command again\n")

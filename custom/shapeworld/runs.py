@@ -143,7 +143,7 @@ class Runs:
         """Call `measure`, which says what came of it, when the CPU is free."""
         self.measures[self.measurers.submit(measure)] = name
 
-    def unmeasured(self) -> list[str]:
+    def finish_measures(self) -> list[str]:
         """Wait for all measures, and say how each ended; returns the names of those that failed."""
         failed = []
         for done in as_completed(self.measures):

@@ -269,3 +269,12 @@ def test_a_folder_of_meshes_and_its_page(folder, clip_folder, tmp_path, monkeypa
     assert text.index(f"alt='{prompts[1]}'") < text.index(f"alt='{prompts[0]}'")  # the worst first
     for name in ("exact meshes", "random student", "best constant mesh", "captions of others"):
         assert f"<td>{name}</td>" in text
+    monkeypatch.setattr(benchmark, "controls", None)  # is not called
+    out = tmp_path / "r.json"
+    main(f"--meshes {tmp_path} --scorer {clip_folder} --splits train --no-controls --json {out}".split())
+    report = json.loads(out.read_text())
+    assert report["controls"] == {}
+    assert report["splits"]["train"]["n_meshes"] == 2
+    assert "random student" not in out.with_suffix(".html").read_text()
+    with out.with_suffix(".csv").open() as file:
+        assert all(0 < float(row["chamfer_floor"]) < 0.05 for row in csv.DictReader(file))
