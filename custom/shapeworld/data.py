@@ -121,14 +121,14 @@ def draw_solids(captions: Sequence[str], n: int, single_share: float, seed: int,
     generator = keyed_generator(seed, "captions")
     solids = [parse_caption(caption) for caption in captions]
     looks = sorted(range(len(solids)), key=lambda i: _look(solids[i]))
-    orders = torch.arange(len(solids)), torch.tensor(looks, dtype=torch.long).argsort()
+    place = {i: number for number, i in enumerate(looks)}
 
     def cycle(kind: Sequence[int], count: int) -> list[int]:
         drawn: list[int] = []
         while kind and len(drawn) < count:
             chosen = torch.randperm(len(kind), generator=generator)[: count - len(drawn)]
-            order = orders[len(drawn) // len(kind) % 2].tolist()
-            drawn += sorted((kind[i] for i in chosen.tolist()), key=order.__getitem__)
+            by_look = len(drawn) // len(kind) % 2
+            drawn += sorted((kind[i] for i in chosen.tolist()), key=place.__getitem__ if by_look else None)
         return drawn
 
     n_single = round(n * single_share)

@@ -18,9 +18,9 @@ from triplaneturbo.cameras import ray_directions
 from triplaneturbo.types import Cameras, Views
 
 LIGHT = (0.45, 0.30, 0.84)
-_STEPS_TOGETHER = 8
 AMBIENT = 0.5  # share of the colour that does not depend on the light
 NORMAL_BACKGROUND = (0.5, 0.5, 1.0)
+_STEPS_TOGETHER = 8  # of all rays that go, before those that have arrived are left alone
 
 
 @dataclass(frozen=True)
