@@ -95,3 +95,15 @@ def test_background_shows_through():
 def test_cameras_must_fit_the_solids():
     with pytest.raises(ValueError, match="as many cameras"):
         render([parse_caption("a red cube")] * 2, cameras([0.0, 90.0, 180.0], n_view=3), 8)
+
+
+def test_a_solid_looks_the_same_in_any_company():
+    """Rays that have arrived are left alone, however long those of other solids go on. The sphere fills its picture."""
+    solids = [parse_caption(caption) for caption in ("a blue sphere", "a white star on a dotted blue torus")]
+    together = render(solids, cameras([30.0, 80.0], distance=1.0, n_view=1), 24)
+    for number, (solid, azimuth) in enumerate(zip(solids, (30.0, 80.0), strict=True)):
+        alone = render([solid], cameras([azimuth], distance=1.0), 24)
+        for kind in ("rgb", "normal", "disparity", "opacity", "depth"):
+            seen = getattr(together, kind)[number : number + 1]
+            torch.testing.assert_close(seen, getattr(alone, kind), atol=1e-5, rtol=0)
+    assert together.opacity[0].min() == 1
