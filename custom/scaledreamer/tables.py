@@ -21,7 +21,7 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -212,8 +212,9 @@ class Runner(Runs):
         folders = [str(folder) for folder in dict.fromkeys(found) if folder.is_dir()]
         limit = [] if row.limit is None else ["--limit", str(row.limit)]
         report = self.out / "measures" / f"{row.name}.json"
-        command = [sys.executable, "evaluation/shapeworld.py", "--meshes", *folders, "--splits", *row.asked, *limit]
-        self.call(report.with_suffix(".log"), [*command, "--no-controls", "--json", str(report)], self.on_cpu)
+        command = ["nice", sys.executable, "evaluation/shapeworld.py", "--meshes", *folders, "--splits", *row.asked]
+        asked = [*limit, "--no-controls", "--json", str(report)]
+        self.call(report.with_suffix(".log"), [*command, *asked], self.on_cpu)
         return "measured"
 
     @property
@@ -227,7 +228,7 @@ class Runner(Runs):
         if not self.is_prd_measured:
             splits = dict.fromkeys(split for row in rows for split in row.asked)
             limit = [] if self.flags.limit is None else ["--limit", str(self.flags.limit)]
-            command = [sys.executable, "evaluation/shapeworld.py", "--weights", str(STUDENT), *limit]
+            command = ["nice", sys.executable, "evaluation/shapeworld.py", "--weights", str(STUDENT), *limit]
             self.call(report.with_suffix(".log"), [*command, "--splits", *splits, "--json", str(report)], self.on_cpu)
         return "measured"
 
@@ -244,11 +245,11 @@ class Mesh:
     r_at_1: float
 
 
-def read_meshes(report: Path, asked: Mapping[str, tuple[str, ...]] | None = None) -> list[Mesh]:
-    """The rows of a report's CSV, of the captions that were asked for; None: of all."""
+def read_meshes(report: Path, asked: Mapping[str, Collection[str]]) -> list[Mesh]:
+    """The rows of a report's CSV, of the captions that were asked for."""
     folders = [Path(folder) for folder in json.loads(report.read_text())["settings"].get("meshes", ())]
     with report.with_suffix(".csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if asked is None or row["prompt"] in asked.get(row["split"], ())]
+        rows = [row for row in csv.DictReader(file) if row["prompt"] in asked.get(row["split"], ())]
     found = []
     for row in rows:
         folder = folders[int(row["training"])] if folders else Path("meshes/seed0-noise0")
@@ -271,10 +272,11 @@ def cells(meshes: Sequence[Mesh]) -> list[str]:
 
 
 def markdown(runner: Runner, rows: Sequence[Row]) -> str:
-    """What is measured so far, by split, with PRD's row and the controls."""
+    """What is measured so far, by split, with PRD's row, of the same captions, and the controls."""
     found: dict[tuple[str, str], list[Mesh]] = {}
     measures = runner.out / "measures"
-    for mesh in read_meshes(measures / "PRD.json"):
+    asked = {split: {caption for row in rows for caption in row.asked.get(split, ())} for split in EVALUATION_SPLITS}
+    for mesh in read_meshes(measures / "PRD.json", asked):
         found.setdefault((mesh.split, "PRD"), []).append(mesh)
     for row in rows:
         report = measures / f"{row.name}.json"

@@ -15,12 +15,12 @@ recipe     from configs/shapeworld/prd.yaml towards published.yaml, one change e
 Each row is prd.yaml with the options that the row names, on 600 captions of its library, for --updates rounds: an
 update of prd.yaml is one round, and a row that updates once for all rounds makes as many fewer updates, so that all
 rows see equally many pictures. All schedules are compressed to that length. --jobs trainings go side by side, spread
-over the GPUs, and rows whose trainings have ended are measured on the CPU meanwhile. After --minutes of this call
-everything stops; given again, the command goes on with what is left. Meshes of the averaged weights, if there are any,
-are measured by evaluation/shapeworld.py on `train` and `unseen_pairs`, --limit captions each, evenly spread; `train` is
-of the whole library, and the table says how many of these captions a row has learned. DIR/TABLE/table.md, .csv, .json
-and .png hold the rows that are measured so far; a row's own report, with pictures, is in DIR/measures. Tables share the
-trainings of prd.yaml itself, DIR/runs/base; controls are measured with these, for all tables.
+over the GPUs, and what has ended is measured on the CPU meanwhile. After --minutes of this call everything stops; given
+again, the command goes on with what is left. Meshes of the averaged weights, if there are any, are measured by
+evaluation/shapeworld.py on `train` and `unseen_pairs`, --limit captions each, evenly spread; `train` is of the whole
+library, and the table says how many of these captions a row has learned. DIR/TABLE/table.md, .csv, .json and .png hold
+what is measured so far; the report of each training, with pictures, is in DIR/measures. Tables share the trainings of
+prd.yaml itself, DIR/runs/base; controls are measured with the one of seed 0, for all tables.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 import yaml
 
 from custom.shapeworld.charts import Dot, dot_chart
@@ -43,6 +44,7 @@ from triplaneturbo.base import as_tree
 from triplaneturbo.config import ExperimentConfig, load_config
 from triplaneturbo.data.library import PromptLibrary
 from triplaneturbo.evaluation.benchmark import split_prompts
+from triplaneturbo.evaluation.bootstrap import Interval, mean_interval
 from triplaneturbo.extensions import custom_folders, provide
 from triplaneturbo.interruption import interruption, stoppable
 from triplaneturbo.storage import replacing, write_text
@@ -122,94 +124,131 @@ class Ablations(Runs):
         (folder / "done").touch()
         return "done"
 
-    def report(self, row: Row) -> Path:
-        return self.out / "measures" / f"{row.key}-seeds-{'-'.join(map(str, row.seeds))}.json"
+    def report(self, training: Training) -> Path:
+        return self.out / "measures" / f"{training.row.key}-seed{training.seed}.json"
 
-    def is_measured(self, row: Row) -> bool:
-        """Whether the report is of just these trainings and captions."""
-        path = self.report(row)
+    def is_measured(self, training: Training) -> bool:
+        """Whether the report is of this training and these captions."""
+        path = self.report(training)
         settings = json.loads(path.read_text())["settings"] if path.is_file() else {}
-        return settings.get("weights", []) == self._weights(row) != [] and settings.get("limit") == self.flags.limit
+        return settings.get("weights") == [str(self.weights(training))] and settings["limit"] == self.flags.limit
 
-    def _weights(self, row: Row) -> list[str]:
-        return [str(self.trial(t) / "ckpts" / "last.ckpt") for t in row.trainings if self.is_done(t)]
+    def weights(self, training: Training) -> Path:
+        return self.trial(training) / "ckpts" / "last.ckpt"
 
     def controls(self) -> Mapping[str, Tree]:
         """By split, what was measured of the controls beside prd.yaml; nothing yet: none."""
-        found = sorted(self.out.glob(f"measures/{BASE}-*.json"))
-        return json.loads(found[0].read_text())["controls"] if found else {}
+        path = self.out / "measures" / f"{BASE}-seed0.json"
+        return json.loads(path.read_text())["controls"] if path.is_file() else {}
 
-    def measure(self, row: Row) -> str:
-        """Measure the trainings of a row that are done; returns what is to be said of it."""
-        if self.is_measured(row):
+    def measure(self, training: Training) -> str:
+        """Measure a training that is done; returns what is to be said of it."""
+        if self.is_measured(training):
             return "measured before"
         if self.minutes_left <= 0:
             return "not measured yet"
-        command = [sys.executable, "evaluation/shapeworld.py", "--weights", *self._weights(row)]
+        command = [sys.executable, "evaluation/shapeworld.py", "--weights", str(self.weights(training))]
         asked = ["--splits", *SPLITS, "--limit", str(self.flags.limit), "--seeds", "0"]
-        asked += [] if row.key == BASE else ["--no-controls"]
-        report = self.report(row)
-        limited = ["timeout", f"{self.minutes_left:.3f}m", *command, *asked, "--json", str(report)]
+        asked += [] if training.row.key == BASE and training.seed == 0 else ["--no-controls"]
+        report = self.report(training)
+        limited = ["timeout", f"{self.minutes_left:.3f}m", "nice", *command, *asked, "--json", str(report)]
         code = self.call(report.with_suffix(".log"), limited, self.on_cpu)
         return "not measured yet" if code else "measured"
 
     def run(self, rows: Sequence[Row]) -> int:
-        """Train all, and measure what there is of a row when its trainings have ended; 1 if anything is left.
+        """Train and measure all; 1 if anything is left.
 
         One training of every row comes first, then those with the other seeds. What several rows have in common is
         done once.
         """
-        rows = list({self.report(row): row for row in rows}.values())
         for row in rows:
             self.write_recipe(row)
         trainings = {self.trial(t): t for row in rows for t in row.trainings}
-        left = {self.report(row): {self.trial(t) for t in row.trainings} for row in rows}
 
         def ended(training: Training) -> None:
-            for row in rows:
-                own = left[self.report(row)]
-                waiting = self.trial(training) in own
-                own.discard(self.trial(training))
-                if waiting and not own and self._weights(row):
-                    self.measure_later(f"measure of {row.name}", partial(self.measure, row))
+            if self.is_done(training):
+                self.measure_later(f"measure of {training.name}", partial(self.measure, training))
 
         with self.measurers:
             ordered = sorted(trainings.values(), key=lambda t: t.seed)
             self.side_by_side(ordered, self.train, lambda t: t.name, ended)
             self.finish_measures()
-        undone = [row.name for row in rows if not (self.is_measured(row) and all(map(self.is_done, row.trainings)))]
+        undone = [t.name for t in ordered if not (self.is_done(t) and self.is_measured(t))]
         if undone:
             sys.stdout.write(f"not done: {', '.join(undone)}; give the command again\n")
         return int(bool(undone))
 
 
 @dataclass(frozen=True)
+class Mesh:
+    """What is kept of one that evaluation/shapeworld.py has measured; None: not defined for it."""
+
+    training: int
+    caption: str
+    numbers: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
 class Result:
-    """The measures of a row on a split, as evaluation/shapeworld.py reports them."""
+    """The measures of a row on a split, of all its trainings that are measured."""
 
     row: Row
     split: str
-    numbers: Tree
+    meshes: Sequence[Mesh]
+
+    @property
+    def trainings(self) -> list[int]:
+        """Their seeds."""
+        return sorted({mesh.training for mesh in self.meshes})
+
+    def values(self, measure: str, seed: int | None = None) -> list[tuple[float, Mesh]]:
+        """Where it is defined; seed: of one training alone."""
+        of = [mesh for mesh in self.meshes if seed in (None, mesh.training)]
+        return [(value, mesh) for mesh in of if (value := mesh.numbers[measure]) is not None]
+
+    def mean(self, measure: str, seed: int | None = None) -> float | None:
+        values = [value for value, _ in self.values(measure, seed)]
+        return sum(values) / len(values) if values else None
+
+    def interval(self, measure: str) -> Interval | None:
+        """95 %, over captions and trainings."""
+        found = self.values(measure)
+        number = {caption: i for i, caption in enumerate(sorted({mesh.caption for mesh in self.meshes}))}
+        owners = torch.tensor([number[mesh.caption] for _, mesh in found])
+        trainings = torch.tensor([mesh.training for _, mesh in found])
+        return mean_interval(torch.tensor([value for value, _ in found]), owners, trainings) if found else None
 
     def dot(self) -> Dot:
         """What is drawn of it."""
-        each = [training["iou"] for training in self.numbers["per_training"]]
-        return Dot(self.row.name, self.split, self.numbers["iou"], self.numbers["intervals"]["iou"], each)
+        each = [value for seed in self.trainings if (value := self.mean("iou", seed)) is not None]
+        return Dot(self.row.name, self.split, self.mean("iou") or 0.0, self.interval("iou"), each)
 
     def flat(self) -> Tree:
-        """One line of the CSV: means, and where there are several prompts their 95 % intervals."""
-        line: Tree = {"row": self.row.name, "split": self.split, "trainings": len(self.numbers["per_training"])}
+        """One line of the CSV: means, and where there are several captions their 95 % intervals."""
+        line: Tree = {"row": self.row.name, "split": self.split, "trainings": len(self.trainings)}
         for measure in SHOWN:
-            low, high = self.numbers["intervals"][measure] or (None, None)
-            line |= {measure: self.numbers[measure], f"{measure}_low": low, f"{measure}_high": high}
+            low, high = self.interval(measure) or (None, None)
+            line |= {measure: self.mean(measure), f"{measure}_low": low, f"{measure}_high": high}
         return line
+
+
+def read_meshes(report: Path, training: int) -> Mapping[str, list[Mesh]]:
+    """By split, the meshes in the CSV beside a report."""
+    found: dict[str, list[Mesh]] = {split: [] for split in SPLITS}
+    with report.with_suffix(".csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            numbers = {name: float(row[name]) if row[name] else None for name in SHOWN}
+            found[row["split"]].append(Mesh(training, row["prompt"], numbers))
+    return found
 
 
 def write_results(runner: Ablations, table: str, rows: Sequence[Row]) -> str:
     """Write the table's files from the rows that are measured; returns the table as text."""
-    measured = [row for row in rows if runner.is_measured(row)]
-    reports = {row.name: json.loads(runner.report(row).read_text()) for row in measured}
-    results = [Result(row, split, reports[row.name]["splits"][split]) for row in measured for split in SPLITS]
+    results = []
+    for row in rows:
+        measured = [read_meshes(runner.report(t), t.seed) for t in row.trainings if runner.is_measured(t)]
+        for split in SPLITS if measured else ():
+            results.append(Result(row, split, [mesh for found in measured for mesh in found[split]]))
     folder = runner.out / table
     text = markdown(runner, table, rows, results, runner.controls())
     write_text(folder / "table.md", text)
@@ -244,9 +283,8 @@ def markdown(
     for split in SPLITS:
         for result in results:
             if result.split == split:
-                cells = (_cell(result.numbers[m], result.numbers["intervals"][m]) for m in SHOWN)
-                trainings = len(result.numbers["per_training"])
-                lines.append(f"| {split} | {result.row.name} | {trainings} | {' | '.join(cells)} |")
+                cells = (_cell(result.mean(m), result.interval(m)) for m in SHOWN)
+                lines.append(f"| {split} | {result.row.name} | {len(result.trainings)} | {' | '.join(cells)} |")
         for name in CONTROLS:
             numbers = controls.get(split, {}).get(name, {})
             if numbers:
@@ -267,10 +305,10 @@ def markdown(
     return "\n".join([*lines, ""])
 
 
-def _cell(value: float | None, interval: Sequence[float] | None = None) -> str:
+def _cell(value: float | None, interval: Interval | None = None) -> str:
     if value is None:
         return "-"
-    return f"{value:.3f}" if interval is None else with_interval(value, (interval[0], interval[1]))
+    return f"{value:.3f}" if interval is None else with_interval(value, interval)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

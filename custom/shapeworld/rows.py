@@ -141,7 +141,7 @@ def guidance() -> list[Row]:
             if (scale, weight) == (2.5, 1)
             else teachers(mvdream={"guidance_scale": scale, "weight": weight}),
         )
-        for scale in (1.0, 2.5, 5.0, 10.0, 20.0)
+        for scale in (1.0, 2.5, 10.0)
         for weight in (0.5, 1.0, 2.0)
     ]
 

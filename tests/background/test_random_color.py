@@ -46,6 +46,13 @@ def test_prompts_are_chosen_with_the_given_probability_whatever_their_neighbours
     torch.testing.assert_close(alone, together[first])
 
 
+def test_random_colours_fill_the_range_that_was_asked_for():
+    background = SolidColor({"random_color": 1.0, "random_range": [0.4, 0.6]})
+    seen = behind(background, draws(*range(200)), n_view=1)
+    assert 0.4 <= seen.min() < 0.41
+    assert 0.59 < seen.max() <= 0.6
+
+
 def test_nothing_is_random_in_evaluation_or_unless_it_is_asked_for():
     assert SolidColor({}).draw(draws(1), 1) is None
     assert SolidColor({"random_color": 1.0}).eval().draw(draws(1), 1) is None

@@ -35,6 +35,8 @@ class Background(Module):
         random_color: Share = 0.0
         """Probability that a prompt has one random colour behind each of its pictures, in a step of training: then the
         object cannot be a part of the background."""
+        random_range: tuple[Share, Share] = (0.0, 1.0)
+        """Range of the values of random colours."""
 
     @abstractmethod
     def forward(
@@ -47,7 +49,8 @@ class Background(Module):
         if not (self.training and self.cfg.random_color):
             return None
         chosen = draws.uniform("background/chosen")[:, None] < self.cfg.random_color
-        colors = draws.uniform("background/colors", n_view, 3)
+        low, high = self.cfg.random_range
+        colors = low + (high - low) * draws.uniform("background/colors", n_view, 3)
         return RandomColors(chosen.expand(-1, n_view).flatten(), colors.flatten(0, 1))
 
     def in_step(self, draws: Draws, n_view: int) -> Callable[[Tensor, Tensor], Tensor]:
