@@ -288,7 +288,7 @@ def markdown(runner: Runner, rows: Sequence[Row]) -> str:
     lines += ["| split | | prompts | trainings | IoU | R@1 |", "|---|---|---|---|---|---|"]
     for split in EVALUATION_SPLITS:
         lines += [f"| {split} | {name} | {' | '.join(cells(m))} |" for (of, name), m in found.items() if of == split]
-        for control, numbers in controls.get(split, {}).items():
+        for control, numbers in (controls.get(split, {}) if asked[split] else {}).items():
             said = ("-" if numbers.get(key) is None else f"{numbers[key]:.3f}" for key in ("iou", "r_at_1"))
             lines.append(f"| {split} | {control.replace('_', ' ')} | | | {' | '.join(said)} |")
     lines += ["", "| training | steps | seconds, loading included | |", "|---|---|---|---|"]

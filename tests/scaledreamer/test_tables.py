@@ -70,7 +70,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             write_report(report.with_suffix(".csv"), rows)
             exact = {"iou": 1.0, "r_at_1": 0.9}
             folders = [word for word in command if "-noise" in word]
-            controls = {split: {"exact_solids": exact} for split in single.asked}
+            controls = {split: {"exact_solids": exact} for split in (*single.asked, "validation")}
             report.write_text(json.dumps({"controls": controls, "settings": {"meshes": folders} if folders else {}}))
         return OUT_OF_TIME if log.name == "train.log" and "sphere" in log.parent.name else 0
 
@@ -92,6 +92,7 @@ def test_trainings_are_exported_and_measured_together(calls: list[list[str]], tm
     assert f"| train | single | {len(row.asked['train'])} | 1 | 0.750 (0.750 .. 0.750) | 1.000" in written
     assert f"| train | PRD | {len(row.asked['train'])} | 1 | 0.250" in written
     assert "| train | exact solids | | | 1.000 | 0.900 |" in written
+    assert "| validation |" not in written  # nothing of this table is asked for there
     before = len(calls)
     assert tables.main(arguments) == 0
     again = [command for command in calls[before:] if "--train" in command]
