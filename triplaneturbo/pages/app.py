@@ -74,7 +74,8 @@ def find_student(folder: Path | None, root: Path = PROJECT) -> Student:
         about, world = "the **miniature student** of this project.", miniature_world()
         if world is not None:
             known = f"the shapes {', '.join(world.SHAPES)} in the colours {', '.join(world.PALETTE)}"
-            about += f" It knows nothing but {known}, alone or one on another."
+            about += f" It knows nothing but {known}, plain, striped or dotted, tall, flat or small, alone or up to"
+            about += " three on, under and beside each other."
         return Student(folder, about, MINIATURE_EXAMPLES, world)
     return Student(folder, f"`{folder}`. They know what they were trained on; this page cannot tell what that was.")
 
