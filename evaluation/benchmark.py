@@ -20,12 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils import logging as transformers_logging
 
 from triplaneturbo.places import PROJECT
 
-from .bootstrap import Interval, mean_interval
+from .bootstrap import Interval, interval_over
 from .common import PROMPT_FILE, add_device_option, write_csv, write_json
 from .controls import captions_of_others, controls
 from .judge import NO_MESH, Judge, Measured
@@ -56,16 +55,11 @@ def shape_ious(measured: Sequence[Measured]) -> dict[str, float]:
 def intervals(measured: Sequence[Measured]) -> dict[str, Interval | None]:
     """95 % intervals of the means by bootstrap over prompts and trainings; None where there are fewer than two
     prompts."""
-    number = {prompt: i for i, prompt in enumerate(sorted({m.prompt for m in measured}))}
     found: dict[str, Interval | None] = {}
     for name in MEASURES:
         there = [m for m in measured if getattr(m.numbers, name) is not None]
-        values = torch.tensor([getattr(m.numbers, name) for m in there])
-        owner, training = (
-            torch.tensor(rows, dtype=torch.long)
-            for rows in ([number[m.prompt] for m in there], [m.training for m in there])
-        )
-        found[name] = mean_interval(values, owner, training)
+        values = [getattr(m.numbers, name) for m in there]
+        found[name] = interval_over(values, [m.prompt for m in there], [m.training for m in there])
     return found
 
 

@@ -5,6 +5,8 @@ again is therefore the prompt, with all of its pictures. Where a method was trai
 again as well, each with all of its prompts: the draws cross.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -27,6 +29,13 @@ def mean_interval(
     interval is too narrow, as any bootstrap of so few is: by a factor of about sqrt((n - 1) / n) in that part.
     """
     return _percentiles(_resampled_means(values, owner, training)) if len(owner.unique()) > 1 else None
+
+
+def interval_over(values: Sequence[float], prompts: Sequence[str], trainings: Sequence[int]) -> Interval | None:
+    """The interval of `mean_interval` for values whose prompts are given as texts; None without values, too."""
+    number = {prompt: i for i, prompt in enumerate(sorted(set(prompts)))}
+    owners = torch.tensor([number[prompt] for prompt in prompts], dtype=torch.long)
+    return mean_interval(torch.tensor(values), owners, torch.tensor(trainings, dtype=torch.long))
 
 
 def difference_interval(

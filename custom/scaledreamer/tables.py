@@ -27,11 +27,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from custom.shapeworld.runs import ROOT, Runs, effort, on_gpu, parse_with_overrides, table_parser, with_interval
 from triplaneturbo.evaluation.benchmark import split_prompts
-from triplaneturbo.evaluation.bootstrap import mean_interval
+from triplaneturbo.evaluation.bootstrap import interval_over
 from triplaneturbo.evaluation.world import EVALUATION_SPLITS, load_splits, parse_caption
 from triplaneturbo.interruption import interruption, stoppable
 from triplaneturbo.naming import slug
@@ -261,14 +259,11 @@ def read_meshes(report: Path, asked: Mapping[str, Collection[str]]) -> list[Mesh
 
 def cells(meshes: Sequence[Mesh]) -> list[str]:
     """Numbers of prompts and trainings, mean IoU and R@1 with their intervals over both."""
-    number = {caption: i for i, caption in enumerate(sorted({mesh.caption for mesh in meshes}))}
-    owners = torch.tensor([number[mesh.caption] for mesh in meshes])
-    trainings = torch.tensor([mesh.seed for mesh in meshes])
+    captions, trainings = [mesh.caption for mesh in meshes], [mesh.seed for mesh in meshes]
     found = []
     for values in ([mesh.iou for mesh in meshes], [mesh.r_at_1 for mesh in meshes]):
-        interval = mean_interval(torch.tensor(values), owners, trainings)
-        found.append(with_interval(sum(values) / len(values), interval))
-    return [str(len(number)), str(len(trainings.unique())), *found]
+        found.append(with_interval(sum(values) / len(values), interval_over(values, captions, trainings)))
+    return [str(len(set(captions))), str(len(set(trainings))), *found]
 
 
 def markdown(runner: Runner, rows: Sequence[Row]) -> str:
@@ -286,9 +281,9 @@ def markdown(runner: Runner, rows: Sequence[Row]) -> str:
     controls = json.loads((runner.out / "measures" / "PRD.json").read_text())["controls"]
     lines = [f"# {runner.flags.table}", "", "In brackets 95 % intervals over prompts and trainings.", ""]
     lines += ["| split | | prompts | trainings | IoU | R@1 |", "|---|---|---|---|---|---|"]
-    for split in EVALUATION_SPLITS:
+    for split in filter(asked.__getitem__, EVALUATION_SPLITS):
         lines += [f"| {split} | {name} | {' | '.join(cells(m))} |" for (of, name), m in found.items() if of == split]
-        for control, numbers in (controls.get(split, {}) if asked[split] else {}).items():
+        for control, numbers in controls.get(split, {}).items():
             said = ("-" if numbers.get(key) is None else f"{numbers[key]:.3f}" for key in ("iou", "r_at_1"))
             lines.append(f"| {split} | {control.replace('_', ' ')} | | | {' | '.join(said)} |")
     lines += ["", "| training | steps | seconds, loading included | |", "|---|---|---|---|"]

@@ -33,7 +33,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
 import yaml
 
 from custom.shapeworld.charts import Dot, dot_chart
@@ -44,7 +43,7 @@ from triplaneturbo.base import as_tree
 from triplaneturbo.config import ExperimentConfig, load_config
 from triplaneturbo.data.library import PromptLibrary
 from triplaneturbo.evaluation.benchmark import split_prompts
-from triplaneturbo.evaluation.bootstrap import Interval, mean_interval
+from triplaneturbo.evaluation.bootstrap import Interval, interval_over
 from triplaneturbo.extensions import custom_folders, provide
 from triplaneturbo.interruption import interruption, stoppable
 from triplaneturbo.storage import replacing, write_text
@@ -213,10 +212,8 @@ class Result:
     def interval(self, measure: str) -> Interval | None:
         """95 %, over captions and trainings."""
         found = self.values(measure)
-        number = {caption: i for i, caption in enumerate(sorted({mesh.caption for mesh in self.meshes}))}
-        owners = torch.tensor([number[mesh.caption] for _, mesh in found])
-        trainings = torch.tensor([mesh.training for _, mesh in found])
-        return mean_interval(torch.tensor([value for value, _ in found]), owners, trainings) if found else None
+        captions, trainings = [mesh.caption for _, mesh in found], [mesh.training for _, mesh in found]
+        return interval_over([value for value, _ in found], captions, trainings)
 
     def dot(self) -> Dot:
         """What is drawn of it."""
