@@ -313,7 +313,8 @@ def main(arguments: list[str] | None = None) -> int:
     flags = parse(arguments)
     runner = Runner(flags)
     interruption.signal_children = runner.tell
-    rows = [row for row in TABLES[flags.table](flags.limit) if row.name.startswith(tuple(flags.only))]
+    table = TABLES[flags.table](flags.limit)
+    rows = [row for row in table if row.name.startswith(tuple(flags.only))]
     left = {row.name: len(row.trainings) for row in rows}
 
     def ended(training: Training) -> None:
@@ -327,11 +328,11 @@ def main(arguments: list[str] | None = None) -> int:
         """Measure, and write the table of what there is."""
         said = measure()
         if runner.is_prd_measured:
-            write_text(runner.out / "table.md", markdown(runner, rows))
+            write_text(runner.out / "table.md", markdown(runner, table))
         return said
 
     with runner.measurers:
-        runner.measure_later("measure of PRD", partial(tabled, partial(runner.measure_prd, rows)))
+        runner.measure_later("measure of PRD", partial(tabled, partial(runner.measure_prd, table)))
         trainings = [training for row in rows for training in row.trainings]
         failed = runner.side_by_side(trainings, runner.train, lambda t: f"{t.row.name} {t.name}", ended)
         failed_measures = runner.finish_measures()

@@ -155,13 +155,11 @@ class Ablations(Runs):
         return "not measured yet" if code else "measured"
 
     def run(self, rows: Sequence[Row]) -> int:
-        """Train and measure all; 1 if anything is left.
+        """Train and measure all rows, whose recipes are written; 1 if anything is left.
 
         One training of every row comes first, then those with the other seeds. What several rows have in common is
         done once.
         """
-        for row in rows:
-            self.write_recipe(row)
         trainings = {self.trial(t): t for row in rows for t in row.trainings}
 
         def ended(training: Training) -> None:
@@ -320,10 +318,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return flags
 
 
-def rows_of(table: str, flags: argparse.Namespace) -> list[Row]:
-    """The rows of a table that were asked for."""
+def rows_to_train(table: str, flags: argparse.Namespace) -> list[Row]:
+    """The rows of a table that were asked for, with the seeds that were asked for."""
     rows = [row for row in TABLES[table]() if row.name.startswith(tuple(flags.only))]
     return [replace(row, seeds=tuple(flags.seeds)) if flags.seeds else row for row in rows]
+
+
+def rows_to_show(table: str, flags: argparse.Namespace) -> list[Row]:
+    """All rows of a table, with all seeds that this call or another may have trained."""
+    return [replace(row, seeds=tuple(sorted({*row.seeds, *(flags.seeds or ())}))) for row in TABLES[table]()]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -332,10 +335,12 @@ def main(arguments: list[str] | None = None) -> int:
     provide(*custom_folders())
     runner = Ablations(flags)
     interruption.signal_children = runner.tell
-    tables = {table: rows_of(table, flags) for table in flags.tables}
-    code = runner.run([row for rows in tables.values() for row in rows])
-    for table, rows in tables.items():
-        sys.stdout.write(write_results(runner, table, rows))
+    for table in flags.tables:
+        for row in rows_to_show(table, flags):
+            runner.write_recipe(row)
+    code = runner.run([row for table in flags.tables for row in rows_to_train(table, flags)])
+    for table in flags.tables:
+        sys.stdout.write(write_results(runner, table, rows_to_show(table, flags)))
     return code
 
 

@@ -100,6 +100,15 @@ def test_trainings_are_exported_and_measured_together(calls: list[list[str]], tm
     assert 0 < len(again) == len(stopped) < len(row.trainings)
 
 
+def test_rows_that_were_made_by_another_call_stay_in_the_table(calls: list[list[str]], tmp_path: Path) -> None:
+    for rule in ("sds", "asd"):
+        assert tables.main(["rules", "--out", str(tmp_path), "--jobs", "1", "--limit", "2", "--only", rule]) == 0
+    assert len([command for command in calls if "--train" in command]) == 6
+    written = (tmp_path / "rules/table.md").read_text()
+    assert all(f"| unseen_pairs | {name} | 2 |" in written for name in ("PRD", "sds", "asd"))
+    assert "| csd, seed0 | | | not yet |" in written
+
+
 def test_folders_say_which_training_and_export_meshes_are_of(tmp_path: Path) -> None:
     (row, *_) = tables.rules(2)
     write_report(tmp_path / "r.csv", meshes_of(row, 3, 2, float))

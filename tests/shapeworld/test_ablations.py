@@ -249,6 +249,18 @@ def test_a_table_goes_on_where_it_was_stopped(calls: list[list[str]], tmp_path: 
         assert "| train | exact meshes | |" in (tmp_path / table / "table.md").read_text()
 
 
+def test_a_table_shows_what_other_calls_have_made(calls: list[list[str]], tmp_path: Path) -> None:
+    for row, seed in (("K=2", "0"), ("K=2", "2"), ("K=4", "0")):
+        arguments = ["steps", "--out", str(tmp_path), "--limit", "3", "--only", row, "--seeds", seed]
+        assert ablations.main(arguments) == 0
+    assert trained(calls) == 3
+    table = (tmp_path / "steps/table.md").read_text()
+    assert "| train | K=2 | 2 |" in table
+    assert "| train | K=4 | 1 |" in table
+    assert "| K=2 seed1 | 600 |" in table
+    assert "not done" in table
+
+
 def test_other_lengths_are_not_mixed(calls: list[list[str]], tmp_path: Path) -> None:
     arguments = ["renderers", "--out", str(tmp_path), "--limit", "3"]
     assert ablations.main(arguments) == 0
