@@ -13,8 +13,8 @@ single      all single solids of the other splits, or --limit of each, one train
 stopped after --minutes of this call and measured as it is; given again, the command goes on with those that have steps
 left, and measures them again. Meshes are those of `launch.py --export`, for three noise seeds where noise matters, and
 measures those of `evaluation/shapeworld.py`, on --limit captions of each split, evenly spread. OUT/TABLE/table.md is
-made anew whenever a row is measured, of the rows that are there; PRD's is that of load/shapeworld, whose controls are
-those of all rows.
+made anew whenever a row is measured, of the rows that are there, whichever call made them; PRD's is that of
+load/shapeworld, whose controls are those of all rows.
 """
 
 import argparse

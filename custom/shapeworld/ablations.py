@@ -335,12 +335,12 @@ def main(arguments: list[str] | None = None) -> int:
     provide(*custom_folders())
     runner = Ablations(flags)
     interruption.signal_children = runner.tell
-    for table in flags.tables:
-        for row in rows_to_show(table, flags):
-            runner.write_recipe(row)
-    code = runner.run([row for table in flags.tables for row in rows_to_train(table, flags)])
-    for table in flags.tables:
-        sys.stdout.write(write_results(runner, table, rows_to_show(table, flags)))
+    shown = {table: rows_to_show(table, flags) for table in flags.tables}
+    for row in (row for rows in shown.values() for row in rows):
+        runner.write_recipe(row)
+    code = runner.run([row for table in shown for row in rows_to_train(table, flags)])
+    for table, rows in shown.items():
+        sys.stdout.write(write_results(runner, table, rows))
     return code
 
 
