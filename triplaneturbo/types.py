@@ -100,14 +100,14 @@ SIDES = ("front", "side", "back", "overhead")
 class TextStates(_Movable):
     """What an encoder says about B prompts.
 
-    tokens: last hidden states. pooled: the end-of-text state.
+    tokens: last hidden states. pooled: the text as one vector, such as its end-of-text state.
     negative: last hidden states of the negative prompt, empty: of the empty prompt (one row each, broadcast over B).
     by_view: last hidden states of the prompts with each of `SIDES` named, and view_limits, degrees: the azimuth up to
     which the front is seen and from 180 down the back, the elevation from which it is overhead. None without them.
     """
 
     tokens: Float[Tensor, "B L C"]
-    pooled: Float[Tensor, "B C"]
+    pooled: Float[Tensor, "B P"]
     negative: Float[Tensor, "1 L C"]
     empty: Float[Tensor, "1 L C"]
     by_view: Float[Tensor, "D B L C"] | None = None

@@ -139,6 +139,14 @@ def test_states_of_prompts_of_the_negative_and_of_the_empty_one(encoders: tuple[
     assert states.by_view is None
 
 
+def test_the_states_of_all_tokens_can_stand_for_the_text(encoders: tuple[str, str]) -> None:
+    options = {"pretrained_model_name_or_path": encoders[0], "negative_prompt": "h h", "by_view": True}
+    end, all_states = (ClipText({**options, "pooled": how})(["a b", "c"]) for how in ("end_of_text", "all_states"))
+    assert torch.equal(all_states.pooled, end.tokens.reshape(2, -1))
+    for name in ("tokens", "negative", "empty", "by_view"):
+        assert torch.equal(getattr(all_states, name), getattr(end, name))
+
+
 def test_an_encoder_can_lose_the_end_token(encoders: tuple[str, str]) -> None:
     for quirks in ([], ["lost-end-token"]):
         condition = ClipText({"pretrained_model_name_or_path": encoders[0], "quirks": quirks})

@@ -1,23 +1,29 @@
 """The recipes of the miniature world: they build, train all they have, and differ from each other in what they say."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from triplaneturbo.base import as_tree
 from triplaneturbo.config import load_config
+from triplaneturbo.evaluation.world import parse_caption
 from triplaneturbo.extensions import import_extensions
+from triplaneturbo.prompts.text_encoder import TextEncoder
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "custom/scaledreamer/configs/shapeworld"
 # Trained parameters, prompts of a step.
 SIZES = {
     "triplane_transformer": (2_335_104, 8),
-    "hyper_ingp": (430_976, 8),
-    "hyper_ingp_sd": (430_976, 8),
-    "conv3d_net": (1_184_647, 8),
-    "conv3d_net_sd": (1_184_647, 8),
+    "hyper_ingp": (1_430_784, 8),
+    "hyper_ingp_sd": (1_430_784, 8),
+    "conv3d_net": (1_373_063, 8),
+    "conv3d_net_sd": (1_373_063, 8),
     "single_prompt": (350_080, 1),
 }
 
@@ -38,6 +44,35 @@ def test_a_recipe_builds_and_trains_all_of_it(name: str) -> None:
     data = config.data.cfg
     prompts = data.batch_size // data.cameras.cfg.n_view
     assert (sum(p.numel() for p in system.geometry.parameters()), prompts) == SIZES[name]
+
+
+@pytest.mark.parametrize("name", ["hyper_ingp", "conv3d_net"])
+def test_a_generator_reads_the_states_of_all_tokens(name: str) -> None:
+    config = experiment(name)
+    states = config.data.cfg.conditions["text"].build()(["a red cube on a blue torus", "a red cone"])
+    assert states.pooled.shape == (2, states.tokens[0].numel())
+    scene = config.system.cfg.geometry.build().generate(states, torch.zeros(2, *config.data.cfg.latent_shape[1:]), 1)
+    assert all(len(tensor) == 2 for tensor in scene.tensors.values())
+
+
+def share_of_first_shapes_read(pooled: Tensor, shapes: Tensor) -> float:
+    """By ridge regression on four of five captions, asked of the fifth."""
+    x = F.pad((pooled - pooled.mean(0)) / (pooled.std(0) + 1e-6), (0, 1), value=1.0).double()
+    asked = torch.arange(len(x)) % 5 == 0
+    known, wanted = x[~asked], F.one_hot(shapes[~asked]).double()
+    weights = torch.linalg.solve(known.T @ known + 10 * torch.eye(x.shape[1]), known.T @ wanted)
+    return ((x[asked] @ weights).argmax(1) == shapes[asked]).double().mean().item()
+
+
+def test_the_end_of_a_text_does_not_say_what_its_first_part_is() -> None:
+    """Why the recipes ask for the states of all tokens (README of custom/scaledreamer)."""
+    captions = json.loads((ROOT / "load/shapeworld_prompt_library.json").read_text())["train"][::2]
+    names = [parse_caption(caption).parts[0].shape for caption in captions]
+    shapes = torch.tensor([sorted(set(names)).index(name) for name in names])
+    encoder = TextEncoder(ROOT / "load/shapeworld/stable_diffusion", remembered=len(captions))
+    tokens, end = encoder.encode(captions)
+    assert share_of_first_shapes_read(end, shapes) < 0.7
+    assert share_of_first_shapes_read(tokens.flatten(1), shapes) > 0.95
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -46,6 +46,9 @@ class ClipText(ConditionEncoder):
         view_limits: tuple[Angle, Angle, Angle] = (45.0, 45.0, 60.0)
         """Degrees: azimuth up to which the front is seen, and from 180 down the back; elevation from which it is
         overhead."""
+        pooled: Literal["end_of_text", "all_states"] = "end_of_text"
+        """What networks read that take a text as one vector: the state of its end, or the states of all tokens, one
+        after another, for encoders whose last state was never taught to sum a text up."""
         side_first: bool = False
         """Name it before the prompt: "back view of a cat"."""
         use_cache: bool = False
@@ -72,7 +75,7 @@ class ClipText(ConditionEncoder):
         tokens, pooled = self.encoder.encode([*prompts, self.cfg.negative_prompt, ""])
         return TextStates(
             tokens=tokens[:-2],
-            pooled=pooled[:-2],
+            pooled=pooled[:-2] if self.cfg.pooled == "end_of_text" else tokens[:-2].flatten(1),
             negative=tokens[-2:-1],
             empty=tokens[-1:],
             by_view=self._by_view(prompts) if self.cfg.by_view else None,
