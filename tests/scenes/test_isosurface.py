@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ import torch
 
 from triplaneturbo.errors import EmptyFieldError
 from triplaneturbo.materials import Unlit
-from triplaneturbo.ops.mesh import signed_volume
+from triplaneturbo.ops.mesh import signed_volume, topology
 from triplaneturbo.scenes import Field, base
 from triplaneturbo.scenes.isosurface import check_surface, extract, extract_meshes
 
@@ -138,6 +139,19 @@ def test_small_pieces_are_dropped_when_asked(build, scene_of, monkeypatch):
     monkeypatch.setattr(scene.field, "grid", lambda *a, **k: torch.minimum(large, small)[None])
     meshes = [extract_meshes(scene, Unlit(), 24, ["two"], smallest_component=share)[0] for share in (0.0, 0.2)]
     assert [mesh.vertices.amax().item() > 0.6 for mesh in meshes] == [True, False]
+
+
+def test_cavities_are_filled_when_asked(build, scene_of, monkeypatch):
+    line = torch.linspace(-1, 1, 40)
+    distance = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1).norm(dim=-1)
+    shell, kernel = (distance - 0.5).abs() - 0.15, distance - 0.2
+    scene = scene_of(build(deformable=False), torch.zeros(1, 6, 4, 6, 6))
+    monkeypatch.setattr(scene.field, "grid", lambda *a, **k: torch.minimum(shell, kernel)[None])
+    hollow, filled = (extract_meshes(scene, Unlit(), 40, ["a"], fill_cavities=fill)[0] for fill in (False, True))
+    ball = [4 / 3 * math.pi * radius**3 for radius in (0.2, 0.35, 0.65)]
+    assert signed_volume(hollow.vertices, hollow.faces) == pytest.approx(ball[2] - ball[1] + ball[0], rel=0.02)
+    assert signed_volume(filled.vertices, filled.faces) == pytest.approx(ball[2], rel=0.02)
+    assert topology(filled.vertices, filled.faces).n_components == 1
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,9 @@ class FreeParameters(Geometry):
         """Grid points along an edge for exported meshes."""
         smallest_component: Share = 0.0
         """Components of exported meshes with less than this share of the largest one's faces are dropped."""
+        fill_cavities: bool = False
+        """What exported meshes enclose becomes a part of them. No picture says what is inside, and a density that is
+        opaque at its surface is often hollow."""
 
     def configure(self) -> None:
         if not self.cfg.field.cls.free:
@@ -34,6 +37,7 @@ class FreeParameters(Geometry):
             )
         self.field = self.cfg.field.build()
         self.resolution, self.smallest_component = self.cfg.resolution, self.cfg.smallest_component
+        self.fill_cavities = self.cfg.fill_cavities
 
     def scene(self, condition: TextStates, draws: Draws | None = None) -> FieldScene:
         """The scene.

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from triplaneturbo.errors import EmptyFieldError
+from triplaneturbo.ops.cavities import cavities
 from triplaneturbo.ops.marching_cubes import marching_cubes, touched_points
 from triplaneturbo.ops.mesh import keep_large_components
 from triplaneturbo.scenes.base import FieldScene
@@ -24,12 +25,13 @@ def extract_meshes(
     prompts: Sequence[str],
     *,
     smallest_component: float = 0.0,
+    fill_cavities: bool = False,
 ) -> list[Mesh]:
     """One coloured mesh a prompt, colours in [0, 1], and the surface it approximates.
 
     resolution: grid points along an edge in which a field's surface is searched; a scene of meshes does not need it.
     smallest_component: components of a field's surface with less than this share of the largest one's faces are
-    dropped.
+    dropped. fill_cavities: what a field encloses without belonging to it becomes a part of it.
 
     Raises:
         EmptyFieldError: a field has no surface; the message names its prompt.
@@ -37,7 +39,7 @@ def extract_meshes(
     if isinstance(scene, MeshScene):
         return [_painted(scene.prompt(number), material) for number in range(len(scene))]
     return [
-        _searched(scene.prompt(number), material, resolution, prompt, smallest_component)
+        _searched(scene.prompt(number), material, resolution, prompt, smallest_component, fill_cavities)
         for number, prompt in enumerate(prompts)
     ]
 
@@ -51,10 +53,17 @@ def _painted(scene: MeshScene, material: Callable[[Tensor], Tensor]) -> Mesh:
 
 
 def _searched(
-    scene: FieldScene, material: Callable[[Tensor], Tensor], resolution: int, prompt: str, smallest_component: float
+    scene: FieldScene,
+    material: Callable[[Tensor], Tensor],
+    resolution: int,
+    prompt: str,
+    smallest_component: float,
+    fill_cavities: bool,
 ) -> Mesh:
     (values,) = scene.grid(resolution)
     check_surface(values, prompt)
+    if fill_cavities:
+        values = values.masked_fill(cavities(values >= 0), -1.0)
     vertices, faces = extract(values, _offsets(scene, touched_points(values), resolution), scene.radius)
     if smallest_component:
         vertices, faces = keep_large_components(vertices, faces, smallest_component)

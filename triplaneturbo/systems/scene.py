@@ -193,6 +193,7 @@ class SceneSystem(TrainingSystem[Batch]):
                 resolution,
                 batch.prompts,
                 smallest_component=self.geometry.smallest_component,
+                fill_cavities=self.geometry.fill_cavities,
             )
             paths = self._exporter(meshes, *self._places(batch.prompts))
         except EmptyFieldError as error:
