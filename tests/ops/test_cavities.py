@@ -48,6 +48,38 @@ def test_a_winding_tunnel_is_no_cavity_until_it_is_closed() -> None:
     assert cavities(empty).sum() == len(tunnel) - 1
 
 
+def box(size: int, wall: int) -> Tensor:
+    """A hollow box, `wall` points thick, in the middle of an empty grid; its walls are full."""
+    full = torch.zeros(3 * [size], dtype=torch.bool)
+    full[4:-4, 4:-4, 4:-4] = True
+    inner = slice(4 + wall, -4 - wall)
+    full[inner, inner, inner] = False
+    return full
+
+
+@pytest.mark.parametrize("wall", [1, 3])
+def test_small_holes_in_a_wall_can_count_as_closed(wall: int) -> None:
+    full = box(24, wall)
+    inside = cavities(~full)
+    assert inside.sum() == (16 - 2 * wall) ** 3
+    full[4 : 4 + wall, 9:11, 12] = False
+    assert not cavities(~full).any()
+    found = cavities(~full, opening=1)
+    assert found[inside].all()
+    assert (found & ~inside).sum() <= 2 * wall  # of the hole itself
+    full[4 : 4 + wall, 8:12, 11:15] = False
+    assert not cavities(~full, opening=1).any()
+    assert cavities(~full, opening=2)[inside].all()
+
+
+def test_a_hole_through_a_solid_stays_open() -> None:
+    full = torch.zeros(20, 20, 20, dtype=torch.bool)
+    full[5:15, 5:15, 5:15] = True
+    full[:, 9:11, 9:11] = False
+    for opening in range(4):
+        assert not cavities(~full, opening).any()
+
+
 @pytest.mark.parametrize("full", [True, False])
 def test_all_of_one_kind_has_no_cavity(full: bool) -> None:
     assert not cavities(torch.full((4, 4, 4), not full)).any()

@@ -23,8 +23,8 @@ class Geometry(Module):
     """Of its scenes, if they are fields."""
     smallest_component: float = 0.0
     """Components of exported meshes with less than this share of the largest one's faces are dropped."""
-    fill_cavities: bool = False
-    """What exported meshes enclose becomes a part of them."""
+    fill_cavities: float | None = None
+    """What exported meshes enclose becomes a part of them, see `extract_meshes`."""
     resolution: int = 128
     """Grid points along an edge for exported meshes, if nothing else is said."""
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from triplaneturbo.base import Chosen, Part, option
-from triplaneturbo.bounds import GridPoints, Share
+from triplaneturbo.bounds import GridPoints, Range, Share
 from triplaneturbo.draws import Draws
 from triplaneturbo.errors import ConfigError
 from triplaneturbo.geometry.base import Geometry
@@ -25,9 +25,10 @@ class FreeParameters(Geometry):
         """Grid points along an edge for exported meshes."""
         smallest_component: Share = 0.0
         """Components of exported meshes with less than this share of the largest one's faces are dropped."""
-        fill_cavities: bool = False
-        """What exported meshes enclose becomes a part of them. No picture says what is inside, and a density that is
-        opaque at its surface is often hollow."""
+        fill_cavities: Annotated[float, Range(0, 2)] | None = None
+        """What exported meshes enclose becomes a part of them; openings of their walls up to this width, world units,
+        count as closed. No picture says what is inside, and a density that is opaque at its surface is often hollow.
+        None: nothing is filled."""
 
     def configure(self) -> None:
         if not self.cfg.field.cls.free:

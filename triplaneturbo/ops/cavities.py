@@ -1,12 +1,32 @@
 """Cavities of solids on a grid: what is empty, and cut off from the outside."""
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor
 
 
-def cavities(empty: Bool[Tensor, "X Y Z"]) -> Bool[Tensor, "X Y Z"]:
-    """The empty points that no path along the axes through empty points joins to the outside of the grid."""
+def cavities(empty: Bool[Tensor, "X Y Z"], opening: int = 0) -> Bool[Tensor, "X Y Z"]:
+    """The empty points that no path along the axes through empty points joins to the outside of the grid.
+
+    opening: paths may be cut where walls around them, grown by so many points, meet: through walls with small holes.
+    A hollow that is that narrow everywhere is none.
+    """
+    found = torch.zeros_like(empty)
+    for reach in range(opening + 1):
+        left = empty & ~found
+        wide = left & ~_grown(~left, reach)
+        found |= left & _grown(wide & ~_outside(wide), reach)
+    return found
+
+
+def _grown(full: Tensor, reach: int) -> Tensor:
+    """With all points that are so near along each axis."""
+    return full if not reach else F.max_pool3d(full[None].float(), 2 * reach + 1, 1, reach)[0] > 0
+
+
+def _outside(empty: Tensor) -> Tensor:
+    """The empty points that are joined to the border of the grid."""
     open_ = torch.zeros_like(empty)
     for axis in range(3):
         ends = torch.zeros_like(empty)
@@ -17,7 +37,7 @@ def cavities(empty: Bool[Tensor, "X Y Z"]) -> Bool[Tensor, "X Y Z"]:
         for axis in range(3):
             open_ = _along(empty, open_, axis)
         if torch.equal(open_, before):
-            return empty & ~open_
+            return open_
 
 
 def _along(empty: Tensor, open_: Tensor, axis: int) -> Tensor:

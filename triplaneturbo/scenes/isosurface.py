@@ -25,13 +25,14 @@ def extract_meshes(
     prompts: Sequence[str],
     *,
     smallest_component: float = 0.0,
-    fill_cavities: bool = False,
+    fill_cavities: float | None = None,
 ) -> list[Mesh]:
     """One coloured mesh a prompt, colours in [0, 1], and the surface it approximates.
 
     resolution: grid points along an edge in which a field's surface is searched; a scene of meshes does not need it.
     smallest_component: components of a field's surface with less than this share of the largest one's faces are
-    dropped. fill_cavities: what a field encloses without belonging to it becomes a part of it.
+    dropped. fill_cavities: what a field encloses becomes a part of it; openings of its walls up to this width, world
+    units, count as closed. None: nothing is filled.
 
     Raises:
         EmptyFieldError: a field has no surface; the message names its prompt.
@@ -58,12 +59,13 @@ def _searched(
     resolution: int,
     prompt: str,
     smallest_component: float,
-    fill_cavities: bool,
+    fill_cavities: float | None,
 ) -> Mesh:
     (values,) = scene.grid(resolution)
     check_surface(values, prompt)
-    if fill_cavities:
-        values = values.masked_fill(cavities(values >= 0), -1.0)
+    if fill_cavities is not None:
+        opening = round(fill_cavities * (resolution - 1) / (4 * scene.radius))
+        values = values.masked_fill(cavities(values >= 0, opening), -1.0)
     vertices, faces = extract(values, _offsets(scene, touched_points(values), resolution), scene.radius)
     if smallest_component:
         vertices, faces = keep_large_components(vertices, faces, smallest_component)
