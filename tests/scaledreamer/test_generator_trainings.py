@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import trimesh
 import yaml
+from torch import Tensor
 
 import launch
+from triplaneturbo.ops.cavities import cavities
 
 TEXT = 128  # the width of the miniature world's text states
 GRID = {"n_levels": 4, "base_resolution": 4, "log2_hashmap_size": 10}
@@ -38,10 +40,25 @@ SYSTEMS = {
     "triplane-transformer": {"geometry": {"space_generator": TRANSFORMER}, "background": SHARED},
     # Its density is less than a trained one's, so that the surface is where there is little.
     "free-parameters": {
-        "geometry": {"field": {"type": "hash-grid", "kind": "density", "encoding": GRID, "level": 2.0}},
+        "geometry": {
+            "field": {"type": "hash-grid", "kind": "density", "encoding": GRID, "level": 2.0, "radius": 1.0},
+            "fill_cavities": 0.25,
+        },
         "background": {**SHARED, "encoding": GRID},
     },
 }
+
+
+def spied(patch: pytest.MonkeyPatch) -> list[int]:
+    """Which openings an export closes, in points, as it does so."""
+    found: list[int] = []
+
+    def spy(empty: Tensor, opening: int) -> Tensor:
+        found.append(opening)
+        return cavities(empty, opening)
+
+    patch.setattr("triplaneturbo.scenes.isosurface.cavities", spy)
+    return found
 
 
 @pytest.mark.slow
@@ -76,7 +93,10 @@ def test_a_generator_trains_and_exports(
     rows = [json.loads(line) for line in (tmp_path / "out/shapeworld-tiny/t/losses.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row["grad_norm"] > 0 for row in rows)
-    assert launch.main([*common, "--export", "--out", "meshes", "resume=auto"]) == 0, caplog.text
+    with monkeypatch.context() as patch:
+        openings = spied(patch)
+        assert launch.main([*common, "--export", "--out", "meshes", "resume=auto"]) == 0, caplog.text
+    assert openings == ([1] if single else [])  # .25 between walls, of 19 cells in 2.0
     meshes = [trimesh.load(path, force="mesh") for path in tmp_path.glob("meshes/*/model.glb")]
     assert len(meshes) == len(prompts)
     assert all(mesh.volume > 0.01 for mesh in meshes)

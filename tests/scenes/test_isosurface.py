@@ -154,6 +154,23 @@ def test_cavities_are_filled_when_asked(build, scene_of, monkeypatch):
     assert topology(filled.vertices, filled.faces).n_components == 1
 
 
+def test_walls_of_cavities_may_have_openings_as_wide_as_is_said(build, scene_of, monkeypatch):
+    line = torch.linspace(-1, 1, 41)  # points .05 apart
+    x, y, z = torch.meshgrid(line, line, line, indexing="ij")
+    shell = (torch.stack([x, y, z], -1).norm(dim=-1) - 0.55).abs() - 0.1
+    pierced = torch.where((x > 0) & (y.abs() < 0.08) & (z.abs() < 0.08), 1.0, shell)  # by 3 x 3 points
+    scene = scene_of(build(deformable=False), torch.zeros(1, 6, 4, 6, 6))
+    monkeypatch.setattr(scene.field, "grid", lambda *a, **k: pierced[None])
+
+    def volume(width: float) -> float:
+        (mesh,) = extract_meshes(scene, Unlit(), 41, ["a"], fill_cavities=width)
+        return float(signed_volume(mesh.vertices, mesh.faces))
+
+    ball = 4 / 3 * math.pi * 0.65**3
+    assert volume(0.1) < 0.75 * ball
+    assert volume(0.2) == pytest.approx(ball, rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

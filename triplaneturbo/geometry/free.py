@@ -27,7 +27,7 @@ class FreeParameters(Geometry):
         """Components of exported meshes with less than this share of the largest one's faces are dropped."""
         fill_cavities: Annotated[float, Range(0, 2)] | None = None
         """What exported meshes enclose becomes a part of them; openings of their walls up to this width, world units,
-        count as closed. No picture says what is inside, and a density that is opaque at its surface is often hollow.
+        count as closed. No picture says what is inside, and a density that is opaque at its surface may be hollow.
         None: nothing is filled."""
 
     def configure(self) -> None:
