@@ -112,47 +112,60 @@ class VaeStage(TrainingStage):
 class DiffusionStage(TrainingStage):
     """Trains a teacher by v-prediction, with the empty caption for a tenth of the objects.
 
-    Stable Diffusion trains its text encoder too and needs the VAE; the other two start from its weights.
+    Stable Diffusion trains its text encoder too and needs the VAE; the other two start from its weights, or from their
+    own. A stage that does the latter is named KIND_longer.
     """
 
     @dataclass(kw_only=True)
     class Config(TrainingStage.Config):
         kind: TeacherKind
         """Which teacher."""
+        longer: bool = False
+        """Go on from the teacher's own weights in `out_dir`, whose place the new ones take."""
         empty_share: Share = 0.1
         """Share of the objects whose caption is dropped."""
 
     def assemble(self) -> None:
-        self.stage = self.cfg.kind
+        self.stage = f"{self.cfg.kind}_longer" if self.cfg.longer else self.cfg.kind
         self.schedule = NoiseSchedule.from_config(build_scheduler().config)
         self.unet = build_unet(self.cfg.kind)
         self.base = Path(self.cfg.out_dir) / "stable_diffusion"
-        earlier = "vae" if self.cfg.kind == "stable_diffusion" else "unet"
-        if not (self.base / earlier).is_dir():
-            raise WeightsError(f"{self.base / earlier} is missing; train it first, see scripts/train/shapeworld.sh")
-        if self.cfg.kind == "stable_diffusion":
+        own = Path(self.cfg.out_dir) / self.cfg.kind
+        earlier = own / "unet" if self.cfg.longer else self.base / ("vae" if self._is_first else "unet")
+        if not earlier.is_dir():
+            raise WeightsError(f"{earlier} is missing; train it first, see scripts/train/shapeworld.sh")
+        if self._is_first:
             self.tokenizer = build_tokenizer()
             self.text_encoder = build_text_encoder(self.tokenizer)
         else:
+            self.tokenizer = CLIPTokenizer.from_pretrained(self.base / "tokenizer")
+            self.text_encoder = load_model(CLIPTextModel, self.base, "text_encoder").requires_grad_(False)
+        if self.cfg.longer:
+            self.unet.load_state_dict(load_unet(own).state_dict())
+        elif not self._is_first:
             self._start_from_stable_diffusion()
+        if self.cfg.kind != "stable_diffusion":
+            install_cross_view_attention(self.unet, N_VIEW)
         self.unet.to(memory_format=torch.channels_last)
 
+    @property
+    def _is_first(self) -> bool:
+        """Whether it makes Stable Diffusion, and with it the text encoder of all."""
+        return self.cfg.kind == "stable_diffusion" and not self.cfg.longer
+
     def _start_from_stable_diffusion(self) -> None:
-        self.tokenizer = CLIPTokenizer.from_pretrained(self.base / "tokenizer")
-        self.text_encoder = load_model(CLIPTextModel, self.base, "text_encoder").requires_grad_(False)
         given = load_unet(self.base).state_dict()
         own = self.unet.state_dict()
         own.update({name: value for name, value in given.items() if name in own and own[name].shape == value.shape})
         self.unet.load_state_dict(own)
         nn.init.zeros_(self.unet.class_embedding.linear_2.weight)
         nn.init.zeros_(self.unet.class_embedding.linear_2.bias)
-        install_cross_view_attention(self.unet, N_VIEW)
 
     @torch.no_grad()
     def on_train_start(self) -> None:
         """Encode all pictures, and all captions unless their encoder is being trained."""
         empty = token_ids(self.tokenizer, [""]).to(self.device)
-        if self.cfg.kind == "stable_diffusion":
+        if self._is_first:
             self.captions, self.empty = self.pool.tokens, empty
         else:
             parts = self.pool.tokens.split(_AT_ONCE)
@@ -215,11 +228,11 @@ class DiffusionStage(TrainingStage):
     def save(self, folder: Path) -> None:
         target = folder / self.cfg.kind
         parts = {"unet": self.unet.half(), "scheduler": build_scheduler()}
-        if self.cfg.kind == "stable_diffusion":
+        if self._is_first:
             parts |= {"text_encoder": self.text_encoder.half(), "tokenizer": self.tokenizer}
         for name, part in parts.items():
             save_part(part, target / name)
-        if self.cfg.kind == "stable_diffusion":
+        if self._is_first:
             write_text(target / "model_index.json", json.dumps(PIPELINE, indent=2) + "\n")
 
 

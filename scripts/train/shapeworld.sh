@@ -3,14 +3,16 @@
 #
 #   scripts/train/shapeworld.sh [--out DIR] [--minutes M] [--force] [STAGE...] [-- key=value...]
 #
-# Stages: vae, stable_diffusion, mvdream, richdreamer, scorer, student, student_longer; `all` (the default) runs the
-# first five in order, those that do not depend on each other side by side, over two GPUs where there are as many: vae,
-# stable_diffusion and mvdream on the first, scorer and richdreamer on the second.
+# Stages: vae, stable_diffusion, mvdream, richdreamer, scorer, student, student_longer, mvdream_longer,
+# richdreamer_longer, student_finer; `all` (the default) runs the first five in order, those that do not depend on each
+# other side by side, over two GPUs where there are as many: vae, stable_diffusion and mvdream on the first, scorer and
+# richdreamer on the second.
 # A stage that is done (DIR/training/STAGE.json exists and says what it took) is skipped; one that was stopped goes on
 # where it stopped. Runs are kept in outputs/, with --out in DIR/outputs/. --force starts each named stage anew.
 # --minutes: each named stage is stopped after M minutes of this call, the student's after 8.5 if M is not given; call
 # again until all is done. When all steps of the student are done, it goes to DIR/student.safetensors. student_longer
-# goes on from it with less noise, however far it came, and takes its place.
+# goes on from it with less noise, however far it came, and takes its place. mvdream_longer and richdreamer_longer go on
+# from these teachers' weights in DIR; student_finer goes on from student_longer with them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -78,11 +80,13 @@ all() { # fails if any stage does
 for stage in "${stages[@]:-all}"; do
   case $stage in
     all) all ;;
-    vae | stable_diffusion | mvdream | richdreamer | scorer) train "$stage" ;;
+    vae | stable_diffusion | mvdream | richdreamer | scorer | mvdream_longer | richdreamer_longer) train "$stage" ;;
     student) student student prd ;;
     student_longer) student student_longer prd_longer "system.weights=$runs/shapeworld-student/student/ckpts/last.ckpt" ;;
+    student_finer) student student_finer prd_finer "system.weights=$runs/shapeworld-student/student_longer/ckpts/last.ckpt" ;;
     *)
-      echo "unknown stage '$stage'; allowed: vae stable_diffusion mvdream richdreamer scorer student student_longer all" >&2
+      echo "unknown stage '$stage'; allowed: vae stable_diffusion mvdream richdreamer scorer student student_longer" \
+        "mvdream_longer richdreamer_longer student_finer all" >&2
       exit 2
       ;;
   esac

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,17 +18,20 @@ from custom.shapeworld.models import (
     build_text_encoder,
     build_tokenizer,
     build_unet,
+    save_part,
 )
 from custom.shapeworld.stages import DiffusionStage, ScorerStage
 from custom.shapeworld.world import parse_caption
 from triplaneturbo.config import load_config
 from triplaneturbo.diffusion import NoiseSchedule
+from triplaneturbo.errors import WeightsError
 from triplaneturbo.extensions import import_extensions
 from triplaneturbo.guidance.camera_conditions import mvdream_camera
 from triplaneturbo.schedule import Progress
+from triplaneturbo.weights.folders import load_unet
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("vae", "stable_diffusion", "mvdream", "richdreamer", "scorer")
+STAGES = ("vae", "stable_diffusion", "mvdream", "mvdream_longer", "richdreamer", "richdreamer_longer", "scorer")
 
 
 def stand_in(**values):
@@ -99,6 +103,25 @@ def test_a_multi_view_teacher_starts_as_stable_diffusion_blind_to_its_cameras(tm
     torch.testing.assert_close(found, found[:1].expand_as(found), atol=1e-5, rtol=0)
 
 
+def test_a_teacher_that_is_trained_on_starts_from_its_own_weights_and_takes_their_place(tmp_path):
+    shutil.copytree(ROOT / "load/shapeworld/stable_diffusion", tmp_path / "stable_diffusion")
+    options = {"kind": "mvdream", "longer": True, "out_dir": str(tmp_path)}
+    with pytest.raises(WeightsError, match=r"mvdream/unet is missing; train it first"):
+        DiffusionStage(options)
+    before = build_unet("mvdream")
+    save_part(before, tmp_path / "mvdream/unet")
+    stage = DiffusionStage(options)
+    assert stage.stage == "mvdream_longer"
+    for name, value in before.state_dict().items():
+        assert torch.equal(stage.unet.state_dict()[name], value), name
+    with torch.no_grad():
+        stage.unet.conv_out.bias.fill_(0.5)
+    stage.save(tmp_path)
+    written = load_unet(tmp_path / "mvdream").state_dict()
+    assert torch.equal(written["conv_out.bias"], torch.full_like(written["conv_out.bias"], 0.5))
+    assert not (tmp_path / "mvdream/text_encoder").exists()
+
+
 def test_every_object_has_a_grey_of_its_own_in_all_of_its_views():
     cameras = sample_cameras(4, 2, torch.Generator().manual_seed(0))
     pool = render_pool([parse_caption("a red sphere")] * 4, cameras, background=(0.2, 0.8), seed=0)
@@ -135,7 +158,8 @@ def test_a_recipe_trains_as_long_as_the_shipped_weights_and_its_rate_follows_hal
     experiment = load_config([ROOT / f"configs/shapeworld/{stage}.yaml"])
     steps, rate = experiment.trainer["max_steps"], experiment.system.cfg.optimizer.args.lr
     assert steps == json.loads((ROOT / f"load/shapeworld/training/{stage}.json").read_text())["steps"]
-    top, warmup = {"vae": (8e-4, 100), "scorer": (1e-3, 300)}.get(stage, (6e-4, 100))
+    tops = {"vae": 8e-4, "scorer": 1e-3, "mvdream_longer": 4e-4, "richdreamer_longer": 4e-4}
+    top, warmup = tops.get(stage, 6e-4), 300 if stage == "scorer" else 100
     for step in [*range(steps), steps]:
         fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps))
         factor = min(1.0, (step + 1) / warmup) * fall

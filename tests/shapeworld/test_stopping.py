@@ -14,8 +14,8 @@ from triplaneturbo.types import Run
 from triplaneturbo.weights.files import read_checkpoint, read_safetensors
 
 ROOT = Path(__file__).parents[2]
-# One of each class of stage, and a teacher that starts from another.
-STAGES = ("vae", "stable_diffusion", "mvdream", "scorer")
+# One of each class of stage, a teacher that starts from another, and one that starts from itself.
+STAGES = ("vae", "stable_diffusion", "mvdream", "mvdream_longer", "scorer")
 # Sizes that two cores train in seconds; the learning rate is what it is from the first step on, so that it matters.
 TINY = (
     "trainer.accelerator=cpu",
@@ -34,8 +34,10 @@ def train(tmp_path):
     def start(stage, world, *overrides):
         out = tmp_path / world
         if not out.exists() and stage != "vae":  # what earlier stages wrote
-            shutil.copytree(ROOT / "load/shapeworld/stable_diffusion", out / "stable_diffusion")
-        small = {"mvdream": ["data.batch_size=2"], "scorer": ["data.neighbours=4"]}.get(stage, [])  # of four views each
+            for teacher in ("stable_diffusion", "mvdream"):
+                shutil.copytree(ROOT / "load/shapeworld" / teacher, out / teacher)
+        views = ["data.batch_size=2"]  # of four views each
+        small = {"mvdream": views, "mvdream_longer": views, "scorer": ["data.neighbours=4"]}.get(stage, [])
         options = [f"exp_root_dir={out / 'outputs'}", f"system.out_dir={out}", *TINY, *small, *overrides]
         config = ROOT / f"configs/shapeworld/{stage}.yaml"
         assert launch.main(["--config", str(config), "--train", *options]) == 0

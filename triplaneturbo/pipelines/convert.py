@@ -19,7 +19,7 @@ from triplaneturbo.errors import WeightsError
 from triplaneturbo.geometry import FewStepTriplanes
 from triplaneturbo.legacy.pipelines import suited
 from triplaneturbo.legacy.state_dicts import PREFIX, is_original, to_original, translate_state
-from triplaneturbo.pipelines.text_to_mesh import CONFIG_FILE, of_training, read_pipeline, refer_to_base
+from triplaneturbo.pipelines.text_to_mesh import of_training, read_pipeline, refer_to_base, write_pipeline
 from triplaneturbo.storage import write_text
 from triplaneturbo.weights.files import load_tensors, save_checkpoint, save_tensors
 from triplaneturbo.weights.ldm import LDM_SCHEDULE, UNET_PREFIX, VAE_PREFIX, build_unet, build_vae
@@ -91,7 +91,7 @@ def _write_student(state: Mapping[str, Tensor], folder: Path, config: str | Path
     )
     trained = {name: tensor for name, tensor in renamed.items() if name.startswith(PREFIX)}
     save_tensors(folder / pipeline.weights, trained)
-    write_text(folder / CONFIG_FILE, json.dumps(dataclasses.asdict(pipeline), indent=2) + "\n")
+    write_pipeline(pipeline, folder)
 
 
 def convert_back(folder: str | Path, path: str | Path) -> None:

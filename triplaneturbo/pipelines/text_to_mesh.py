@@ -76,6 +76,14 @@ def read_pipeline(folder: Path) -> PipelineConfig:
         raise WeightsError(f"{path} cannot be used: {error}") from error
 
 
+def write_pipeline(config: PipelineConfig, folder: Path) -> None:
+    """Write pipeline.json into `folder`, without the path that the base model has on this machine: it says `base`."""
+    generator = dict(config.geometry.get("space_generator") or {})
+    generator.pop("pretrained_model_name_or_path", None)
+    config = dataclasses.replace(config, geometry={**config.geometry, "space_generator": generator})
+    write_text(folder / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
 def of_training(tree: Mapping[str, Json]) -> PipelineConfig:
     """What a pipeline needs of the configuration of a training; nothing else of it is looked at.
 
@@ -284,8 +292,7 @@ class TextToMeshPipeline:
                 copy_file(file, folder / base / file.relative_to(source))
         trained = {name: tensor.half() for name, tensor in self._trained.items()} if half else self._trained
         save_tensors(folder / PipelineConfig.weights, trained)
-        config = dataclasses.replace(self.config, base=base, weights=PipelineConfig.weights)
-        write_text(folder / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        write_pipeline(dataclasses.replace(self.config, base=base, weights=PipelineConfig.weights), folder)
 
     @property
     def device(self) -> torch.device:
