@@ -134,8 +134,12 @@ def _unordered(solid: Solid) -> str:
     return str(solid)
 
 
-def bank() -> list[Solid]:
-    """All captions: every single solid, and two and three parts with drawn colours, patterns and proportions."""
+def bank(per_triple: int = _PER_TRIPLE, three_parts: int = _THREE_PARTS) -> list[Solid]:
+    """All captions: every single solid, and two and three parts with drawn colours, patterns and proportions.
+
+    per_triple: captions for every pair of shapes and relation. three_parts: captions of three parts in all. A bank with
+    more of either holds what one with fewer holds.
+    """
     singles = [
         Solid((Part(shape, color, pattern, proportion),))
         for shape, color, pattern, proportion in product(SHAPES, PALETTE, ("", *PATTERNS), ("", *PROPORTIONS))
@@ -145,8 +149,8 @@ def bank() -> list[Solid]:
     for_pairs: list[Solid] = []
     for triple in all_triples():
         stream = (_two_parts(triple, k, known=triple in hidden or k % 2 == 0) for k in range(1000))
-        for_pairs += _until(stream, _PER_TRIPLE, taken)
-    return singles + for_pairs + _until((_three_parts(k) for k in range(10**5)), _THREE_PARTS, taken)
+        for_pairs += _until(stream, per_triple, taken)
+    return singles + for_pairs + _until((_three_parts(k) for k in range(10**5)), three_parts, taken)
 
 
 def lists() -> dict[str, list[str]]:
