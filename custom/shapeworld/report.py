@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,30 @@ class Teachers:
             NoiseSchedule.from_config(build_scheduler().config),
         )
 
+    def conditions(self, kind: TeacherKind, captions: Sequence[str], cameras: Cameras) -> dict[str, Tensor | None]:
+        """What a teacher is told of the captions, and then of as many empty ones: of each from each of its cameras.
+
+        Stable Diffusion is asked for one picture a caption, whatever the cameras.
+        """
+        views, camera = (1 if kind == "stable_diffusion" else N_VIEW), None
+        if kind != "stable_diffusion":
+            embed = mvdream_camera if kind == "mvdream" else richdreamer_camera
+            camera = embed(cameras).repeat(2, 1)
+        ids = token_ids(self.tokenizer, [*captions, *[""] * len(captions)]).to(cameras.c2w.device)
+        text = self.text_encoder(ids).last_hidden_state.repeat_interleave(views, dim=0)
+        return {"encoder_hidden_states": text, "class_labels": camera}
+
+    def ask(
+        self,
+        kind: TeacherKind,
+        noisy: Float[Tensor, "M C H W"],
+        t: int,
+        conditions: Mapping[str, Tensor | None],
+    ) -> tuple[Float[Tensor, "M C H W"], Float[Tensor, "M C H W"]]:
+        """The velocities that a teacher sees in noisy pictures, with their captions and with empty ones."""
+        timesteps = torch.full((2 * len(noisy),), t, device=noisy.device)
+        return self.unets[kind](noisy.repeat(2, 1, 1, 1), timesteps, **conditions).sample.chunk(2)
+
     @torch.no_grad()
     def sample(
         self,
@@ -86,31 +111,19 @@ class Teachers:
 
         Stable Diffusion makes one picture a caption, the others one a camera.
         """
-        device = cameras.c2w.device
-        views, size = (1, LATENT_SIZE) if kind == "stable_diffusion" else (N_VIEW, LATENT_SIZE)
-        camera = None
-        if kind == "mvdream":
-            camera = mvdream_camera(cameras).repeat(2, 1)
-        elif kind == "richdreamer":
-            camera, size = richdreamer_camera(cameras).repeat(2, 1), ND_SIZE
-        ids = token_ids(self.tokenizer, [*captions, *[""] * len(captions)]).to(device)
-        text = self.text_encoder(ids).last_hidden_state.repeat_interleave(views, dim=0)
-        shape = (len(captions) * views, LATENT_CHANNELS, size, size)
-        x = torch.randn(shape, generator=generator, device=device)
+        device, size = cameras.c2w.device, ND_SIZE if kind == "richdreamer" else LATENT_SIZE
+        conditions = self.conditions(kind, captions, cameras)
+        n = len(conditions["encoder_hidden_states"]) // 2
+        x = torch.randn((n, LATENT_CHANNELS, size, size), generator=generator, device=device)
         timesteps = few_step_timesteps(steps)
         for now, later in zip(timesteps, [*timesteps[1:], 0], strict=True):
-            t = torch.full((2 * len(x),), now, device=device)
-            output = self.unets[kind](x.repeat(2, 1, 1, 1), t, text, class_labels=camera).sample
-            conditional, free = output.chunk(2)
-            guided = free + scale * (conditional - free)
-            clean, noise = (
-                self.schedule.to_clean(guided, x, t[: len(x)]),
-                self.schedule.to_noise(guided, x, t[: len(x)]),
-            )
-            x = self.schedule.add_noise(clean, noise, torch.full_like(t[: len(x)], later))
+            conditional, free = self.ask(kind, x, now, conditions)
+            guided, t = free + scale * (conditional - free), torch.full((n,), now, device=device)
+            clean, noise = self.schedule.to_clean(guided, x, t), self.schedule.to_noise(guided, x, t)
+            x = self.schedule.add_noise(clean, noise, torch.full_like(t, later))
         if kind != "richdreamer":
-            x = self.vae.decode(clean / self.vae.config.scaling_factor).sample
-        return (x / 2 + 0.5).clamp(0, 1)
+            clean = self.vae.decode(clean / self.vae.config.scaling_factor).sample
+        return (clean / 2 + 0.5).clamp(0, 1)
 
 
 def _overlap(disparity: Float[Tensor, "M 1 h w"], opacity: Float[Tensor, "M 1 h w"]) -> float:
