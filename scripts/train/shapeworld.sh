@@ -4,15 +4,16 @@
 #   scripts/train/shapeworld.sh [--out DIR] [--minutes M] [--force] [STAGE...] [-- key=value...]
 #
 # Stages: vae, stable_diffusion, mvdream, richdreamer, scorer, student, student_longer, mvdream_longer,
-# richdreamer_longer, student_finer; `all` (the default) runs the first five in order, those that do not depend on each
-# other side by side, over two GPUs where there are as many: vae, stable_diffusion and mvdream on the first, scorer and
-# richdreamer on the second.
+# richdreamer_longer, student_finer, student_dots; `all` (the default) runs the first five in order, those that do not
+# depend on each other side by side, over two GPUs where there are as many: vae, stable_diffusion and mvdream on the
+# first, scorer and richdreamer on the second.
 # A stage that is done (DIR/training/STAGE.json exists and says what it took) is skipped; one that was stopped goes on
 # where it stopped. Runs are kept in outputs/, with --out in DIR/outputs/. --force starts each named stage anew.
 # --minutes: each named stage is stopped after M minutes of this call, the student's after 8.5 if M is not given; call
 # again until all is done. When all steps of the student are done, it goes to DIR/student.safetensors. student_longer
 # goes on from it with less noise, however far it came, and takes its place. mvdream_longer and richdreamer_longer go on
-# from these teachers' weights in DIR; student_finer goes on from student_longer with them.
+# from these teachers' weights in DIR; student_finer goes on from student_longer with them, student_dots from
+# student_finer with dotted captions more often; the mean of these two is what is kept.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -55,7 +56,7 @@ student() { # STAGE CONFIG [key=value...]
     "${@:3}" ${given[@]+"${given[@]}"}
   mkdir -p "$trial"
   echo $((SECONDS - started)) >>"$trial/seconds"
-  "$python" scripts/train/pack_student.py "$trial" "$out"
+  "$python" scripts/train/pack_student.py "$trial" "$out" ${mean_with:+--mean-with "$mean_with"}
 }
 
 gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
@@ -84,9 +85,16 @@ for stage in "${stages[@]:-all}"; do
     student) student student prd ;;
     student_longer) student student_longer prd_longer "system.weights=$runs/shapeworld-student/student/ckpts/last.ckpt" ;;
     student_finer) student student_finer prd_finer "system.weights=$runs/shapeworld-student/student_longer/ckpts/last.ckpt" ;;
+    student_dots)
+      "$python" -m custom.shapeworld.often "$runs/dots_prompt_library.json"
+      mean_with=$runs/shapeworld-student/student_finer.safetensors
+      mkdir -p "${mean_with%/*}"
+      [ -f "$mean_with" ] || cp "$out/student.safetensors" "$mean_with"
+      student student_dots prd_dots "system.weights=$mean_with" "data.prompt_library_dir=$runs"
+      ;;
     *)
       echo "unknown stage '$stage'; allowed: vae stable_diffusion mvdream richdreamer scorer student student_longer" \
-        "mvdream_longer richdreamer_longer student_finer all" >&2
+        "mvdream_longer richdreamer_longer student_finer student_dots all" >&2
       exit 2
       ;;
   esac
