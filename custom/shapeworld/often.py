@@ -15,10 +15,10 @@ from triplaneturbo.storage import write_text
 
 
 def times(caption: str) -> int:
-    """How often a caption is in the library: dotted single solids 20 times, other captions with dots twice."""
+    """How often a caption is in the library: dotted single solids 8 times, other captions with dots twice."""
     if "dotted" not in caption:
         return 1
-    return 20 if len(parse_caption(caption).parts) == 1 else 2
+    return 8 if len(parse_caption(caption).parts) == 1 else 2
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,26 +13,17 @@ except ModuleNotFoundError as error:
 
 def main() -> None:
     """Command line; called by scripts/train/shapeworld.sh."""
-    import tempfile
-
     import torch
 
     from triplaneturbo import TextToMeshPipeline
     from triplaneturbo.config import load_config
     from triplaneturbo.storage import write_text
     from triplaneturbo.systems.losslog import read_losses
-    from triplaneturbo.weights.files import load_tensors, save_tensors
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("trial", type=Path, help="folder of the run")
     parser.add_argument("out", type=Path, help="folder of the miniature world")
     parser.add_argument("--early", action="store_true", help="take it before all steps are done")
-    parser.add_argument(
-        "--mean-with",
-        type=Path,
-        metavar="FILE",
-        help="take the mean of its weights and those that it was trained on from (Wortsman et al. 2022)",
-    )
     given = parser.parse_args()
     config = given.trial / "configs" / "parsed.yaml"
     rows, damaged = read_losses(given.trial / "losses.jsonl")
@@ -46,12 +37,6 @@ def main() -> None:
         return
     pipeline = TextToMeshPipeline.from_training(config, given.trial / "ckpts" / "last.ckpt", "cpu")
     pipeline.save_pretrained(given.out, copy_base=False, half=True)
-    if given.mean_with:
-        with tempfile.TemporaryDirectory() as folder:
-            earlier = TextToMeshPipeline.from_training(config, given.mean_with, "cpu")
-            earlier.save_pretrained(folder, copy_base=False, half=True)
-            path, others = given.out / pipeline.config.weights, load_tensors(Path(folder) / pipeline.config.weights)
-            save_tensors(path, {n: ((t.float() + others[n].float()) / 2).half() for n, t in load_tensors(path).items()})
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     stage = given.trial.name
     record = {"stage": stage, "seconds": seconds, "device": device}

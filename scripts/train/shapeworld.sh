@@ -13,7 +13,7 @@
 # again until all is done. When all steps of the student are done, it goes to DIR/student.safetensors. student_longer
 # goes on from it with less noise, however far it came, and takes its place. mvdream_longer and richdreamer_longer go on
 # from these teachers' weights in DIR; student_finer goes on from student_longer with them, student_dots from
-# student_finer with dotted captions more often; the mean of these two is what is kept.
+# student_finer with dotted captions more often.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -56,7 +56,7 @@ student() { # STAGE CONFIG [key=value...]
     "${@:3}" ${given[@]+"${given[@]}"}
   mkdir -p "$trial"
   echo $((SECONDS - started)) >>"$trial/seconds"
-  "$python" scripts/train/pack_student.py "$trial" "$out" ${mean_with:+--mean-with "$mean_with"}
+  "$python" scripts/train/pack_student.py "$trial" "$out"
 }
 
 gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
@@ -87,10 +87,8 @@ for stage in "${stages[@]:-all}"; do
     student_finer) student student_finer prd_finer "system.weights=$runs/shapeworld-student/student_longer/ckpts/last.ckpt" ;;
     student_dots)
       "$python" -m custom.shapeworld.often "$runs/dots_prompt_library.json"
-      mean_with=$runs/shapeworld-student/student_finer.safetensors
-      mkdir -p "${mean_with%/*}"
-      [ -f "$mean_with" ] || cp "$out/student.safetensors" "$mean_with"
-      student student_dots prd_dots "system.weights=$mean_with" "data.prompt_library_dir=$runs"
+      student student_dots prd_dots "system.weights=$runs/shapeworld-student/student_finer/ckpts/last.ckpt" \
+        "data.prompt_library_dir=$runs"
       ;;
     *)
       echo "unknown stage '$stage'; allowed: vae stable_diffusion mvdream richdreamer scorer student student_longer" \

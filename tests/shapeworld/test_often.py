@@ -13,8 +13,8 @@ def test_every_caption_of_the_student_is_there_and_dotted_ones_more_often(tmp_pa
     library = PromptLibrary.read("dots_prompt_library", str(tmp_path))
     counts = Counter(library.train)
     assert set(counts) == set(student_captions())
-    assert counts["a dotted red sphere"] == 20
+    assert counts["a dotted red sphere"] == 8
     assert counts["a red sphere"] == 1
     assert {counts[c] for c in counts if "dotted" in c and (" on " in c or " beside " in c or " under " in c)} == {2}
-    assert sum(times == 20 for times in counts.values()) == 330
+    assert sum(times == 8 for times in counts.values()) == 330
     assert len(json.loads((tmp_path / "dots_prompt_library.json").read_text())["val"]) == 8
