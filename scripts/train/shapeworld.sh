@@ -52,8 +52,11 @@ train() {
 student() { # STAGE CONFIG [key=value...]
   local trial=$runs/shapeworld-student/$1 started=$SECONDS
   local world=(
+    "data.conditions.text.pretrained_model_name_or_path=$out/stable_diffusion"
     "system.geometry.space_generator.pretrained_model_name_or_path=$out/stable_diffusion"
-    "system.guidance.teachers.mvdream.path=$out/mvdream" "system.guidance.teachers.richdreamer.path=$out/richdreamer"
+    "system.guidance.teachers.mvdream.path=$out/mvdream"
+    "system.guidance.teachers.mvdream.vae_path=$out/stable_diffusion"
+    "system.guidance.teachers.richdreamer.path=$out/richdreamer"
   )
   limited "${minutes:-8.5}" "$python" launch.py --config "configs/shapeworld/$2.yaml" --train "exp_root_dir=$runs" \
     name=shapeworld-student "tag=$1" use_timestamp=false resume=auto trainer.limit_test_batches=0 \
@@ -82,12 +85,15 @@ all() { # fails if any stage does
   return $code
 }
 
+third=system.guidance.teachers.stable_diffusion.path=$out/stable_diffusion # the third teacher of the first two students
 for stage in "${stages[@]:-all}"; do
   case $stage in
     all) all ;;
     vae | stable_diffusion | mvdream | richdreamer | scorer | mvdream_longer | richdreamer_longer) train "$stage" ;;
-    student) student student prd ;;
-    student_longer) student student_longer prd_longer "system.weights=$runs/shapeworld-student/student/ckpts/last.ckpt" ;;
+    student) student student prd "$third" ;;
+    student_longer)
+      student student_longer prd_longer "$third" "system.weights=$runs/shapeworld-student/student/ckpts/last.ckpt"
+      ;;
     student_finer) student student_finer prd_finer "system.weights=$runs/shapeworld-student/student_longer/ckpts/last.ckpt" ;;
     student_dots)
       "$python" -m custom.shapeworld.often "$runs/dots_prompt_library.json"
